@@ -1,0 +1,39 @@
+# The front door: `make` lists what there is.
+#
+#   PYTHON=python3.12   the interpreter of the new environment (3.10 to 3.12)
+#   VENV=.venv          where the environment is made
+
+VENV ?= .venv
+READY := $(VENV)/.ready
+BIN := $(VENV)/bin
+DISK_GB := 10
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test check clean
+
+help: ## list the targets
+	@echo "make TARGET [PYTHON=python3.12] [VENV=.venv]"
+	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 12
+
+install: $(READY) ## make the environment: 2 to 5 minutes once, about 10 GB of disk
+	@echo "Ready: $(VENV), $$($(BIN)/python --version)."
+
+demo: $(READY) ## train, test and draw the demo: at most 12 minutes on 2 cores
+	$(BIN)/python tools/demo.py
+
+test: $(READY) ## all tests: at most 15 minutes on 2 cores
+	$(BIN)/python -m pytest tests
+
+check: $(READY) ## style and types: ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean: ## remove the environment and what the commands wrote
+	rm -rf $(VENV) work_dirs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The marker is written last: an interrupted installation starts again from nothing.
+$(READY): setup.py constraints.txt
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" DISK_GB=$(DISK_GB) bash tools/install.sh
+	@touch $@
