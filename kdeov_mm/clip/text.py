@@ -1,0 +1,141 @@
+"""Class names to unit vectors in the teacher's space, cached on disk."""
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Optional, Sequence
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.logging import print_log
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .loading import CLIPSource
+
+DEFAULT_TEMPLATES = ('{}', 'a {}', 'a photo of a {}', 'a picture of a {}')
+
+
+def clean_name(name: str) -> str:
+    """``'aerosol_can'`` -> ``'aerosol can'``, as CLIP's captions write it."""
+    return ' '.join(name.replace('_', ' ').split())
+
+
+@MODELS.register_module()
+class CLIPTextEncoder:
+    """Frozen CLIP text tower behind a cache.
+
+    A word's vector is the mean over templates of the normalised text
+    embeddings, normalised again (prompt ensembling of CLIP, Radford et al.,
+    2021, section 3.1.4). It is no ``nn.Module`` on purpose: nothing of it is
+    trained, counted or saved in a checkpoint. The tower is loaded only when a
+    word is missing from the cache.
+
+    Args:
+        model: see :class:`CLIPSource`.
+        pretrained: see :class:`CLIPSource`.
+        templates: prompts with one ``{}`` each.
+        cache_dir: folder of the cache; ``$KDEOV_CACHE``, else
+            ``~/.cache/kdeov_mm``.
+    """
+
+    def __init__(self,
+                 model: str,
+                 pretrained: Optional[str] = None,
+                 templates: Sequence[str] = DEFAULT_TEMPLATES,
+                 cache_dir: Optional[str] = None) -> None:
+        if not templates or any(t.count('{}') != 1 for t in templates):
+            raise ValueError('every template needs exactly one {}, got '
+                             f'{list(templates)}')
+        self.source = CLIPSource(model, pretrained)
+        self.templates = tuple(templates)
+        self.cache_dir = Path(
+            cache_dir or os.environ.get('KDEOV_CACHE')
+            or Path.home() / '.cache/kdeov_mm').expanduser()
+        self._tower: Optional[torch.nn.Module] = None
+        self._vectors: dict[str, Tensor] = {}
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What the vectors depend on, as strings."""
+        return {'model': self.source.model,
+                'weights_sha256': self.source.weights_hash(),
+                'templates': json.dumps(self.templates)}
+
+    @property
+    def cache_file(self) -> Path:
+        """The cache of this CLIP and these templates."""
+        key = hashlib.sha256(json.dumps(self.identity).encode()).hexdigest()
+        return self.cache_dir / f'text-{key[:16]}.safetensors'
+
+    def __call__(self, names: Sequence[str]) -> Tensor:
+        """Embed words.
+
+        Args:
+            names: K words; cleaned by :func:`clean_name`.
+
+        Returns:
+            (K, D) float32 unit vectors on the CPU, in the order of ``names``.
+
+        Raises:
+            ValueError: no names, or an empty one.
+        """
+        words = [clean_name(name) for name in names]
+        if not words or not all(words):
+            raise ValueError('expected at least one word and no empty words, '
+                             f'got {list(names)[:10]}')
+        if not self._vectors and self.cache_file.exists():
+            self._vectors = self.load_cache(self.cache_file)
+        missing = [w for w in dict.fromkeys(words) if w not in self._vectors]
+        if missing:
+            self._vectors.update(zip(missing, self._encode(missing)))
+            self._save_cache()
+        return torch.stack([self._vectors[word] for word in words])
+
+    @torch.no_grad()
+    def _encode(self, words: Sequence[str], chunk: int = 256) -> Tensor:
+        if self._tower is None:
+            print_log(f"Loading the text tower of CLIP '{self.source.model}' "
+                      f'to embed {len(words)} words', 'current')
+            self._tower = self.source.load()
+        tokenize = self.source.tokenizer()
+        embeds = []
+        for template in self.templates:
+            prompts = [template.format(word) for word in words]
+            embeds.append(torch.cat([
+                self._tower.encode_text(
+                    tokenize(prompts[i:i + chunk]), normalize=True)
+                for i in range(0, len(prompts), chunk)]))
+        # (T, K, D) -> (K, D)
+        mean = torch.stack(embeds).mean(0)
+        return torch.nn.functional.normalize(mean, dim=-1)
+
+    def load_cache(self, path: Path) -> dict[str, Tensor]:
+        """Read a cache file made by this CLIP with these templates.
+
+        Raises:
+            ValueError: the file was made by another CLIP or other templates.
+        """
+        with safe_open(str(path), framework='pt') as file:
+            made_by = dict(file.metadata() or {})
+            names = json.loads(made_by.pop('names', '[]'))
+            if made_by != self.identity:
+                raise ValueError(
+                    f'The text embeddings in {path} were made by {made_by}, '
+                    f'but this model uses {self.identity}. Vectors of two '
+                    'CLIPs do not compare: delete the file, or configure the '
+                    'CLIP that made it.')
+            vectors = file.get_tensor('vectors')
+        return dict(zip(names, vectors))
+
+    def _save_cache(self) -> None:
+        """Write all known vectors; a reader sees the old file or the new."""
+        self.cache_dir.mkdir(parents=True, exist_ok=True)
+        target = self.cache_file
+        scratch = target.with_suffix(f'.{os.getpid()}.tmp')
+        save_file({'vectors': torch.stack(list(self._vectors.values()))},
+                  str(scratch),
+                  metadata={'names': json.dumps(list(self._vectors)),
+                            **self.identity})
+        scratch.replace(target)

@@ -1,0 +1,145 @@
+"""Images and words -> boxes, names, drawings."""
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator, Optional, Sequence, Union
+
+import numpy as np
+from mmcv.transforms import Compose
+from mmdet.apis import init_detector
+from mmdet.structures import DetDataSample
+from mmdet.visualization import DetLocalVisualizer
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.logging import print_log
+from PIL import Image, ImageOps
+
+import torch
+
+from .models import KDEOVDetector
+
+Image.MAX_IMAGE_PIXELS = 400_000_000
+
+
+@dataclass
+class Detections:
+    """What was found in one image.
+
+    Attributes:
+        path: the file.
+        sample: mmdet's sample, boxes xyxy in pixels of the file's image, with
+            ``label_names``; None where the file could not be read.
+        error: why it could not be read.
+    """
+    path: Path
+    sample: Optional[DetDataSample] = None
+    error: Optional[str] = None
+
+
+def load_model(config: Union[str, Path, Config],
+               checkpoint: Union[str, Path],
+               device: str = 'cpu') -> KDEOVDetector:
+    """Build a trained detector for inference; ``model.cfg`` is its config."""
+    if not Path(checkpoint).is_file():
+        raise FileNotFoundError(
+            f'checkpoint {checkpoint} does not exist; train one with '
+            'tools/train.py, or run `make demo`.')
+    if not isinstance(config, Config):
+        config = Config.fromfile(config, lazy_import=False)
+    return init_detector(config, str(checkpoint), device=device)
+
+
+def read_image(path: Union[str, Path]) -> np.ndarray:
+    """Read any picture as (H, W, 3) uint8 BGR, mm's channel order.
+
+    Gray, palette, 16-bit and transparent pictures are converted (transparency
+    on white), EXIF orientation is applied.
+
+    Raises:
+        OSError: the file is missing, no picture, or ends early; names it.
+    """
+    try:
+        with Image.open(path) as picture:
+            picture = ImageOps.exif_transpose(picture)
+            if picture.mode.startswith('I'):  # 16 bits of gray
+                gray = np.asarray(picture).astype(np.float64) / 257
+                picture = Image.fromarray(gray.clip(0, 255).astype(np.uint8))
+            if 'A' in picture.mode or 'transparency' in picture.info:
+                picture = picture.convert('RGBA')
+                paper = Image.new('RGBA', picture.size, 'white')
+                picture = Image.alpha_composite(paper, picture)
+            rgb = np.asarray(picture.convert('RGB'))
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, ValueError,
+            Image.DecompressionBombError) as error:
+        raise OSError(f'cannot read image {path}: {error}') from error
+    return np.ascontiguousarray(rgb[..., ::-1])
+
+
+@torch.no_grad()
+def detect(model: KDEOVDetector,
+           paths: Sequence[Union[str, Path]],
+           words: Sequence[str]) -> Iterator[Detections]:
+    """Find words in images, one result per path, in order.
+
+    A file that cannot be read is logged, yields a result with ``error``, and
+    the rest goes on.
+
+    Args:
+        model: from :func:`load_model`.
+        paths: image files.
+        words: any words; their number and order do not matter.
+    """
+    pipeline = Compose([
+        dict(type='mmdet.LoadImageFromNDArray'),
+        *(step for step in model.cfg.test_dataloader.dataset.pipeline
+          if 'Load' not in step['type'])])
+    for path in map(Path, paths):
+        try:
+            image = read_image(path)
+        except OSError as error:
+            print_log(str(error), 'current', level=40)
+            yield Detections(path, error=str(error))
+            continue
+        data = pipeline(dict(img=image, img_id=0, img_path=str(path),
+                             text=tuple(words)))
+        sample = model.test_step(pseudo_collate([data]))[0]
+        yield Detections(path, sample)
+
+
+def draw(image: np.ndarray, sample: DetDataSample, names: Sequence[str],
+         palette: Sequence[tuple[int, int, int]], marked: Sequence[str] = (),
+         mark: str = ' (novel)', score_threshold: float = 0.3,
+         side: int = 640) -> np.ndarray:
+    """Draw ground truth (left, where the sample has it) and predictions.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        sample: boxes in pixels of ``image``; labels index ``names``.
+        names: class names.
+        palette: an RGB colour per class.
+        marked: names to write with ``mark``.
+        score_threshold: predictions below are not drawn.
+        side: the longer side of the picture, in pixels; small images grow.
+
+    Returns:
+        (H', W', 3) uint8 RGB.
+    """
+    factor = max(side / max(image.shape[:2]), 1)
+    large = np.asarray(Image.fromarray(image).resize(
+        [max(round(n * factor), 1) for n in image.shape[1::-1]],
+        Image.Resampling.BICUBIC))
+    scaled = sample.clone().cpu()
+    for key in ('gt_instances', 'pred_instances'):
+        if key in scaled:
+            instances = scaled.get(key)
+            instances.bboxes = torch.as_tensor(instances.bboxes) * factor
+    special = set(marked)
+    visualizer = DetLocalVisualizer(line_width=2, alpha=0.9)
+    visualizer.dataset_meta = dict(
+        classes=[n + mark if n in special else n for n in names],
+        palette=list(palette))
+    visualizer.add_datasample(
+        'detections', large, scaled, draw_gt='gt_instances' in scaled,
+        pred_score_thr=score_threshold)
+    return visualizer.get_image()

@@ -1,0 +1,15 @@
+"""The student."""
+from .detector import KDEOVDetector
+from .fusion import CrossAttentionFusion, FiLMFusion
+from .losses import CosineDistance, L1Distance, L2Distance
+from .ov_head import Locations, OVHead, OVHeadModule, WordBCELoss
+from .projection import SpatialProjection
+from .region_head import RegionDistillation
+from .vocabulary import RandomVocabulary, words_of
+
+__all__ = [
+    'CosineDistance', 'CrossAttentionFusion', 'FiLMFusion', 'KDEOVDetector',
+    'L1Distance', 'L2Distance', 'Locations', 'OVHead', 'OVHeadModule',
+    'RandomVocabulary', 'RegionDistillation', 'SpatialProjection',
+    'WordBCELoss', 'words_of'
+]

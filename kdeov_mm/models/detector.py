@@ -1,0 +1,105 @@
+"""KDEOVDetector: the one page that tells the story."""
+from typing import Any, Optional
+
+from mmdet.models.detectors import SingleStageDetector
+from mmdet.registry import MODELS
+from mmdet.structures import OptSampleList, SampleList
+from torch import Tensor, nn
+
+from .vocabulary import RandomVocabulary, words_of
+
+
+@MODELS.register_module()
+class KDEOVDetector(SingleStageDetector):
+    """A small detector that answers in CLIP's language.
+
+    images -> backbone -> neck -> [fusion with the words] -> head: boxes, and
+    scores by embedding . text. The words come with the samples (``text`` in
+    their metainfo); training, unseen words and a user's prompt differ only in
+    who supplies them. In training, distillation heads call the teacher on the
+    same pixels; without them a working detector is left.
+
+    Args:
+        backbone: e.g. ``mmyolo.YOLOv8CSPDarknet``.
+        neck: e.g. ``mmyolo.YOLOv8PAFPN``.
+        bbox_head: :class:`OVHead`.
+        text_encoder: :class:`kdeov_mm.clip.CLIPTextEncoder`.
+        fusion: a module of ``fusion.py``; None for none.
+        teacher: :class:`kdeov_mm.clip.CLIPImageTeacher`; needed by ``distill``.
+        distill: name -> distillation head.
+        vocabulary: arguments of :class:`RandomVocabulary`.
+        train_cfg, test_cfg, data_preprocessor, init_cfg: mmdet's.
+    """
+
+    def __init__(self,
+                 backbone: dict[str, Any],
+                 neck: dict[str, Any],
+                 bbox_head: dict[str, Any],
+                 text_encoder: dict[str, Any],
+                 fusion: Optional[dict[str, Any]] = None,
+                 teacher: Optional[dict[str, Any]] = None,
+                 distill: Optional[dict[str, dict[str, Any]]] = None,
+                 vocabulary: Optional[dict[str, Any]] = None,
+                 train_cfg: Optional[dict[str, Any]] = None,
+                 test_cfg: Optional[dict[str, Any]] = None,
+                 data_preprocessor: Optional[dict[str, Any]] = None,
+                 init_cfg: Optional[dict[str, Any]] = None) -> None:
+        super().__init__(backbone, neck, bbox_head, train_cfg, test_cfg,
+                         data_preprocessor, init_cfg)
+        self.text_encoder = MODELS.build(text_encoder)
+        self.fusion = MODELS.build(fusion) if fusion else None
+        self.teacher = MODELS.build(teacher) if teacher else None
+        self.distill = nn.ModuleDict(
+            {name: MODELS.build(cfg) for name, cfg in (distill or {}).items()})
+        self.vocabulary = RandomVocabulary(**(vocabulary or {}))
+        if self.distill and self.teacher is None:
+            raise ValueError(f'distillation heads {list(self.distill)} need a '
+                             '`teacher` in the model config')
+        if self.distill and not self.data_preprocessor._channel_conversion:
+            raise ValueError('the teacher sees RGB: distillation needs '
+                             'data_preprocessor.bgr_to_rgb=True')
+
+    def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList
+             ) -> dict[str, Tensor]:
+        """Images (B, 3, H, W) and samples with boxes -> named losses."""
+        words, samples = self.vocabulary(batch_data_samples)
+        feats, text = self._feats_and_text(batch_inputs, words)
+        losses, locations = self.bbox_head.loss_and_locations(
+            feats, text, samples)
+        pixels = self.pixels(batch_inputs)
+        for head in self.distill.values():
+            losses.update(head.loss(feats, text, self.teacher, pixels,
+                                    samples, locations))
+        return losses
+
+    def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList,
+                rescale: bool = True) -> SampleList:
+        """Images (B, 3, H, W) -> samples with boxes, scores and names."""
+        words = words_of(batch_data_samples)
+        results = self.bbox_head.predict(
+            self._feats_and_text(batch_inputs, words), batch_data_samples,
+            rescale=rescale)
+        for result in results:
+            result.label_names = [words[i] for i in result.labels]
+        return self.add_pred_to_datasample(batch_data_samples, results)
+
+    def _forward(self, batch_inputs: Tensor,
+                 batch_data_samples: OptSampleList = None
+                 ) -> tuple[list[Tensor], ...]:
+        """Logits and boxes per level, without post-processing."""
+        words = words_of(batch_data_samples)
+        return self.bbox_head(self._feats_and_text(batch_inputs, words))
+
+    def _feats_and_text(self, images: Tensor, words: tuple[str, ...]
+                        ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Images (B, 3, H, W) -> P3, P4, P5, fused if asked, and (K, D)."""
+        text = self.text_encoder(words).to(images.device)
+        feats = self.extract_feat(images)
+        return (self.fusion(feats, text) if self.fusion else feats), text
+
+    def pixels(self, batch_inputs: Tensor) -> Tensor:
+        """Undo the student's normalisation: (B, 3, H, W), RGB in [0, 1]."""
+        preprocessor = self.data_preprocessor
+        if not preprocessor._enable_normalize:
+            return batch_inputs / 255
+        return (batch_inputs * preprocessor.std + preprocessor.mean) / 255

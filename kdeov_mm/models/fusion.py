@@ -1,0 +1,81 @@
+"""Features that know which words are asked: (feats, text) -> feats.
+
+Each form is the identity at the start and does not depend on the order of
+the words. No fusion is a choice too (``fusion=None``).
+"""
+from typing import Sequence
+
+import torch
+from mmdet.registry import MODELS
+from mmyolo.models.utils import make_divisible
+from torch import Tensor, nn
+
+
+@MODELS.register_module()
+class FiLMFusion(nn.Module):
+    """Feature-wise linear modulation by the mean of the vocabulary.
+
+    FiLM (Perez et al., 2018). The scale and the shift of each channel come
+    from the mean word, so a score depends on which other words are asked;
+    training on random vocabularies teaches the student to live with that.
+
+    Args:
+        in_channels: channels of each level before ``widen_factor``.
+        text_dims: dimension D of the text vectors.
+        widen_factor: width multiplier of the neck.
+    """
+
+    def __init__(self, in_channels: Sequence[int], text_dims: int,
+                 widen_factor: float = 1.0) -> None:
+        super().__init__()
+        self.channels = [make_divisible(c, widen_factor) for c in in_channels]
+        self.modulate = nn.Sequential(
+            nn.Linear(text_dims, text_dims), nn.SiLU(inplace=True),
+            nn.Linear(text_dims, 2 * sum(self.channels)))
+        nn.init.zeros_(self.modulate[-1].weight)
+        nn.init.zeros_(self.modulate[-1].bias)
+
+    def forward(self, feats: Sequence[Tensor], text: Tensor
+                ) -> tuple[Tensor, ...]:
+        """L maps (B, C_l, H_l, W_l) and words (K, D) -> maps, same shapes."""
+        scale, shift = self.modulate(text.mean(0)).chunk(2)
+        return tuple(
+            feat * (1 + s.view(1, -1, 1, 1)) + b.view(1, -1, 1, 1)
+            for feat, s, b in zip(feats, scale.split(self.channels),
+                                  shift.split(self.channels)))
+
+
+@MODELS.register_module()
+class CrossAttentionFusion(nn.Module):
+    """Each location attends to the words and adds what it read.
+
+    Args:
+        in_channels: channels of each level before ``widen_factor``.
+        text_dims: dimension D of the text vectors.
+        widen_factor: width multiplier of the neck.
+        num_heads: attention heads.
+    """
+
+    def __init__(self, in_channels: Sequence[int], text_dims: int,
+                 widen_factor: float = 1.0, num_heads: int = 4) -> None:
+        super().__init__()
+        channels = [make_divisible(c, widen_factor) for c in in_channels]
+        self.norms = nn.ModuleList(nn.LayerNorm(c) for c in channels)
+        self.attentions = nn.ModuleList(
+            nn.MultiheadAttention(c, num_heads, kdim=text_dims,
+                                  vdim=text_dims, batch_first=True)
+            for c in channels)
+        for attention in self.attentions:
+            nn.init.zeros_(attention.out_proj.weight)
+            nn.init.zeros_(attention.out_proj.bias)
+
+    def forward(self, feats: Sequence[Tensor], text: Tensor
+                ) -> tuple[Tensor, ...]:
+        """L maps (B, C_l, H_l, W_l) and words (K, D) -> maps, same shapes."""
+        fused = []
+        for feat, norm, attend in zip(feats, self.norms, self.attentions):
+            words = text.to(feat.dtype).expand(len(feat), -1, -1)
+            query = norm(feat.flatten(2).transpose(1, 2))  # (B, HW, C)
+            read, _ = attend(query, words, words, need_weights=False)
+            fused.append(feat + read.transpose(1, 2).reshape(feat.shape))
+        return tuple(fused)

@@ -1,0 +1,216 @@
+"""Boxes by YOLOv8, class scores by embedding . text."""
+import math
+from typing import Any, NamedTuple, Optional, Sequence, Union
+
+import torch
+import torch.nn.functional as F
+from mmdet.models.utils import unpack_gt_instances
+from mmdet.registry import MODELS
+from mmdet.structures import SampleList
+from mmengine.model import BaseModule
+from mmyolo.models.dense_heads import YOLOv8Head, YOLOv8HeadModule
+from torch import Tensor, nn
+
+from .projection import SpatialProjection
+
+
+class Locations(NamedTuple):
+    """What the student says at its N = sum H_l * W_l locations.
+
+    Attributes:
+        embeds: (B, N, D), with gradient.
+        boxes: (B, N, 4), xyxy in pixels of the padded input, detached.
+        scores: (B, N, K) in [0, 1], detached.
+        sharpness: (B, N) in (0, 1], detached: mean over the four sides of the
+            largest probability of the box distribution. High where edges are
+            found, whatever the object's class.
+        centres: (N, 2), xy in pixels.
+    """
+    embeds: Tensor
+    boxes: Tensor
+    scores: Tensor
+    sharpness: Tensor
+    centres: Tensor
+
+
+@MODELS.register_module()
+class OVHeadModule(YOLOv8HeadModule):
+    """YOLOv8's two branches; the class branch ends in the teacher's space.
+
+    A location's score for a word t is
+    ``sigmoid(exp(log_scale) * <e, t> + bias_l)``, with a learnable temperature
+    (initially 1 / 0.07, CLIP's) and one bias per level, initially the log
+    prior of YOLOv8. The embedding e has about unit length: divided by its L2
+    norm, or (``l2_norm=False``) only by sqrt(D), which keeps the head linear
+    after a BatchNorm, so that it folds into one convolution.
+
+    Args:
+        embed_dims: dimension D of the teacher's space.
+        in_channels: channels of each level before ``widen_factor``.
+        hidden_channels: least width of the class branch.
+        projection_norm: norm of :class:`SpatialProjection`.
+        l2_norm: divide embeddings by their length.
+        prior_words: number of words of the log prior.
+        prior_size: image side in pixels of the log prior.
+        kwargs: those of ``mmyolo.YOLOv8HeadModule``.
+    """
+
+    def __init__(self,
+                 embed_dims: int,
+                 in_channels: Union[int, Sequence[int]],
+                 hidden_channels: int = 80,
+                 projection_norm: Optional[dict[str, Any]] = None,
+                 l2_norm: bool = False,
+                 prior_words: int = 80,
+                 prior_size: int = 640,
+                 **kwargs: Any) -> None:
+        self.embed_dims = embed_dims
+        self.projection_norm = projection_norm or dict(type='BN')
+        self.l2_norm = l2_norm
+        self.prior = prior_words * prior_size**2
+        # the parent's class branch is at least `num_classes` wide
+        super().__init__(hidden_channels, in_channels, **kwargs)
+
+    def _init_layers(self) -> None:
+        super()._init_layers()
+        for branch in self.cls_preds:
+            branch[-1] = SpatialProjection(
+                branch[-1].in_channels, self.embed_dims, self.projection_norm)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.bias = nn.Parameter(torch.zeros(self.num_levels))
+
+    def init_weights(self) -> None:
+        """Box sides of one bin, and the log prior on each level's bias."""
+        BaseModule.init_weights(self)
+        for branch in self.reg_preds:
+            nn.init.ones_(branch[-1].bias)
+        strides = torch.tensor(self.featmap_strides, dtype=torch.float)
+        self.bias.data = (5 * strides**2 / self.prior).log()
+
+    def embed(self, feats: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
+        """L maps (B, C_l, H_l, W_l) -> embeddings and boxes per level.
+
+        Returns:
+            L embeddings (B, D, H_l, W_l); L box sides (B, 4, H_l, W_l) in
+            strides; in training, also L box logits (B, H_l * W_l, 4, reg_max).
+        """
+        embeds, *boxes = super().forward(feats)
+        if self.l2_norm:
+            embeds = [F.normalize(e, dim=1) for e in embeds]
+        else:
+            embeds = [e / self.embed_dims**0.5 for e in embeds]
+        return embeds, *boxes
+
+    def classify(self, embeds: Sequence[Tensor], text: Tensor) -> list[Tensor]:
+        """L maps (B, D, H_l, W_l) and words (K, D) -> logits (B, K, H_l, W_l).
+        """
+        kernel = (self.log_scale.exp() * text)[..., None, None]
+        return [F.conv2d(e, kernel.to(e.dtype), b.to(e.dtype).expand(len(text)))
+                for e, b in zip(embeds, self.bias)]
+
+    def forward(self, x: tuple[Sequence[Tensor], Tensor]
+                ) -> tuple[list[Tensor], ...]:
+        """``(feats, text)`` -> logits and boxes, as the parent's outputs."""
+        feats, text = x
+        embeds, *boxes = self.embed(feats)
+        return self.classify(embeds, text), *boxes
+
+
+@MODELS.register_module()
+class WordBCELoss(nn.Module):
+    """Binary cross-entropy of every word at every location.
+
+    A word that is not verified in an image gets weight 0 there: the loss is
+    weighted, the logits are left alone (a logit of -1e7 is NaN in fp16).
+
+    Args:
+        loss_weight: factor of the loss.
+    """
+
+    def __init__(self, loss_weight: float = 0.5) -> None:
+        super().__init__()
+        self.loss_weight = loss_weight
+        self.word_weight: Optional[Tensor] = None
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Logits and targets (B, N, K) -> unreduced loss (B, N, K)."""
+        loss = F.binary_cross_entropy_with_logits(
+            logits.float(), targets.float(), reduction='none')
+        if self.word_weight is not None:
+            loss = loss * self.word_weight
+        return loss * self.loss_weight
+
+
+@MODELS.register_module()
+class OVHead(YOLOv8Head):
+    """Open-vocabulary YOLOv8 head: TAL assignment, DFL boxes, words as text.
+
+    Assignment, losses and post-processing are the parent's. It reads the
+    number of classes from attributes, which here follow the vocabulary.
+
+    Args:
+        head_module: config of :class:`OVHeadModule`.
+        loss_cls: config of :class:`WordBCELoss`.
+        kwargs: those of ``mmyolo.YOLOv8Head``.
+    """
+
+    def __init__(self, head_module: dict[str, Any],
+                 loss_cls: Optional[dict[str, Any]] = None,
+                 **kwargs: Any) -> None:
+        super().__init__(
+            head_module, loss_cls=loss_cls or dict(type='mmdet.WordBCELoss'),
+            **kwargs)
+
+    def loss_and_locations(self, feats: Sequence[Tensor], text: Tensor,
+                           samples: SampleList
+                           ) -> tuple[dict[str, Tensor], Locations]:
+        """Detection losses, and the locations for the distillation heads.
+
+        Args:
+            feats: L maps (B, C_l, H_l, W_l).
+            text: (K, D) unit vectors; labels of ``samples`` index them.
+            samples: B samples; ``word_weight`` (K,) in the metainfo says
+                which words are verified in the image (default: all).
+        """
+        embeds, sides, side_logits = self.head_module.embed(feats)
+        logits = self.head_module.classify(embeds, text)
+        gts, ignored, metas = unpack_gt_instances(samples)
+        losses = self.loss_by_feat(
+            logits, sides, side_logits, gts, metas, ignored)
+        return losses, self._locations(embeds, logits, sides, side_logits)
+
+    def loss_by_feat(self, cls_scores: Sequence[Tensor], *args: Any
+                     ) -> dict[str, Tensor]:
+        """The parent's losses, for as many words as there are scores."""
+        self.num_classes = self.assigner.num_classes = cls_scores[0].shape[1]
+        metas = args[3]
+        if any('word_weight' in meta for meta in metas):
+            self.loss_cls.word_weight = torch.stack(
+                [meta['word_weight'] for meta in metas])[:, None].to(
+                    cls_scores[0].device)
+        try:
+            return super().loss_by_feat(cls_scores, *args)
+        finally:
+            self.loss_cls.word_weight = None
+
+    def predict_by_feat(self, cls_scores: Sequence[Tensor], *args: Any,
+                        **kwargs: Any) -> list:
+        """The parent's boxes, for as many words as there are scores."""
+        self.num_classes = cls_scores[0].shape[1]
+        return super().predict_by_feat(cls_scores, *args, **kwargs)
+
+    def _locations(self, embeds: list[Tensor], logits: list[Tensor],
+                   sides: list[Tensor], side_logits: list[Tensor]
+                   ) -> Locations:
+        priors, strides = self.flatten_priors_train, self.stride_tensor
+        boxes = self.bbox_coder.decode(
+            priors[..., :2], _flatten(sides).detach(), strides[..., 0])
+        bins = torch.cat(side_logits, 1).detach().softmax(-1)  # (B, N, 4, R)
+        return Locations(
+            _flatten(embeds), boxes, _flatten(logits).detach().sigmoid(),
+            bins.amax(-1).mean(-1), priors[:, :2])
+
+
+def _flatten(maps: Sequence[Tensor]) -> Tensor:
+    """L maps (B, C, H_l, W_l) -> (B, sum H_l * W_l, C)."""
+    return torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)

@@ -1,0 +1,127 @@
+"""Distillation of crops into locations."""
+from typing import Any, Optional, Sequence
+
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import SampleList
+from torch import Tensor, nn
+from torchvision.ops import batched_nms, box_iou
+
+from .ov_head import Locations
+
+
+@MODELS.register_module()
+class RegionDistillation(nn.Module):
+    """The student's locations learn what the teacher sees in their boxes.
+
+    Regions are the ground-truth boxes of the batch and the student's own best
+    boxes elsewhere, picked without classes; the second kind carries the
+    objects that nobody labelled. Each region is cropped, embedded by the
+    teacher at 1x and 1.5x, and pulls the locations whose box is that region.
+
+    Args:
+        loss_weight: factor of the loss.
+        distance: config of a distance in ``losses.py``.
+        proposals: own boxes per image, at most.
+        nms_iou: own boxes overlapping more are one region.
+        match_iou: a location whose box overlaps a region more is pulled by it.
+        locations: pulled locations per region, at most; the best overlaps.
+        warmup: iterations with ground truth only, while boxes are random.
+        scales: crop sizes relative to the box.
+    """
+
+    def __init__(self,
+                 loss_weight: float = 8.0,
+                 distance: Optional[dict[str, Any]] = None,
+                 proposals: int = 8,
+                 nms_iou: float = 0.5,
+                 match_iou: float = 0.6,
+                 locations: int = 6,
+                 warmup: int = 50,
+                 scales: Sequence[float] = (1.0, 1.5)) -> None:
+        super().__init__()
+        self.loss_weight = loss_weight
+        self.distance = MODELS.build(distance or dict(type='CosineDistance'))
+        self.proposals = proposals
+        self.nms_iou = nms_iou
+        self.match_iou = match_iou
+        self.num_locations = locations
+        self.warmup = warmup
+        self.scales = tuple(scales)
+        self.register_buffer('steps', torch.zeros((), dtype=torch.long))
+
+    def loss(self, feats: Sequence[Tensor], text: Tensor, teacher: Any,
+             pixels: Tensor, samples: SampleList, locations: Locations
+             ) -> dict[str, Tensor]:
+        """Pull locations towards the teacher's embedding of their region.
+
+        Args:
+            feats: not used; the contract of all distillation heads.
+            text: not used.
+            teacher: :class:`kdeov_mm.clip.CLIPImageTeacher`.
+            pixels: (B, 3, H, W), RGB in [0, 1], the padded input.
+            samples: B samples with ground-truth boxes of the base classes.
+            locations: what the detection head says.
+        """
+        self.steps += 1
+        regions = self.regions(samples, locations)
+        targets = teacher.embed_crops(pixels, regions, self.scales)
+        pulled, wanted, weights = [], [], []
+        for i, target in enumerate(targets.split([len(r) for r in regions])):
+            where, which, weight = self.match(regions[i], locations, i)
+            pulled.append(locations.embeds[i, where])
+            wanted.append(target[which])
+            weights.append(weight)
+        weight = torch.cat(weights)
+        distance = self.distance(torch.cat(pulled), torch.cat(wanted))
+        loss = (distance * weight).sum() / weight.sum().clamp(min=1)
+        return {'loss_region': loss * self.loss_weight}
+
+    @torch.no_grad()
+    def regions(self, samples: SampleList, locations: Locations
+                ) -> list[Tensor]:
+        """Boxes (n_b, 4) of each image: ground truth, then own boxes."""
+        found = []
+        for i, sample in enumerate(samples):
+            known = sample.gt_instances.bboxes
+            if int(self.steps) <= self.warmup:
+                found.append(known)
+                continue
+            height, width = sample.img_shape[:2]
+            limit = known.new_tensor([width, height, width, height])
+            boxes = locations.boxes[i].clamp(min=0).minimum(limit)
+            score = locations.sharpness[i] * \
+                locations.scores[i].amax(-1).sqrt()
+            if len(known):
+                score = score.masked_fill(
+                    box_iou(boxes, known).amax(1) > self.nms_iou, -1)
+            large = (boxes[:, 2:] - boxes[:, :2]).amin(1) > 4
+            pool = torch.where(large, score, -1).topk(
+                min(64, len(score))).indices
+            pool = pool[score[pool] > 0]
+            keep = batched_nms(boxes[pool], score[pool],
+                               torch.zeros_like(pool), self.nms_iou)
+            found.append(torch.cat(
+                [known, boxes[pool[keep[:self.proposals]]]]))
+        return found
+
+    @torch.no_grad()
+    def match(self, regions: Tensor, locations: Locations, image: int
+              ) -> tuple[Tensor, Tensor, Tensor]:
+        """Locations that answer for a region.
+
+        Returns:
+            Location indices (m,), region indices (m,), and weights (m,) that
+            sum to 1 for each matched region.
+        """
+        overlap = box_iou(regions, locations.boxes[image])  # (R, N)
+        x, y = locations.centres.T
+        inside = ((x > regions[:, :1]) & (x < regions[:, 2:3])
+                  & (y > regions[:, 1:2]) & (y < regions[:, 3:4]))
+        overlap = overlap.masked_fill(~inside, 0)
+        best, where = overlap.topk(min(self.num_locations, len(x)), dim=1)
+        taken = best > self.match_iou
+        which = torch.arange(len(regions), device=taken.device)
+        which = which[:, None].expand_as(taken)
+        weight = taken.float() / taken.sum(1, keepdim=True).clamp(min=1)
+        return where[taken], which[taken], weight[taken]

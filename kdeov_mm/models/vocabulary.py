@@ -1,0 +1,87 @@
+"""Which words are asked in a training step, and in a sample."""
+import copy
+from typing import Optional
+
+import numpy as np
+import torch
+from mmdet.structures import DetDataSample, SampleList
+
+
+def words_of(samples: Optional[SampleList]) -> tuple[str, ...]:
+    """The vocabulary that all samples of a test batch share.
+
+    Raises:
+        ValueError: samples without ``text``, or with different words.
+    """
+    texts = {_words(sample) for sample in samples or []}
+    if len(texts) != 1:
+        raise ValueError(
+            f'a test batch needs one vocabulary, got {len(texts)}; set '
+            "metainfo 'text' of every sample to the same tuple of words.")
+    return texts.pop()
+
+
+class RandomVocabulary:
+    """Words of a training step: those with boxes, and random others.
+
+    The number, the choice and the order of the words change from step to
+    step, so the student learns to answer for each word by itself. Words are
+    matched by name, so samples of different data sets can share a batch: a
+    word that is not in a sample's own vocabulary is not verified there and
+    gets weight 0 in its class loss.
+
+    Args:
+        size: words of a step, at most; more when more have boxes.
+        min_size: words of a step, at least, where the samples have so many.
+    """
+
+    def __init__(self, size: int = 80, min_size: int = 40) -> None:
+        if not 1 <= min_size <= size:
+            raise ValueError('expected 1 <= min_size <= size, got '
+                             f'min_size={min_size}, size={size}')
+        self.size = size
+        self.min_size = min_size
+
+    def __call__(self, samples: SampleList
+                 ) -> tuple[tuple[str, ...], list[DetDataSample]]:
+        """Draw words; return them and samples whose labels index them.
+
+        The given samples are not changed. Random numbers are numpy's global
+        ones, which mmengine seeds.
+        """
+        asked = {word: None for s in samples for word in _words(s)}
+        present = {_words(s)[i]: None for s in samples
+                   for i in s.gt_instances.labels.tolist()}
+        others = [word for word in asked if word not in present]
+        size = np.random.randint(self.min_size, self.size + 1)
+        extra = min(max(size - len(present), 0), len(others))
+        words = [*present, *np.random.permutation(others)[:extra].tolist()]
+        words = [words[i] for i in np.random.permutation(len(words))]
+        if not words:
+            raise ValueError('the samples of this batch name no words at all')
+        return tuple(words), [_relabel(s, words) for s in samples]
+
+
+def _relabel(sample: DetDataSample, words: list[str]) -> DetDataSample:
+    """A copy whose labels index ``words``, with its ``word_weight``."""
+    own = _words(sample)
+    index = {word: i for i, word in enumerate(words)}
+    relabelled = copy.copy(sample)
+    instances = copy.copy(sample.gt_instances)
+    instances.labels = instances.labels.new_tensor(
+        [index[own[i]] for i in instances.labels.tolist()])
+    relabelled.gt_instances = instances
+    known = set(own)
+    if not known.issuperset(words):
+        relabelled.set_metainfo(dict(word_weight=torch.tensor(
+            [float(word in known) for word in words])))
+    return relabelled
+
+
+def _words(sample: DetDataSample) -> tuple[str, ...]:
+    words = sample.metainfo.get('text')
+    if words is None:
+        raise ValueError(
+            "sample without words: add 'text' to meta_keys of PackDetInputs, "
+            'and use OVCocoDataset or the LoadWords transform.')
+    return (words, ) if isinstance(words, str) else tuple(words)
