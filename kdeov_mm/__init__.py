@@ -5,3 +5,7 @@ __version__ = "0.1.0"
 from . import compat
 
 compat.apply()
+
+from . import clip, datasets, evaluation, models  # noqa: E402
+
+__all__ = ["clip", "compat", "datasets", "evaluation", "models"]
