@@ -66,7 +66,7 @@ def _relabel(sample: DetDataSample, words: list[str]) -> DetDataSample:
     """A copy whose labels index ``words``, with its ``word_weight``."""
     own = _words(sample)
     index = {word: i for i, word in enumerate(words)}
-    relabelled = copy.copy(sample)
+    relabelled = sample.new()  # copy.copy shares the set of metainfo keys
     instances = copy.copy(sample.gt_instances)
     instances.labels = instances.labels.new_tensor(
         [index[own[i]] for i in instances.labels.tolist()])

@@ -23,7 +23,6 @@ model = dict(
         type='mmyolo.YOLOv8PAFPN', deepen_factor=deepen_factor,
         widen_factor=widen_factor, in_channels=channels,
         out_channels=channels, norm_cfg=norm_cfg, act_cfg=act_cfg),
-    fusion=None,
     text_encoder=dict(type='CLIPTextEncoder', model='shapes'),
     bbox_head=dict(
         type='OVHead',

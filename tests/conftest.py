@@ -1,0 +1,161 @@
+"""Fixtures: a tiny CLIP with random weights, a tiny world, a small detector."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import kdeov_mm  # isort: skip  (compat comes before anything of mmdet or mmyolo)
+
+import open_clip
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kdeov_mm.models import KDEOVDetector
+
+ROOT = Path(kdeov_mm.__file__).resolve().parents[1]
+WORDS = ("red ball", "blue cube", "green star", "old house", "small dog", "tall tree")
+EMBED_DIMS = 32
+IMAGE_SIZE = 32
+CLIP_CONFIG: dict[str, Any] = {
+    "embed_dim": EMBED_DIMS,
+    "vision_cfg": {
+        "image_size": IMAGE_SIZE,
+        "layers": 2,
+        "width": 32,
+        "head_width": 16,
+        "patch_size": 8,
+    },
+    "text_cfg": {
+        "context_length": 16,
+        "vocab_size": 49408,
+        "width": 32,
+        "heads": 2,
+        "layers": 2,
+    },
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One thread, mmdet's scope, a text cache of our own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KDEOV_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+        init_default_scope("mmdet")
+        yield
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def write_clip(folder: Path, seed: int = 0) -> str:
+    """A CLIP with random weights in open_clip's layout; its `model` string."""
+    torch.manual_seed(seed)
+    model = open_clip.CLIP(**CLIP_CONFIG)
+    for parameter in model.transformer.parameters():
+        if parameter.ndim == 2:  # as initialised, it hardly reads the words
+            torch.nn.init.normal_(parameter, std=0.3)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(model.state_dict(), str(folder / "open_clip_model.safetensors"))
+    statistics = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": CLIP_CONFIG, "preprocess_cfg": statistics})
+    )
+    return f"local-dir:{folder}"
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="session")
+def build_detector(tiny_clip: str) -> Callable[..., KDEOVDetector]:
+    """Build the base student around the tiny CLIP; keywords change its config."""
+    base = Config.fromfile(
+        ROOT / "configs/_base_/models/kdeov_yolov8_n.py", lazy_import=False
+    ).model.to_dict()
+
+    def build(**changes: Any) -> KDEOVDetector:
+        cfg = Config(base).copy()
+        cfg.merge_from_dict(
+            {
+                "text_encoder.model": tiny_clip,
+                "teacher.model": tiny_clip,
+                "bbox_head.head_module.embed_dims": EMBED_DIMS,
+                **changes,
+            }
+        )
+        torch.manual_seed(0)
+        model = MODELS.build(cfg)
+        model.init_weights()
+        return model
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def lively(build_detector: Callable[..., KDEOVDetector]) -> KDEOVDetector:
+    """An eval-mode student that, untrained, finds many boxes with many scores."""
+    return enliven(build_detector(teacher=None, distill=None))
+
+
+def enliven(model: KDEOVDetector) -> KDEOVDetector:
+    """Scores about one half, and BatchNorm statistics of noise pictures."""
+    torch.manual_seed(0)
+    model.train()
+    with torch.no_grad():
+        for _ in range(8):
+            model.extract_feat(torch.rand(4, 3, 64, 64))
+            head = model.bbox_head.head_module
+            head.embed(model.extract_feat(torch.rand(4, 3, 64, 64)))
+        model.bbox_head.head_module.bias.zero_()
+    return model.eval()
+
+
+def make_sample(
+    boxes: Sequence[Sequence[float]] | Tensor = (),
+    labels: Sequence[int] = (),
+    text: Sequence[str] = WORDS,
+    shape: tuple[int, int] = (64, 64),
+    **metainfo: Any,
+) -> DetDataSample:
+    """A sample with ground truth: boxes xyxy in pixels, labels that index `text`."""
+    sample = DetDataSample(
+        metainfo=dict(
+            img_id=0,
+            img_shape=shape,
+            ori_shape=shape,
+            batch_input_shape=shape,
+            pad_shape=shape,
+            scale_factor=(1.0, 1.0),
+            text=tuple(text),
+            **metainfo,
+        )
+    )
+    sample.gt_instances = InstanceData(
+        bboxes=torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        labels=torch.as_tensor(labels, dtype=torch.long),
+    )
+    sample.ignored_instances = InstanceData(
+        bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long)
+    )
+    return sample
+
+
+def run_env(**extra: str) -> dict[str, str]:
+    """The environment of a tool that a test starts."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, "PYTHONPATH": path, **extra}
