@@ -108,20 +108,24 @@ def build_detector(tiny_clip: str) -> Callable[..., KDEOVDetector]:
 
 @pytest.fixture(scope="session")
 def lively(build_detector: Callable[..., KDEOVDetector]) -> KDEOVDetector:
-    """An eval-mode student that, untrained, finds many boxes with many scores."""
-    return enliven(build_detector(teacher=None, distill=None))
+    """An eval-mode student that, untrained, finds many boxes and keeps them all."""
+    keep = dict(score_thr=0.0, nms_pre=10**6, max_per_img=10**6)
+    changes = {f"test_cfg.{key}": value for key, value in keep.items()}
+    return enliven(build_detector(teacher=None, distill=None, **changes))
 
 
 def enliven(model: KDEOVDetector) -> KDEOVDetector:
-    """Scores about one half, and BatchNorm statistics of noise pictures."""
+    """Scores about one half, boxes of a few strides, statistics of noise pictures."""
     torch.manual_seed(0)
     model.train()
+    head = model.bbox_head.head_module
+    bins = torch.arange(head.reg_max, dtype=torch.float)
     with torch.no_grad():
+        head.bias.zero_()
+        for branch in head.reg_preds:
+            branch[-1].bias.copy_(-(bins - 1).square().repeat(4) / 4)
         for _ in range(8):
-            model.extract_feat(torch.rand(4, 3, 64, 64))
-            head = model.bbox_head.head_module
             head.embed(model.extract_feat(torch.rand(4, 3, 64, 64)))
-        model.bbox_head.head_module.bias.zero_()
     return model.eval()
 
 

@@ -65,6 +65,8 @@ class RegionDistillation(nn.Module):
         """
         self.steps += 1
         regions = self.regions(samples, locations)
+        if not any(map(len, regions)):
+            return {'loss_region': locations.embeds.sum() * 0}
         targets = teacher.embed_crops(pixels, regions, self.scales)
         pulled, wanted, weights = [], [], []
         for i, target in enumerate(targets.split([len(r) for r in regions])):
@@ -96,8 +98,8 @@ class RegionDistillation(nn.Module):
                 score = score.masked_fill(
                     box_iou(boxes, known).amax(1) > self.nms_iou, -1)
             large = (boxes[:, 2:] - boxes[:, :2]).amin(1) > 4
-            pool = torch.where(large, score, -1).topk(
-                min(64, len(score))).indices
+            score = score.masked_fill(~large, -1)
+            pool = score.topk(min(64, len(score))).indices
             pool = pool[score[pool] > 0]
             keep = batched_nms(boxes[pool], score[pool],
                                torch.zeros_like(pool), self.nms_iou)

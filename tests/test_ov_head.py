@@ -1,0 +1,333 @@
+"""Scores by embedding . text, for any words; the loss of verified words."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from kdeov_mm.models import KDEOVDetector, OVHead, WordBCELoss
+
+from .conftest import EMBED_DIMS, WORDS, make_sample
+
+Build = Callable[..., KDEOVDetector]
+GROUP_NORM = dict(type="GN", num_groups=8, _delete_=True)
+TRUTH = ([[8, 8, 40, 48], [30, 20, 62, 50]], [2, 0])
+
+
+@pytest.fixture(scope="module")
+def head(build_detector: Build) -> OVHead:
+    return build_detector(teacher=None, distill=None).bbox_head.train()
+
+
+def make_feats(batch: int = 2) -> list[Tensor]:
+    """P3, P4, P5 of 64 px images, at the neck's widths."""
+    return [
+        torch.randn(batch, channels, 64 // stride, 64 // stride)
+        for channels, stride in ((64, 8), (128, 16), (256, 32))
+    ]
+
+
+def make_text(words: int) -> Tensor:
+    return F.normalize(torch.randn(words, EMBED_DIMS), dim=-1)
+
+
+def losses_of(
+    head: OVHead, logits: list[Tensor], samples: list[DetDataSample]
+) -> dict[str, Tensor]:
+    """The head's losses for logits of our own choice."""
+    with torch.no_grad():
+        _, sides, side_logits = head.head_module.embed(make_feats(len(samples)))
+    truth = [s.gt_instances for s in samples]
+    metas = [s.metainfo for s in samples]
+    return head.loss_by_feat(logits, sides, side_logits, truth, metas, None)
+
+
+# ---------------------------------------------------------------------- scores
+
+
+@pytest.mark.parametrize("l2_norm", [False, True])
+def test_logits_equal_the_slow_formula(build_detector: Build, l2_norm: bool) -> None:
+    changes = {"bbox_head.head_module.l2_norm": l2_norm}
+    module = build_detector(**changes).bbox_head.head_module.eval()
+    module.log_scale.data.fill_(0.7)
+    module.bias.data.copy_(torch.tensor([-1.0, 0.5, 2.0]))
+    feats, text = make_feats(), make_text(3)
+    logits = module((feats, text))[0]
+    for level, (feat, got) in enumerate(zip(feats, logits, strict=True)):
+        embeds = module.cls_preds[level](feat)
+        for b, k, y, x in ((0, 0, 0, 0), (1, 2, 1, 0), (0, 1, 1, 1)):
+            e = embeds[b, :, y, x]
+            e = e / e.norm() if l2_norm else e / math.sqrt(EMBED_DIMS)
+            wanted = math.exp(0.7) * (e @ text[k]) + module.bias[level]
+            torch.testing.assert_close(got[b, k, y, x], wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("words", [1, 2, 90])
+def test_there_are_as_many_scores_as_words(head: OVHead, words: int) -> None:
+    feats, text = make_feats(), make_text(words)
+    logits = head.head_module((feats, text))[0]
+    assert [m.shape for m in logits] == [(2, words, s, s) for s in (8, 4, 2)]
+    losses, locations = head.loss_and_locations(
+        feats, text, [make_sample(TRUTH[0], [0, words - 1]), make_sample()]
+    )
+    assert all(value.isfinite() for value in losses.values())
+    assert locations.scores.shape == (2, 84, words)
+    assert locations.embeds.shape == (2, 84, EMBED_DIMS)
+
+
+def test_a_batch_norm_head_is_linear_so_that_it_folds(build_detector: Build) -> None:
+    """Linear from the projection's input to the logits; GroupNorm and L2 are not."""
+    text = make_text(4)
+
+    def deviation(**changes: Any) -> float:
+        module = build_detector(**changes).bbox_head.head_module
+        branch = module.cls_preds[0][-1]
+        branch(torch.randn(8, branch.project.in_channels, 9, 9) * 3 + 1)
+        module.eval()
+
+        def logits(x: Tensor) -> Tensor:
+            e = branch(x)
+            scaled = F.normalize(e, dim=1) if module.l2_norm else e / EMBED_DIMS**0.5
+            return module.classify([scaled], text)[0]
+
+        a, b = torch.randn(2, 1, branch.project.in_channels, 5, 5)
+        mixed = logits(0.3 * a + 0.7 * b)
+        return (mixed - 0.3 * logits(a) - 0.7 * logits(b)).abs().max().item()
+
+    name = "bbox_head.head_module"
+    assert deviation() < 1e-4
+    assert deviation(**{f"{name}.l2_norm": True}) > 1e-2
+    assert deviation(**{f"{name}.projection_norm": GROUP_NORM}) > 1e-2
+
+
+def test_the_first_scores_expect_yolov8s_number_of_objects(
+    build_detector: Build,
+) -> None:
+    """Each level of an image of `prior_size` with `prior_words` expects five."""
+    module = build_detector(
+        **{
+            "bbox_head.head_module.prior_words": 20,
+            "bbox_head.head_module.prior_size": 320,
+        }
+    ).bbox_head.head_module
+    locations = torch.tensor([(320 / s) ** 2 for s in module.featmap_strides])
+    expected = module.bias.sigmoid() * locations * 20
+    torch.testing.assert_close(expected, torch.full((3,), 5.0), rtol=0.02, atol=0)
+
+
+def test_temperature_and_bias_are_learned(head: OVHead) -> None:
+    assert head.head_module.log_scale.item() == pytest.approx(math.log(1 / 0.07))
+    head.zero_grad()
+    losses, _ = head.loss_and_locations(
+        make_feats(1), make_text(3), [make_sample(*TRUTH)]
+    )
+    sum(losses.values()).backward()
+    assert head.head_module.log_scale.grad.abs() > 0
+    assert (head.head_module.bias.grad.abs() > 0).all()
+
+
+# --------------------------------------------- words do not know of each other
+
+
+def raw_logits(model: KDEOVDetector, words: tuple[str, ...]) -> Tensor:
+    torch.manual_seed(1)
+    samples = [make_sample(text=words)] * 2
+    with torch.no_grad():
+        logits, _ = model(torch.rand(2, 3, 64, 64), samples, mode="tensor")
+    return torch.cat([m.flatten(2) for m in logits], 2)  # (B, K, N)
+
+
+def found_by_word(model: KDEOVDetector, words: tuple[str, ...]) -> dict[str, Tensor]:
+    """Word -> (n, 5) scores and boxes, best first."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        (sample,) = model(
+            torch.rand(1, 3, 64, 64), [make_sample(text=words)], mode="predict"
+        )
+    found = sample.pred_instances
+    rows = torch.cat([found.scores[:, None], found.bboxes], 1)
+    assert found.label_names == [words[i] for i in found.labels]
+    return {w: rows[found.labels == i] for i, w in enumerate(words)}
+
+
+ORDER = [4, 2, 0, 5, 1, 3]
+SHUFFLED = tuple(WORDS[i] for i in ORDER)
+EXTENDED = ("a new word", *WORDS[::-1], "another", "and a third")
+
+
+def test_permuted_words_permute_the_logits(lively: KDEOVDetector) -> None:
+    torch.testing.assert_close(
+        raw_logits(lively, SHUFFLED), raw_logits(lively, WORDS)[:, ORDER]
+    )
+
+
+def test_more_words_leave_the_logits_of_the_old_ones(lively: KDEOVDetector) -> None:
+    where = [EXTENDED.index(word) for word in WORDS]
+    extended = raw_logits(lively, EXTENDED)[:, where]
+    torch.testing.assert_close(extended, raw_logits(lively, WORDS))
+
+
+@pytest.mark.parametrize("words", [SHUFFLED, EXTENDED, WORDS[3:4]])
+def test_a_word_is_found_the_same_whatever_else_is_asked(
+    lively: KDEOVDetector, words: tuple[str, ...]
+) -> None:
+    alone, together = found_by_word(lively, WORDS), found_by_word(lively, words)
+    assert sum(map(len, alone.values())) > 100
+    for word in set(words) & set(WORDS):
+        torch.testing.assert_close(together[word], alone[word], atol=1e-3, rtol=1e-4)
+    scores = torch.cat([rows[:, 0] for rows in alone.values()])
+    assert scores.std() > 0.01  # else all words would score alike
+
+
+def test_batched_equals_single(lively: KDEOVDetector) -> None:
+    images = torch.rand(3, 3, 64, 64)
+
+    def found(batch: Tensor) -> list[InstanceData]:
+        samples = [make_sample() for _ in batch]
+        with torch.no_grad():
+            results = lively(batch, samples, mode="predict")
+        return [sample.pred_instances for sample in results]
+
+    for i, together in enumerate(found(images)):
+        (alone,) = found(images[i : i + 1])
+        assert len(alone) > 10
+        assert torch.equal(together.labels, alone.labels)
+        torch.testing.assert_close(together.scores, alone.scores)
+        torch.testing.assert_close(together.bboxes, alone.bboxes, atol=1e-3, rtol=0)
+
+
+# ------------------------------------------------------------------------ loss
+
+
+def test_word_bce_by_hand() -> None:
+    logits = torch.tensor([[[0.0, math.log(3)], [math.log(3), 0.0]]])
+    targets = torch.tensor([[[1.0, 0.0], [1.0, 0.5]]])
+    loss = WordBCELoss(loss_weight=2.0)
+    wanted = torch.tensor([[[2, 4], [4 / 3, 2]]]).log() * 2
+    torch.testing.assert_close(loss(logits, targets), wanted)
+    loss.word_weight = torch.tensor([[[1.0, 0.0]]])
+    torch.testing.assert_close(loss(logits, targets), wanted * loss.word_weight)
+
+
+def test_without_boxes_only_the_class_loss_counts(head: OVHead) -> None:
+    losses, locations = head.loss_and_locations(
+        make_feats(), make_text(3), [make_sample(), make_sample()]
+    )
+    assert losses["loss_cls"] > 0 and losses["loss_cls"].isfinite()
+    assert losses["loss_bbox"] == 0 and losses["loss_dfl"] == 0
+    assert locations.boxes.isfinite().all()
+
+
+def test_with_boxes_every_loss_counts(head: OVHead) -> None:
+    losses, _ = head.loss_and_locations(
+        make_feats(), make_text(3), [make_sample(*TRUTH), make_sample()]
+    )
+    assert all(value > 0 and value.isfinite() for value in losses.values())
+
+
+def test_the_class_loss_asks_for_the_labelled_word(head: OVHead) -> None:
+    """Higher scores of the right word lower the loss, of a wrong word raise it."""
+
+    def loss(word: int) -> float:
+        torch.manual_seed(2)
+        logits = [torch.zeros(1, 3, s, s) for s in (8, 4, 2)]
+        for level in logits:
+            level[:, word] += 3
+        sample = make_sample(TRUTH[0][:1], [1])
+        return losses_of(head, logits, [sample])["loss_cls"].item()
+
+    assert loss(1) < loss(0) == pytest.approx(loss(2))
+
+
+def grads_of_masked(head: OVHead, dtype: torch.dtype) -> Tensor:
+    """Gradient (B, K, N) where image 0 verifies words 0 to 2, image 1 all five."""
+    logits = [
+        torch.randn(2, 5, s, s, dtype=dtype, requires_grad=True) for s in (8, 4, 2)
+    ]
+    weight = torch.tensor([1.0, 1, 1, 0, 0])
+    samples = [make_sample(*TRUTH, word_weight=weight),
+               make_sample(*TRUTH, word_weight=torch.ones(5))]  # fmt: skip
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        losses = losses_of(head, logits, samples)
+    sum(losses.values()).backward()
+    assert all(value.isfinite() for value in losses.values())
+    return torch.cat([m.grad.flatten(2) for m in logits], 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_words_that_nobody_verified_get_no_gradient(
+    head: OVHead, dtype: torch.dtype
+) -> None:
+    grads = grads_of_masked(head, dtype)
+    assert grads.isfinite().all()
+    assert (grads[0, 3:] == 0).all()
+    assert (grads[0, :3].abs().sum(-1) > 0).all()
+    assert (grads[1].abs().sum(-1) > 0).all()
+
+
+def test_masking_one_batch_leaves_the_next_alone(head: OVHead) -> None:
+    torch.manual_seed(3)
+    feats, text = make_feats(1), make_text(5)
+    before, _ = head.loss_and_locations(feats, text, [make_sample(*TRUTH)])
+    masked, _ = head.loss_and_locations(
+        feats, text, [make_sample(*TRUTH, word_weight=torch.tensor([1.0, 1, 1, 0, 0]))]
+    )
+    after, _ = head.loss_and_locations(feats, text, [make_sample(*TRUTH)])
+    assert masked["loss_cls"] < before["loss_cls"]
+    assert after == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1e4, -1e4])
+def test_extreme_logits_stay_finite(
+    head: OVHead, size: float, dtype: torch.dtype
+) -> None:
+    logits = [
+        torch.full((1, 3, s, s), size, dtype=dtype, requires_grad=True)
+        for s in (8, 4, 2)
+    ]
+    losses = losses_of(head, logits, [make_sample(*TRUTH)])
+    losses["loss_cls"].backward()
+    assert all(value.isfinite() for value in losses.values())
+    assert all(m.grad.isfinite().all() for m in logits)
+
+
+def test_locations_carry_gradient_in_embeddings_only(head: OVHead) -> None:
+    _, locations = head.loss_and_locations(
+        make_feats(1), make_text(3), [make_sample(*TRUTH)]
+    )
+    assert locations.embeds.requires_grad
+    rest = (locations.boxes, locations.scores, locations.sharpness, locations.centres)
+    assert not any(tensor.requires_grad for tensor in rest)
+
+
+def test_locations_are_those_of_the_detections(build_detector: Build) -> None:
+    """Boxes and scores at each location are what test-time decoding gives."""
+    model = build_detector(teacher=None, distill=None)
+    head, feats, text = model.bbox_head, make_feats(1), make_text(3)
+    head.train()
+    for module in head.modules():  # the same statistics in both modes
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    _, locations = head.loss_and_locations(feats, text, [make_sample(*TRUTH)])
+    head.eval()
+    head.test_cfg.update(multi_label=True, score_thr=0, nms_pre=10**6)
+    meta = make_sample(shape=(10**4, 10**4)).metainfo
+    (found,) = head.predict_by_feat(
+        *head((feats, text)), batch_img_metas=[meta], with_nms=False
+    )
+    boxes = locations.boxes[0].clamp(min=0)
+    for score, label, box in zip(
+        found.scores[::20], found.labels[::20], found.bboxes[::20], strict=True
+    ):
+        nearest = (locations.scores[0, :, label] - score).abs().argmin()
+        torch.testing.assert_close(locations.scores[0, nearest, label], score)
+        torch.testing.assert_close(boxes[nearest], box, atol=1e-3, rtol=1e-4)
+    inside = (locations.centres > 0).all() and (locations.centres < 64).all()
+    assert inside and ((locations.sharpness > 0) & (locations.sharpness <= 1)).all()
