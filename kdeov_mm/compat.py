@@ -14,6 +14,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import pickle
 import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
@@ -56,10 +57,10 @@ def _require_mm_packages() -> None:
     for name in ("mmengine", "mmcv", "mmdet", "mmyolo"):
         if importlib.util.find_spec(name) is None:
             raise ModuleNotFoundError(
-                f"kdeov_mm needs {name}, which is not installed. In a fresh environment: "
-                'pip install "kdeov_mm[mm]" -c constraints.txt (wheels only, with '
-                "mmcv-lite). Where you have your own mmcv, add only what is missing: "
-                "pip install mmengine==0.10.7 mmdet==3.3.0 mmyolo==0.6.0",
+                f"kdeov_mm needs {name}, which is not installed. In a fresh "
+                'environment: pip install "kdeov_mm[mm]" -c constraints.txt (wheels '
+                "only, with mmcv-lite). Where you have your own mmcv, add what is "
+                "missing: pip install mmengine==0.10.7 mmdet==3.3.0 mmyolo==0.6.0",
                 name=name,
             )
     import mmcv
@@ -81,9 +82,9 @@ def _require_matching_torchvision() -> None:
         if "torchvision::" not in str(error):
             raise
         raise ImportError(
-            f"torchvision {importlib.metadata.version('torchvision')} was not built for "
-            f"torch {torch.__version__}: install both together, from the same index "
-            "(the pairs are in constraints.txt)."
+            f"torchvision {importlib.metadata.version('torchvision')} was not built "
+            f"for torch {torch.__version__}: install both together, from the same "
+            "index (the pairs are in constraints.txt)."
         ) from error
 
 
@@ -119,7 +120,7 @@ def _fix_missing_ops() -> bool:
         _sigmoid_focal_loss_backward,
     ):
         setattr(module, op.__name__.removeprefix("_"), op)
-    # mmdet's environment report asks for these two.
+    # mmcv's environment report asks for these two.
     module.get_compiler_version = lambda: "n/a"  # type: ignore[attr-defined]
     module.get_compiling_cuda_version = lambda: "n/a"  # type: ignore[attr-defined]
     module.__getattr__ = _missing_op  # type: ignore[method-assign]
@@ -307,7 +308,9 @@ def _fix_checkpoint_types() -> bool:
     Delete when: mmengine registers its own types.
 
     The types hold data; the safety itself stays on. Files written under numpy 1 give
-    the module's old name, hence the pairs.
+    the module's old name, hence the pairs. HistoryBuffer stores its four statistics as
+    ``getattr(HistoryBuffer, "mean")``: that call, and no other use of getattr, is let
+    through.
     """
     from mmengine.config import ConfigDict
     from mmengine.logging import HistoryBuffer
@@ -327,8 +330,22 @@ def _fix_checkpoint_types() -> bool:
         type(np.dtype(kind))
         for kind in ("bool", "int32", "int64", "float16", "float32", "float64")
     ]
+    types.append((_history_statistic, "builtins.getattr"))
     torch.serialization.add_safe_globals(types)
     return True
+
+
+def _history_statistic(owner: object, name: str) -> Callable[..., float]:
+    """What ``getattr`` may mean in a checkpoint: a statistic of HistoryBuffer."""
+    from mmengine.logging import HistoryBuffer
+
+    if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
+        raise pickle.UnpicklingError(
+            f"the checkpoint asks for attribute {name!r} of {owner!r}: refused, "
+            "because a file that does so can run code. Ask its maker for the "
+            "state_dict alone."
+        )
+    return getattr(owner, name)
 
 
 # --------------------------------------------------------------- pkg_resources
