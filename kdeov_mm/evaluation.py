@@ -36,7 +36,7 @@ def coco_average_precision(
         evaluation = COCOeval_faster(
             truth, truth.loadRes(list(predictions)), 'bbox',
             print_function=lambda *_: None)
-        evaluation.params.maxDets = [1, 10, max_dets]
+        evaluation.params.maxDets = [max_dets]
         evaluation.evaluate()
         evaluation.accumulate()
         # (IoU, recall, class, area, max_dets): all areas, all boxes

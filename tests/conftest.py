@@ -19,6 +19,7 @@ from mmengine.structures import InstanceData
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kdeov_mm.datasets import shapes
 from kdeov_mm.models import KDEOVDetector
 
 ROOT = Path(kdeov_mm.__file__).resolve().parents[1]
@@ -157,6 +158,48 @@ def make_sample(
         bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long)
     )
     return sample
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in world, tiny."""
+    root = tmp_path_factory.mktemp("world") / "shapes"
+    shapes.write_world(root, num_train=12, num_val=8)
+    return root
+
+
+@pytest.fixture(scope="session")
+def load_config(world: Path, tiny_clip: str) -> Callable[[str], Config]:
+    """Read a config of ours, with the tiny world and the tiny CLIP in it."""
+    tiny = {"data/shapes/": f"{world}/"}
+
+    def load(name: str, places: dict[str, str] = tiny) -> Config:
+        cfg = Config.fromfile(ROOT / "configs/kdeov" / name, lazy_import=False)
+        cfg = Config(moved(cfg.to_dict(), places))
+        cfg.model.text_encoder.model = tiny_clip
+        if cfg.model.get("teacher"):
+            cfg.model.teacher.model = tiny_clip
+        if cfg.model.get("fusion"):
+            cfg.model.fusion.text_dims = EMBED_DIMS
+        cfg.model.bbox_head.head_module.embed_dims = EMBED_DIMS
+        for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+            loader.update(batch_size=4, num_workers=0, persistent_workers=False)
+        return cfg
+
+    return load
+
+
+def moved(value: Any, places: dict[str, str]) -> Any:
+    """The config with each of `places`, at the start of a string, moved."""
+    if isinstance(value, dict):
+        return {key: moved(v, places) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(moved(v, places) for v in value)
+    if isinstance(value, str):
+        for old, new in places.items():
+            if value.startswith(old):
+                return new + value.removeprefix(old)
+    return value
 
 
 def run_env(**extra: str) -> dict[str, str]:
