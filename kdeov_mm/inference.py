@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator, Optional, Sequence, Union
 
+import cv2
 import numpy as np
 from mmcv.transforms import Compose
 from mmdet.apis import init_detector
@@ -96,15 +97,24 @@ def detect(model: KDEOVDetector,
           if 'Load' not in step['type'])])
     for path in map(Path, paths):
         try:
-            image = read_image(path)
+            data = _prepare(pipeline, path, words)
         except OSError as error:
             print_log(str(error), 'current', level=40)
             yield Detections(path, error=str(error))
             continue
-        data = pipeline(dict(img=image, img_id=0, img_path=str(path),
-                             text=tuple(words)))
         sample = model.test_step(pseudo_collate([data]))[0]
         yield Detections(path, sample)
+
+
+def _prepare(pipeline: Compose, path: Path, words: Sequence[str]) -> dict:
+    """Read and resize; OSError names the file when either cannot be done."""
+    image = read_image(path)
+    try:
+        return pipeline(dict(img=image, img_id=0, img_path=str(path),
+                             text=tuple(words)))
+    except cv2.error as error:  # a side of less than a pixel
+        raise OSError(f'cannot resize image {path}, {image.shape[1]} x '
+                      f'{image.shape[0]} px: {error}') from error
 
 
 def draw(image: np.ndarray, sample: DetDataSample, names: Sequence[str],
