@@ -16,7 +16,7 @@ help: ## list the targets
 	@echo "make TARGET [PYTHON=python3.12] [VENV=.venv]"
 	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 12
 
-install: $(READY) ## make the environment: 2 to 5 minutes once, about 10 GB of disk
+install: $(READY) ## make the environment: 2 to 5 minutes once, 10 GB of disk
 	@echo "Ready: $(VENV), $$($(BIN)/python --version)."
 
 demo: $(READY) ## train, test and draw the demo: at most 12 minutes on 2 cores

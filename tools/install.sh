@@ -5,7 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 stop() {
-    printf '\n%s\n' "$@" >&2
+    echo >&2
+    printf '%s\n' "$@" >&2
     exit 1
 }
 
