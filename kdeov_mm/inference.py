@@ -1,10 +1,12 @@
 """Images and words -> boxes, names, drawings."""
+
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Optional, Sequence, Union
 
 import cv2
 import numpy as np
+import torch
 from mmcv.transforms import Compose
 from mmdet.apis import init_detector
 from mmdet.structures import DetDataSample
@@ -13,8 +15,6 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.logging import print_log
 from PIL import Image, ImageOps
-
-import torch
 
 from .models import KDEOVDetector
 
@@ -31,25 +31,27 @@ class Detections:
             ``label_names``; None where the file could not be read.
         error: why it could not be read.
     """
+
     path: Path
-    sample: Optional[DetDataSample] = None
-    error: Optional[str] = None
+    sample: DetDataSample | None = None
+    error: str | None = None
 
 
-def load_model(config: Union[str, Path, Config],
-               checkpoint: Union[str, Path],
-               device: str = 'cpu') -> KDEOVDetector:
+def load_model(
+    config: str | Path | Config, checkpoint: str | Path, device: str = "cpu"
+) -> KDEOVDetector:
     """Build a trained detector for inference; ``model.cfg`` is its config."""
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(
-            f'checkpoint {checkpoint} does not exist; train one with '
-            'tools/train.py, or run `make demo`.')
+            f"checkpoint {checkpoint} does not exist; train one with "
+            "tools/train.py, or run `make demo`."
+        )
     if not isinstance(config, Config):
         config = Config.fromfile(config, lazy_import=False)
     return init_detector(config, str(checkpoint), device=device)
 
 
-def read_image(path: Union[str, Path]) -> np.ndarray:
+def read_image(path: str | Path) -> np.ndarray:
     """Read any picture as (H, W, 3) uint8 BGR, mm's channel order.
 
     Gray, palette, 16-bit and transparent pictures are converted (transparency
@@ -61,26 +63,25 @@ def read_image(path: Union[str, Path]) -> np.ndarray:
     try:
         with Image.open(path) as picture:
             picture = ImageOps.exif_transpose(picture)
-            if picture.mode.startswith('I'):  # 16 bits of gray
+            if picture.mode.startswith("I"):  # 16 bits of gray
                 gray = np.asarray(picture).astype(np.float64) / 257
                 picture = Image.fromarray(gray.clip(0, 255).astype(np.uint8))
-            if 'A' in picture.mode or 'transparency' in picture.info:
-                picture = picture.convert('RGBA')
-                paper = Image.new('RGBA', picture.size, 'white')
+            if "A" in picture.mode or "transparency" in picture.info:
+                picture = picture.convert("RGBA")
+                paper = Image.new("RGBA", picture.size, "white")
                 picture = Image.alpha_composite(paper, picture)
-            rgb = np.asarray(picture.convert('RGB'))
+            rgb = np.asarray(picture.convert("RGB"))
     except FileNotFoundError:
         raise
-    except (OSError, SyntaxError, ValueError,
-            Image.DecompressionBombError) as error:
-        raise OSError(f'cannot read image {path}: {error}') from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise OSError(f"cannot read image {path}: {error}") from error
     return np.ascontiguousarray(rgb[..., ::-1])
 
 
 @torch.no_grad()
-def detect(model: KDEOVDetector,
-           paths: Sequence[Union[str, Path]],
-           words: Sequence[str]) -> Iterator[Detections]:
+def detect(
+    model: KDEOVDetector, paths: Sequence[str | Path], words: Sequence[str]
+) -> Iterator[Detections]:
     """Find words in images, one result per path, in order.
 
     A file that cannot be read is logged, yields a result with ``error``, and
@@ -91,15 +92,21 @@ def detect(model: KDEOVDetector,
         paths: image files.
         words: any words; their number and order do not matter.
     """
-    pipeline = Compose([
-        dict(type='mmdet.LoadImageFromNDArray'),
-        *(step for step in model.cfg.test_dataloader.dataset.pipeline
-          if 'Load' not in step['type'])])
+    pipeline = Compose(
+        [
+            dict(type="mmdet.LoadImageFromNDArray"),
+            *(
+                step
+                for step in model.cfg.test_dataloader.dataset.pipeline
+                if "Load" not in step["type"]
+            ),
+        ]
+    )
     for path in map(Path, paths):
         try:
             data = _prepare(pipeline, path, words)
         except OSError as error:
-            print_log(str(error), 'current', level=40)
+            print_log(str(error), "current", level=40)
             yield Detections(path, error=str(error))
             continue
         sample = model.test_step(pseudo_collate([data]))[0]
@@ -110,17 +117,26 @@ def _prepare(pipeline: Compose, path: Path, words: Sequence[str]) -> dict:
     """Read and resize; OSError names the file when either cannot be done."""
     image = read_image(path)
     try:
-        return pipeline(dict(img=image, img_id=0, img_path=str(path),
-                             text=tuple(words)))
+        return pipeline(
+            dict(img=image, img_id=0, img_path=str(path), text=tuple(words))
+        )
     except cv2.error as error:  # a side of less than a pixel
-        raise OSError(f'cannot resize image {path}, {image.shape[1]} x '
-                      f'{image.shape[0]} px: {error}') from error
+        raise OSError(
+            f"cannot resize image {path}, {image.shape[1]} x "
+            f"{image.shape[0]} px: {error}"
+        ) from error
 
 
-def draw(image: np.ndarray, sample: DetDataSample, names: Sequence[str],
-         palette: Sequence[tuple[int, int, int]], marked: Sequence[str] = (),
-         mark: str = ' (novel)', score_threshold: float = 0.3,
-         side: int = 640) -> np.ndarray:
+def draw(
+    image: np.ndarray,
+    sample: DetDataSample,
+    names: Sequence[str],
+    palette: Sequence[tuple[int, int, int]],
+    marked: Collection[str] = (),
+    mark: str = " (novel)",
+    score_threshold: float = 0.3,
+    side: int = 640,
+) -> np.ndarray:
     """Draw ground truth (left, where the sample has it) and predictions.
 
     Args:
@@ -136,20 +152,27 @@ def draw(image: np.ndarray, sample: DetDataSample, names: Sequence[str],
         (H', W', 3) uint8 RGB.
     """
     factor = max(side / max(image.shape[:2]), 1)
-    large = np.asarray(Image.fromarray(image).resize(
-        [max(round(n * factor), 1) for n in image.shape[1::-1]],
-        Image.Resampling.BICUBIC))
+    large = np.asarray(
+        Image.fromarray(image).resize(
+            [max(round(n * factor), 1) for n in image.shape[1::-1]],
+            Image.Resampling.BICUBIC,
+        )
+    )
     scaled = sample.clone().cpu()
-    for key in ('gt_instances', 'pred_instances'):
+    for key in ("gt_instances", "pred_instances"):
         if key in scaled:
             instances = scaled.get(key)
             instances.bboxes = torch.as_tensor(instances.bboxes) * factor
     special = set(marked)
     visualizer = DetLocalVisualizer(line_width=2, alpha=0.9)
     visualizer.dataset_meta = dict(
-        classes=[n + mark if n in special else n for n in names],
-        palette=list(palette))
+        classes=[n + mark if n in special else n for n in names], palette=list(palette)
+    )
     visualizer.add_datasample(
-        'detections', large, scaled, draw_gt='gt_instances' in scaled,
-        pred_score_thr=score_threshold)
+        "detections",
+        large,
+        scaled,
+        draw_gt="gt_instances" in scaled,
+        pred_score_thr=score_threshold,
+    )
     return visualizer.get_image()

@@ -5,13 +5,15 @@
 Trains a student on boxes of 200 base classes of the built-in world and shows
 that it also finds the 160 classes which had no box in training.
 """
+
 import argparse
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,45 +24,57 @@ from kdeov_mm.datasets import shapes
 from kdeov_mm.inference import detect, draw, load_model, read_image
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = 'configs/kdeov/kdeov_n_shapes.py'
-DATA = Path('data/shapes')
-WORK = Path('work_dirs/demo')
+CONFIG = "configs/kdeov/kdeov_n_shapes.py"
+DATA = Path("data/shapes")
+WORK = Path("work_dirs/demo")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument('--pictures', type=int, default=6,
-                        help='validation images to draw')
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--pictures", type=int, default=6, help="validation images to draw"
+    )
     args = parser.parse_args()
-    say(1, 'Writing the built-in world to data/shapes', 'about 1 minute, once')
-    run('tools/make_shapes.py', '--root', DATA)
-    say(2, f'Training the student: {CONFIG}',
-        'about 6 minutes on 2 cores; "eta" is the time left')
-    train_seconds = run('tools/train.py', CONFIG, '--work-dir', WORK)
-    checkpoint = Path((WORK / 'last_checkpoint').read_text().strip())
-    say(3, 'Evaluating on 500 unseen images, all 360 words asked at once',
-        'about half a minute')
+    say(1, "Writing the built-in world to data/shapes", "about 1 minute, once")
+    run("tools/make_shapes.py", "--root", DATA)
+    say(
+        2,
+        f"Training the student: {CONFIG}",
+        'about 6 minutes on 2 cores; "eta" is the time left',
+    )
+    train_seconds = run("tools/train.py", CONFIG, "--work-dir", WORK)
+    checkpoint = Path((WORK / "last_checkpoint").read_text().strip())
+    say(
+        3,
+        "Evaluating on 500 unseen images, all 360 words asked at once",
+        "about half a minute",
+    )
     started = time.time()
-    eval_seconds = run('tools/test.py', CONFIG, checkpoint,
-                       '--work-dir', WORK / 'eval')
-    figures = newest_figures(WORK / 'eval', started)
-    say(4, 'Drawing ground truth and predictions', 'a few seconds')
+    eval_seconds = run("tools/test.py", CONFIG, checkpoint, "--work-dir", WORK / "eval")
+    figures = newest_figures(WORK / "eval", started)
+    say(4, "Drawing ground truth and predictions", "a few seconds")
     pictures = draw_examples(checkpoint, args.pictures)
     report: dict[str, Any] = dict(
-        protocol=protocol(), base_ap50=figures['ov/base_AP50'],
-        novel_ap50=figures['ov/novel_AP50'],
-        combo_ap50=figures['ov/combo_AP50'], ap=figures['ov/AP'],
+        protocol=protocol(),
+        base_ap50=figures["ov/base_AP50"],
+        novel_ap50=figures["ov/novel_AP50"],
+        combo_ap50=figures["ov/combo_AP50"],
+        ap=figures["ov/AP"],
         train_seconds=round(train_seconds, 1),
-        eval_seconds=round(eval_seconds, 1), config=CONFIG,
-        checkpoint=relative(checkpoint), pictures=pictures)
-    (WORK / 'report.json').write_text(json.dumps(report, indent=2) + '\n')
+        eval_seconds=round(eval_seconds, 1),
+        config=CONFIG,
+        checkpoint=relative(checkpoint),
+        pictures=pictures,
+    )
+    (WORK / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     print_table(report)
 
 
 def say(step: int, what: str, how_long: str) -> None:
     """Announce a step."""
-    print(f'\n[{step}/4] {what} ({how_long})', flush=True)
+    print(f"\n[{step}/4] {what} ({how_long})", flush=True)
 
 
 def run(script: str, *args: Any) -> float:
@@ -68,22 +82,24 @@ def run(script: str, *args: Any) -> float:
     started = time.time()
     done = subprocess.run([sys.executable, script, *map(str, args)])
     if done.returncode:
-        raise SystemExit(f'{script} failed with exit code {done.returncode}; '
-                         'its message is above.')
+        raise SystemExit(
+            f"{script} failed with exit code {done.returncode}; its message is above."
+        )
     return time.time() - started
 
 
 def newest_figures(folder: Path, since: float) -> dict[str, float]:
     """The figures that tools/test.py wrote to its log folder."""
-    files = [f for f in folder.glob('*/*.json') if f.stat().st_mtime >= since]
+    files = [f for f in folder.glob("*/*.json") if f.stat().st_mtime >= since]
     if not files:
-        raise SystemExit(f'tools/test.py wrote no figures below {folder}')
+        raise SystemExit(f"tools/test.py wrote no figures below {folder}")
     return json.loads(max(files, key=lambda f: f.stat().st_mtime).read_text())
 
 
 def protocol() -> str:
     """The evaluator's protocol name, from the config."""
     from mmengine.config import Config
+
     return Config.fromfile(CONFIG, lazy_import=False).test_evaluator.protocol
 
 
@@ -95,26 +111,33 @@ def relative(path: Path) -> str:
 
 def draw_examples(checkpoint: Path, count: int) -> list[str]:
     """Pictures of the validation images with the most novel objects."""
-    truth = json.loads((DATA / 'annotations/instances_val.json').read_text())
-    names = {c['id']: c['name'] for c in truth['categories']}
+    truth = json.loads((DATA / "annotations/instances_val.json").read_text())
+    names = {c["id"]: c["name"] for c in truth["categories"]}
     objects: dict[int, list[tuple[str, list[float]]]] = {}
-    for ann in truth['annotations']:
-        objects.setdefault(ann['image_id'], []).append(
-            (names[ann['category_id']], ann['bbox']))
+    for ann in truth["annotations"]:
+        objects.setdefault(ann["image_id"], []).append(
+            (names[ann["category_id"]], ann["bbox"])
+        )
     novel = set(shapes.NOVEL_CLASSES)
     images = sorted(
-        truth['images'], key=lambda i: (-sum(
-            n in novel for n, _ in objects.get(i['id'], ())), i['id']))[:count]
-    paths = [DATA / 'images/val' / Path(i['file_name']).name for i in images]
+        truth["images"],
+        key=lambda i: (-sum(n in novel for n, _ in objects.get(i["id"], ())), i["id"]),
+    )[:count]
+    paths = [DATA / "images/val" / Path(i["file_name"]).name for i in images]
     model = load_model(CONFIG, checkpoint)
     pictures = []
     for image, found in zip(images, detect(model, paths, shapes.CLASSES)):
         if found.sample is None:
             raise SystemExit(found.error)
-        found.sample.gt_instances = to_instances(objects[image['id']])
-        picture = draw(read_image(found.path)[..., ::-1], found.sample,
-                       shapes.CLASSES, shapes.PALETTE, marked=novel)
-        target = WORK / f'val_{found.path.stem}.png'
+        found.sample.gt_instances = to_instances(objects[image["id"]])
+        picture = draw(
+            read_image(found.path)[..., ::-1],
+            found.sample,
+            shapes.CLASSES,
+            shapes.PALETTE,
+            marked=novel,
+        )
+        target = WORK / f"val_{found.path.stem}.png"
         cv2.imwrite(str(target), np.ascontiguousarray(picture[..., ::-1]))
         pictures.append(str(target))
     return pictures
@@ -130,17 +153,20 @@ def to_instances(objects: Sequence[tuple[str, list[float]]]) -> InstanceData:
 
 def print_table(report: dict[str, Any]) -> None:
     """The result in a few lines."""
-    rows = [('base: 200 classes with boxes in training', 'base_ap50'),
-            ('combo: 40 new combinations of seen concepts', 'combo_ap50'),
-            ('novel: 120 classes with a colour or shape never boxed',
-             'novel_ap50')]
-    print(f'\n{report["protocol"]}\n{"":56}AP50')
+    rows = [
+        ("base: 200 classes with boxes in training", "base_ap50"),
+        ("combo: 40 new combinations of seen concepts", "combo_ap50"),
+        ("novel: 120 classes with a colour or shape never boxed", "novel_ap50"),
+    ]
+    print(f"\n{report['protocol']}\n{'':56}AP50")
     for label, key in rows:
-        print(f'{label:<56}{report[key]:.3f}')
-    print(f'\nReport:   {WORK / "report.json"}\nPictures: '
-          f'{report["pictures"][0]} and {len(report["pictures"]) - 1} more '
-          '(left: truth, right: student)')
+        print(f"{label:<56}{report[key]:.3f}")
+    print(
+        f"\nReport:   {WORK / 'report.json'}\nPictures: "
+        f"{report['pictures'][0]} and {len(report['pictures']) - 1} more "
+        "(left: truth, right: student)"
+    )
 
 
-if __name__ == '__main__':
+if __name__ == "__main__":
     main()

@@ -1,8 +1,9 @@
 """Evaluate a checkpoint: mm's command line over mmengine's Runner."""
+
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional, Sequence
 
 from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
@@ -12,46 +13,55 @@ from mmengine.runner import Runner
 import kdeov_mm  # noqa: F401  (registers modules, applies compat)
 
 
-def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--work-dir', help='logs and figures go here '
-                        '(default: work_dirs/CONFIG_NAME)')
-    parser.add_argument('--out', help='dump predictions to this .pkl file')
-    parser.add_argument('--show', action='store_true', help='show boxes')
-    parser.add_argument('--show-dir', help='save pictures with boxes here')
-    parser.add_argument('--wait-time', type=float, default=2,
-                        help='seconds between shown pictures')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
-                        help='override config entries: key=value ...')
-    parser.add_argument('--launcher', default='none',
-                        choices=['none', 'pytorch', 'slurm', 'mpi'])
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    parser.add_argument("config", help="config file")
+    parser.add_argument("checkpoint", help="checkpoint file")
+    parser.add_argument(
+        "--work-dir", help="logs and figures go here (default: work_dirs/CONFIG_NAME)"
+    )
+    parser.add_argument("--out", help="dump predictions to this .pkl file")
+    parser.add_argument("--show", action="store_true", help="show boxes")
+    parser.add_argument("--show-dir", help="save pictures with boxes here")
+    parser.add_argument(
+        "--wait-time", type=float, default=2, help="seconds between shown pictures"
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        help="override config entries: key=value ...",
+    )
+    parser.add_argument(
+        "--launcher", default="none", choices=["none", "pytorch", "slurm", "mpi"]
+    )
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
     args = parser.parse_args(argv)
-    if args.out and not args.out.endswith(('.pkl', '.pickle')):
-        parser.error(f'--out must end in .pkl or .pickle, got {args.out}')
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if args.out and not args.out.endswith((".pkl", ".pickle")):
+        parser.error(f"--out must end in .pkl or .pickle, got {args.out}")
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     return args
 
 
-def main(argv: Optional[Sequence[str]] = None) -> dict[str, float]:
+def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     args = parse_args(argv)
     cfg = Config.fromfile(args.config, lazy_import=False)
     cfg.launcher = args.launcher
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(
-        Path('work_dirs') / Path(args.config).stem)
+    cfg.work_dir = (
+        args.work_dir
+        or cfg.get("work_dir")
+        or str(Path("work_dirs") / Path(args.config).stem)
+    )
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
     runner = Runner.from_cfg(cfg)
     if args.out:
-        runner.test_evaluator.metrics.append(
-            DumpDetResults(out_file_path=args.out))
+        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     return runner.test()
 
 
-if __name__ == '__main__':
+if __name__ == "__main__":
     main()

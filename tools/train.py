@@ -1,8 +1,9 @@
 """Train a config: mm's command line over mmengine's Runner."""
+
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional, Sequence
 
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
@@ -10,50 +11,69 @@ from mmengine.runner import Runner
 import kdeov_mm  # noqa: F401  (registers modules, applies compat)
 
 
-def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
-    parser.add_argument('--work-dir', help='logs and checkpoints go here '
-                        '(default: work_dirs/CONFIG_NAME)')
-    parser.add_argument('--amp', action='store_true',
-                        help='mixed precision (bfloat16 on a CPU)')
-    parser.add_argument('--auto-scale-lr', action='store_true',
-                        help='scale the learning rate to the batch size')
-    parser.add_argument('--resume', nargs='?', const='auto', metavar='CKPT',
-                        help='go on from CKPT, or from the latest checkpoint '
-                        'of the work dir')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
-                        help='override config entries: key=value ...')
-    parser.add_argument('--launcher', default='none',
-                        choices=['none', 'pytorch', 'slurm', 'mpi'])
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    parser.add_argument("config", help="config file")
+    parser.add_argument(
+        "--work-dir",
+        help="logs and checkpoints go here (default: work_dirs/CONFIG_NAME)",
+    )
+    parser.add_argument(
+        "--amp", action="store_true", help="mixed precision (bfloat16 on a CPU)"
+    )
+    parser.add_argument(
+        "--auto-scale-lr",
+        action="store_true",
+        help="scale the learning rate to the batch size",
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="CKPT",
+        help="go on from CKPT, or from the latest checkpoint of the work dir",
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        help="override config entries: key=value ...",
+    )
+    parser.add_argument(
+        "--launcher", default="none", choices=["none", "pytorch", "slurm", "mpi"]
+    )
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
     args = parser.parse_args(argv)
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     return args
 
 
-def main(argv: Optional[Sequence[str]] = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     cfg = Config.fromfile(args.config, lazy_import=False)
     cfg.launcher = args.launcher
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(
-        Path('work_dirs') / Path(args.config).stem)
+    cfg.work_dir = (
+        args.work_dir
+        or cfg.get("work_dir")
+        or str(Path("work_dirs") / Path(args.config).stem)
+    )
     if args.amp:
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+        cfg.optim_wrapper.type = "AmpOptimWrapper"
+        cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
     if args.auto_scale_lr:
-        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
             raise SystemExit(
-                f'--auto-scale-lr: {args.config} has no '
-                'auto_scale_lr.base_batch_size; add it to the config')
+                f"--auto-scale-lr: {args.config} has no "
+                "auto_scale_lr.base_batch_size; add it to the config"
+            )
         cfg.auto_scale_lr.enable = True
     if args.resume:
         cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        cfg.load_from = None if args.resume == "auto" else args.resume
     Runner.from_cfg(cfg).train()
 
 
-if __name__ == '__main__':
+if __name__ == "__main__":
     main()

@@ -3,7 +3,10 @@
 Boxes of 200 base classes; the teacher's crop embeddings do the rest.
     python tools/train.py configs/kdeov/kdeov_n_shapes.py
 """
+
 _base_ = [
-    '../_base_/default_runtime.py', '../_base_/models/kdeov_yolov8_n.py',
-    '../_base_/datasets/shapes.py', '../_base_/schedules/adamw.py'
+    "../_base_/default_runtime.py",
+    "../_base_/models/kdeov_yolov8_n.py",
+    "../_base_/datasets/shapes.py",
+    "../_base_/schedules/adamw.py",
 ]

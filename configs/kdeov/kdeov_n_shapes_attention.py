@@ -1,8 +1,14 @@
 """The demo with cross-attention from locations to words.
 
-    python tools/train.py configs/kdeov/kdeov_n_shapes_attention.py
+python tools/train.py configs/kdeov/kdeov_n_shapes_attention.py
 """
-_base_ = './kdeov_n_shapes.py'
-model = dict(fusion=dict(
-    type='CrossAttentionFusion', in_channels={{_base_.channels}},
-    text_dims={{_base_.embed_dims}}, widen_factor={{_base_.widen_factor}}))
+
+_base_ = "./kdeov_n_shapes.py"
+model = dict(
+    fusion=dict(
+        type="CrossAttentionFusion",
+        in_channels={{_base_.channels}},
+        text_dims={{_base_.embed_dims}},
+        widen_factor={{_base_.widen_factor}},
+    )
+)

@@ -1,8 +1,14 @@
 """The demo with FiLM: features modulated by the mean of the words.
 
-    python tools/train.py configs/kdeov/kdeov_n_shapes_film.py
+python tools/train.py configs/kdeov/kdeov_n_shapes_film.py
 """
-_base_ = './kdeov_n_shapes.py'
-model = dict(fusion=dict(
-    type='FiLMFusion', in_channels={{_base_.channels}},
-    text_dims={{_base_.embed_dims}}, widen_factor={{_base_.widen_factor}}))
+
+_base_ = "./kdeov_n_shapes.py"
+model = dict(
+    fusion=dict(
+        type="FiLMFusion",
+        in_channels={{_base_.channels}},
+        text_dims={{_base_.embed_dims}},
+        widen_factor={{_base_.widen_factor}},
+    )
+)

@@ -1,8 +1,13 @@
 """The demo with the original design's norm: GroupNorm, then L2.
 
-    python tools/train.py configs/kdeov/kdeov_n_shapes_gn.py
+python tools/train.py configs/kdeov/kdeov_n_shapes_gn.py
 """
-_base_ = './kdeov_n_shapes.py'
-model = dict(bbox_head=dict(head_module=dict(
-    projection_norm=dict(type='GN', num_groups=32, _delete_=True),
-    l2_norm=True)))
+
+_base_ = "./kdeov_n_shapes.py"
+model = dict(
+    bbox_head=dict(
+        head_module=dict(
+            projection_norm=dict(type="GN", num_groups=32, _delete_=True), l2_norm=True
+        )
+    )
+)

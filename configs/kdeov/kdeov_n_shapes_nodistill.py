@@ -3,5 +3,6 @@
 Shows what the distillation is worth: the novel classes are not found.
     python tools/train.py configs/kdeov/kdeov_n_shapes_nodistill.py
 """
-_base_ = './kdeov_n_shapes.py'
+
+_base_ = "./kdeov_n_shapes.py"
 model = dict(teacher=None, distill=None)

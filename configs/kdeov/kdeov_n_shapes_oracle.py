@@ -1,7 +1,9 @@
 """The demo's ceiling: boxes of all 360 classes are given, no teacher.
 
-    python tools/train.py configs/kdeov/kdeov_n_shapes_oracle.py
+python tools/train.py configs/kdeov/kdeov_n_shapes_oracle.py
 """
-_base_ = './kdeov_n_shapes_nodistill.py'
-train_dataloader = dict(dataset=dict(
-    vocabulary='all', ann_file='annotations/instances_train_all.json'))
+
+_base_ = "./kdeov_n_shapes_nodistill.py"
+train_dataloader = dict(
+    dataset=dict(vocabulary="all", ann_file="annotations/instances_train_all.json")
+)

@@ -1,5 +1,7 @@
 """The teacher's frozen image tower."""
-from typing import Any, Optional, Sequence
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,16 +25,15 @@ class CLIPImageTeacher:
         batch_size: images embedded at once; bounds the memory.
     """
 
-    def __init__(self,
-                 model: str,
-                 pretrained: Optional[str] = None,
-                 batch_size: int = 512) -> None:
+    def __init__(
+        self, model: str, pretrained: str | None = None, batch_size: int = 512
+    ) -> None:
         self.source = CLIPSource(model, pretrained)
         self.batch_size = batch_size
         self._tower: Any = None
         statistics = self.source.image_statistics()
-        self._mean = torch.tensor(statistics['mean']).view(1, 3, 1, 1)
-        self._std = torch.tensor(statistics['std']).view(1, 3, 1, 1)
+        self._mean = torch.tensor(statistics["mean"]).view(1, 3, 1, 1)
+        self._std = torch.tensor(statistics["std"]).view(1, 3, 1, 1)
 
     def _load(self, device: torch.device) -> Any:
         if self._tower is None:
@@ -54,18 +55,20 @@ class CLIPImageTeacher:
         tower = self._load(images.device)
         size = _pair(tower.image_size)
         if images.shape[-2:] != size:
-            images = F.interpolate(images, size, mode='bicubic',
-                                   antialias=True, align_corners=False)
+            images = F.interpolate(
+                images, size, mode="bicubic", antialias=True, align_corners=False
+            )
         images = (images.clamp(0, 1) - self._mean) / self._std
-        embeds = torch.cat([tower(part) for part in
-                            images.split(self.batch_size)])
+        embeds = torch.cat([tower(part) for part in images.split(self.batch_size)])
         return F.normalize(embeds.float(), dim=-1)
 
     @torch.no_grad()
-    def embed_crops(self,
-                    pixels: Tensor,
-                    boxes: Sequence[Tensor],
-                    scales: Sequence[float] = (1.0, 1.5)) -> Tensor:
+    def embed_crops(
+        self,
+        pixels: Tensor,
+        boxes: Sequence[Tensor],
+        scales: Sequence[float] = (1.0, 1.5),
+    ) -> Tensor:
         """Embed boxes: the sum over scales of crop embeddings, renormalised.
 
         The 1x and 1.5x crops are those of ViLD (Gu et al., 2021, section 3.3).
@@ -80,9 +83,17 @@ class CLIPImageTeacher:
         """
         size = _pair(self._load(pixels.device).image_size)
         limit = max(pixels.shape[-2:])
-        embeds = [self(roi_align(pixels.float(),
-                                 [_scale_boxes(b, s, limit) for b in boxes],
-                                 size, aligned=True)) for s in scales]
+        embeds = [
+            self(
+                roi_align(
+                    pixels.float(),
+                    [_scale_boxes(b, s, limit) for b in boxes],
+                    size,
+                    aligned=True,
+                )
+            )
+            for s in scales
+        ]
         return F.normalize(torch.stack(embeds).sum(0), dim=-1)
 
 

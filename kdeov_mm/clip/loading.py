@@ -1,15 +1,16 @@
 """Which CLIP: from a name, a file or a folder to an open_clip model."""
+
 import hashlib
 import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import open_clip
 from torch import nn
 
-SHAPES_TEACHER = Path(__file__).parent / 'shapes_teacher'
+SHAPES_TEACHER = Path(__file__).parent / "shapes_teacher"
 
 
 @dataclass(frozen=True)
@@ -25,30 +26,32 @@ class CLIPSource:
             open_clip downloads it). Not used for ``'shapes'`` and
             ``'local-dir:'``, which bring their weights.
     """
+
     model: str
-    pretrained: Optional[str] = None
+    pretrained: str | None = None
 
     @property
-    def folder(self) -> Optional[Path]:
+    def folder(self) -> Path | None:
         """The folder with config and weights, where the source is one."""
-        if self.model == 'shapes':
+        if self.model == "shapes":
             return SHAPES_TEACHER
-        if self.model.startswith('local-dir:'):
-            return Path(self.model.removeprefix('local-dir:')).expanduser()
+        if self.model.startswith("local-dir:"):
+            return Path(self.model.removeprefix("local-dir:")).expanduser()
         return None
 
     @property
     def architecture(self) -> str:
         """The name open_clip builds the model from."""
         if self.folder is not None:
-            return f'local-dir:{self.folder}'
-        if not self.model.endswith('.json'):
+            return f"local-dir:{self.folder}"
+        if not self.model.endswith(".json"):
             return self.model
         path = Path(self.model)
         if not path.is_file():
             raise FileNotFoundError(
-                f'CLIP model config {path} does not exist. Give a JSON file, '
-                "an open_clip name such as 'ViT-B-32', or 'local-dir:FOLDER'.")
+                f"CLIP model config {path} does not exist. Give a JSON file, "
+                "an open_clip name such as 'ViT-B-32', or 'local-dir:FOLDER'."
+            )
         open_clip.add_model_config(path)
         return path.stem
 
@@ -59,18 +62,20 @@ class CLIPSource:
             FileNotFoundError: no weights are named, or the file is missing.
         """
         if self.folder is not None:
-            files = sorted(self.folder.glob('open_clip_model*.safetensors'))
-            files += sorted(self.folder.glob('open_clip_pytorch_model*.bin'))
+            files = sorted(self.folder.glob("open_clip_model*.safetensors"))
+            files += sorted(self.folder.glob("open_clip_pytorch_model*.bin"))
             if not files:
                 raise FileNotFoundError(
-                    f'{self.folder} holds no open_clip weights '
-                    '(open_clip_model.safetensors).')
+                    f"{self.folder} holds no open_clip weights "
+                    "(open_clip_model.safetensors)."
+                )
             return files[0]
         if self.pretrained is None:
             raise FileNotFoundError(
                 f"CLIP '{self.model}' has no weights: set `pretrained` to a "
-                'local file or to one of the tags '
-                f'{open_clip.list_pretrained_tags_by_model(self.model)}.')
+                "local file or to one of the tags "
+                f"{open_clip.list_pretrained_tags_by_model(self.model)}."
+            )
         if Path(self.pretrained).is_file():
             return Path(self.pretrained)
         tag = open_clip.get_pretrained_cfg(self.model, self.pretrained)
@@ -78,7 +83,8 @@ class CLIPSource:
             raise FileNotFoundError(
                 f"pretrained='{self.pretrained}' is neither a file nor a tag "
                 f"of CLIP '{self.model}'; its tags are "
-                f'{open_clip.list_pretrained_tags_by_model(self.model)}.')
+                f"{open_clip.list_pretrained_tags_by_model(self.model)}."
+            )
         return Path(open_clip.download_pretrained(tag))
 
     def weights_hash(self) -> str:
@@ -90,7 +96,8 @@ class CLIPSource:
         """The whole frozen CLIP in eval mode, float32."""
         weights = None if self.folder else str(self.weights_file())
         model = open_clip.create_model(
-            self.architecture, pretrained=weights, require_pretrained=True)
+            self.architecture, pretrained=weights, require_pretrained=True
+        )
         return model.float().eval().requires_grad_(False)
 
     def tokenizer(self) -> Any:
@@ -100,18 +107,21 @@ class CLIPSource:
     def image_statistics(self) -> dict[str, Any]:
         """``mean`` and ``std`` (3 values, RGB in [0, 1]) of the image tower."""
         if self.folder is not None:
-            config = json.loads(
-                (self.folder / 'open_clip_config.json').read_text())
-            return config['preprocess_cfg']
-        tag = open_clip.get_pretrained_cfg(self.model, self.pretrained or '')
-        return {'mean': tag.get('mean', open_clip.OPENAI_DATASET_MEAN),
-                'std': tag.get('std', open_clip.OPENAI_DATASET_STD)}
+            config = json.loads((self.folder / "open_clip_config.json").read_text())
+            return config["preprocess_cfg"]
+        tag = open_clip.get_pretrained_cfg(self.model, self.pretrained or "")
+        return {
+            "mean": tag.get("mean", open_clip.OPENAI_DATASET_MEAN),
+            "std": tag.get("std", open_clip.OPENAI_DATASET_STD),
+        }
 
 
 @lru_cache(maxsize=16)
 def _sha256(path: Path, mtime_ns: int) -> str:
     """Hash of a file; ``mtime_ns`` makes an edited file a new key."""
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest() \
-            if hasattr(hashlib, 'file_digest') \
+    with path.open("rb") as file:
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
             else hashlib.sha256(file.read()).hexdigest()
+        )

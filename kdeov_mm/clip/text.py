@@ -1,9 +1,11 @@
 """Class names to unit vectors in the teacher's space, cached on disk."""
+
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Any
 
 import torch
 from mmdet.registry import MODELS
@@ -14,12 +16,12 @@ from torch import Tensor
 
 from .loading import CLIPSource
 
-DEFAULT_TEMPLATES = ('{}', 'a {}', 'a photo of a {}', 'a picture of a {}')
+DEFAULT_TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}")
 
 
 def clean_name(name: str) -> str:
     """``'aerosol_can'`` -> ``'aerosol can'``, as CLIP's captions write it."""
-    return ' '.join(name.replace('_', ' ').split())
+    return " ".join(name.replace("_", " ").split())
 
 
 @MODELS.register_module()
@@ -40,34 +42,41 @@ class CLIPTextEncoder:
             ``~/.cache/kdeov_mm``.
     """
 
-    def __init__(self,
-                 model: str,
-                 pretrained: Optional[str] = None,
-                 templates: Sequence[str] = DEFAULT_TEMPLATES,
-                 cache_dir: Optional[str] = None) -> None:
-        if not templates or any(t.count('{}') != 1 for t in templates):
-            raise ValueError('every template needs exactly one {}, got '
-                             f'{list(templates)}')
+    def __init__(
+        self,
+        model: str,
+        pretrained: str | None = None,
+        templates: Sequence[str] = DEFAULT_TEMPLATES,
+        cache_dir: str | None = None,
+    ) -> None:
+        if not templates or any(t.count("{}") != 1 for t in templates):
+            raise ValueError(
+                f"every template needs exactly one {{}}, got {list(templates)}"
+            )
         self.source = CLIPSource(model, pretrained)
         self.templates = tuple(templates)
         self.cache_dir = Path(
-            cache_dir or os.environ.get('KDEOV_CACHE')
-            or Path.home() / '.cache/kdeov_mm').expanduser()
-        self._tower: Optional[torch.nn.Module] = None
+            cache_dir
+            or os.environ.get("KDEOV_CACHE")
+            or Path.home() / ".cache/kdeov_mm"
+        ).expanduser()
+        self._tower: Any = None
         self._vectors: dict[str, Tensor] = {}
 
     @property
     def identity(self) -> dict[str, str]:
         """What the vectors depend on, as strings."""
-        return {'model': self.source.model,
-                'weights_sha256': self.source.weights_hash(),
-                'templates': json.dumps(self.templates)}
+        return {
+            "model": self.source.model,
+            "weights_sha256": self.source.weights_hash(),
+            "templates": json.dumps(self.templates),
+        }
 
     @property
     def cache_file(self) -> Path:
         """The cache of this CLIP and these templates."""
         key = hashlib.sha256(json.dumps(self.identity).encode()).hexdigest()
-        return self.cache_dir / f'text-{key[:16]}.safetensors'
+        return self.cache_dir / f"text-{key[:16]}.safetensors"
 
     def __call__(self, names: Sequence[str]) -> Tensor:
         """Embed words.
@@ -83,8 +92,9 @@ class CLIPTextEncoder:
         """
         words = [clean_name(name) for name in names]
         if not words or not all(words):
-            raise ValueError('expected at least one word and no empty words, '
-                             f'got {list(names)[:10]}')
+            raise ValueError(
+                f"expected at least one word and no empty words, got {list(names)[:10]}"
+            )
         if not self._vectors and self.cache_file.exists():
             self._vectors = self.load_cache(self.cache_file)
         missing = [w for w in dict.fromkeys(words) if w not in self._vectors]
@@ -96,17 +106,26 @@ class CLIPTextEncoder:
     @torch.no_grad()
     def _encode(self, words: Sequence[str], chunk: int = 256) -> Tensor:
         if self._tower is None:
-            print_log(f"Loading the text tower of CLIP '{self.source.model}' "
-                      f'to embed {len(words)} words', 'current')
+            print_log(
+                f"Loading the text tower of CLIP '{self.source.model}' "
+                f"to embed {len(words)} words",
+                "current",
+            )
             self._tower = self.source.load()
         tokenize = self.source.tokenizer()
         embeds = []
         for template in self.templates:
             prompts = [template.format(word) for word in words]
-            embeds.append(torch.cat([
-                self._tower.encode_text(
-                    tokenize(prompts[i:i + chunk]), normalize=True)
-                for i in range(0, len(prompts), chunk)]))
+            embeds.append(
+                torch.cat(
+                    [
+                        self._tower.encode_text(
+                            tokenize(prompts[i : i + chunk]), normalize=True
+                        )
+                        for i in range(0, len(prompts), chunk)
+                    ]
+                )
+            )
         # (T, K, D) -> (K, D)
         mean = torch.stack(embeds).mean(0)
         return torch.nn.functional.normalize(mean, dim=-1)
@@ -117,25 +136,27 @@ class CLIPTextEncoder:
         Raises:
             ValueError: the file was made by another CLIP or other templates.
         """
-        with safe_open(str(path), framework='pt') as file:
+        with safe_open(str(path), framework="pt") as file:
             made_by = dict(file.metadata() or {})
-            names = json.loads(made_by.pop('names', '[]'))
+            names = json.loads(made_by.pop("names", "[]"))
             if made_by != self.identity:
                 raise ValueError(
-                    f'The text embeddings in {path} were made by {made_by}, '
-                    f'but this model uses {self.identity}. Vectors of two '
-                    'CLIPs do not compare: delete the file, or configure the '
-                    'CLIP that made it.')
-            vectors = file.get_tensor('vectors')
+                    f"The text embeddings in {path} were made by {made_by}, "
+                    f"but this model uses {self.identity}. Vectors of two "
+                    "CLIPs do not compare: delete the file, or configure the "
+                    "CLIP that made it."
+                )
+            vectors = file.get_tensor("vectors")
         return dict(zip(names, vectors))
 
     def _save_cache(self) -> None:
         """Write all known vectors; a reader sees the old file or the new."""
         self.cache_dir.mkdir(parents=True, exist_ok=True)
         target = self.cache_file
-        scratch = target.with_suffix(f'.{os.getpid()}.tmp')
-        save_file({'vectors': torch.stack(list(self._vectors.values()))},
-                  str(scratch),
-                  metadata={'names': json.dumps(list(self._vectors)),
-                            **self.identity})
+        scratch = target.with_suffix(f".{os.getpid()}.tmp")
+        save_file(
+            {"vectors": torch.stack(list(self._vectors.values()))},
+            str(scratch),
+            metadata={"names": json.dumps(list(self._vectors)), **self.identity},
+        )
         scratch.replace(target)

@@ -6,13 +6,15 @@ them are *novel*, no box of theirs is in the base training file. Of the other
 240 classes 40 are *combo*: new combinations of seen concepts, without boxes
 too. The remaining 200 are *base*.
 """
+
 import hashlib
 import json
 import math
 from collections import Counter
+from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
-from typing import Any, Callable, Iterable, NamedTuple, Union
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -20,34 +22,61 @@ from pycocotools import mask as mask_utils
 
 FORMAT = 1
 SIZE = 160  # image side, pixels
-FILLS = ('solid', 'striped', 'dotted')
+FILLS = ("solid", "striped", "dotted")
 COLORS = {
-    'red': (214, 40, 40), 'orange': (245, 133, 24), 'yellow': (246, 217, 45),
-    'green': (44, 160, 60), 'cyan': (62, 211, 220), 'blue': (38, 80, 215),
-    'purple': (128, 40, 172), 'pink': (248, 140, 190), 'brown': (118, 72, 34),
-    'white': (245, 245, 245)}
-SHAPES = ('circle', 'square', 'triangle', 'star', 'heart', 'cross', 'ring',
-          'crescent', 'arrow', 'bowtie', 'drop', 'arch')
-HELD_OUT_COLORS = ('purple', 'orange')
-HELD_OUT_SHAPES = ('heart', 'star')
+    "red": (214, 40, 40),
+    "orange": (245, 133, 24),
+    "yellow": (246, 217, 45),
+    "green": (44, 160, 60),
+    "cyan": (62, 211, 220),
+    "blue": (38, 80, 215),
+    "purple": (128, 40, 172),
+    "pink": (248, 140, 190),
+    "brown": (118, 72, 34),
+    "white": (245, 245, 245),
+}
+SHAPES = (
+    "circle",
+    "square",
+    "triangle",
+    "star",
+    "heart",
+    "cross",
+    "ring",
+    "crescent",
+    "arrow",
+    "bowtie",
+    "drop",
+    "arch",
+)
+HELD_OUT_COLORS = ("purple", "orange")
+HELD_OUT_SHAPES = ("heart", "star")
 
-CLASSES = tuple(' '.join(n) for n in product(FILLS, COLORS, SHAPES))
+CLASSES = tuple(" ".join(n) for n in product(FILLS, COLORS, SHAPES))
 NOVEL_CLASSES = tuple(
-    n for n in CLASSES
-    if n.split()[1] in HELD_OUT_COLORS or n.split()[2] in HELD_OUT_SHAPES)
-_SEEN = tuple(product(
-    enumerate(FILLS),
-    enumerate(c for c in COLORS if c not in HELD_OUT_COLORS),
-    enumerate(s for s in SHAPES if s not in HELD_OUT_SHAPES)))
+    n
+    for n in CLASSES
+    if n.split()[1] in HELD_OUT_COLORS or n.split()[2] in HELD_OUT_SHAPES
+)
+_SEEN = tuple(
+    product(
+        enumerate(FILLS),
+        enumerate(c for c in COLORS if c not in HELD_OUT_COLORS),
+        enumerate(s for s in SHAPES if s not in HELD_OUT_SHAPES),
+    )
+)
 COMBO_CLASSES = tuple(
-    f'{fill} {color} {shape}' for (i, fill), (j, color), (k, shape) in _SEEN
-    if (2 * i + j + k) % 6 == 0)
-BASE_CLASSES = tuple(
-    n for n in CLASSES if n not in {*NOVEL_CLASSES, *COMBO_CLASSES})
+    f"{fill} {color} {shape}"
+    for (i, fill), (j, color), (k, shape) in _SEEN
+    if (2 * i + j + k) % 6 == 0
+)
+BASE_CLASSES = tuple(n for n in CLASSES if n not in {*NOVEL_CLASSES, *COMBO_CLASSES})
 PALETTE = tuple(COLORS[n.split()[1]] for n in CLASSES)
-FREQUENCY = {**dict.fromkeys(BASE_CLASSES, 'f'),
-             **dict.fromkeys(COMBO_CLASSES, 'c'),
-             **dict.fromkeys(NOVEL_CLASSES, 'r')}
+FREQUENCY = {
+    **dict.fromkeys(BASE_CLASSES, "f"),
+    **dict.fromkeys(COMBO_CLASSES, "c"),
+    **dict.fromkeys(NOVEL_CLASSES, "r"),
+}
 _DARK = np.array((28, 28, 32), np.float32)
 
 
@@ -60,6 +89,7 @@ class Scene(NamedTuple):
         boxes: (n, 4) float32, xyxy in pixels, tight around the visible part.
         masks: (n, SIZE, SIZE) bool, the visible part.
     """
+
     image: np.ndarray
     labels: np.ndarray
     boxes: np.ndarray
@@ -93,8 +123,7 @@ def draw_scene(rng: np.random.Generator) -> Scene:
     boxes = np.array([_tight_box(m) for m in masks], np.float32)
     noise = rng.standard_normal((SIZE, SIZE, 1), np.float32)
     canvas += noise * rng.uniform(2, 8)
-    return Scene(canvas.clip(0, 255).astype(np.uint8), np.array(labels),
-                 boxes, masks)
+    return Scene(canvas.clip(0, 255).astype(np.uint8), np.array(labels), boxes, masks)
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
@@ -102,15 +131,16 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
     reach = (a[2] + b[2]) / 2
     width = min(reach - abs(a[0] - b[0]), a[2], b[2])
     height = min(reach - abs(a[1] - b[1]), a[2], b[2])
-    return max(width, 0) * max(height, 0) / min(a[2], b[2])**2
+    return max(width, 0) * max(height, 0) / min(a[2], b[2]) ** 2
 
 
 def _background(rng: np.random.Generator) -> np.ndarray:
     """Soft gray-ish clouds, noise and a few lines: (SIZE, SIZE, 3) float32."""
     gray = rng.uniform(80, 200) + rng.normal(0, 25, (5, 5, 1))
     clouds = gray + rng.normal(0, 9, (5, 5, 3))
-    canvas = cv2.resize(clouds.astype(np.float32), (SIZE, SIZE),
-                        interpolation=cv2.INTER_CUBIC)
+    canvas = cv2.resize(
+        clouds.astype(np.float32), (SIZE, SIZE), interpolation=cv2.INTER_CUBIC
+    )
     for _ in range(rng.integers(0, 6)):
         start, end = rng.integers(0, SIZE, (2, 2)).tolist()
         shade = float(rng.uniform(40, 210))
@@ -119,26 +149,41 @@ def _background(rng: np.random.Generator) -> np.ndarray:
     return canvas + noise * rng.uniform(3, 12)
 
 
-def _draw_object(rng: np.random.Generator, canvas: np.ndarray, name: str,
-                 x: float, y: float, side: float) -> np.ndarray:
+def _draw_object(
+    rng: np.random.Generator,
+    canvas: np.ndarray,
+    name: str,
+    x: float,
+    y: float,
+    side: float,
+) -> np.ndarray:
     """Paint one object in place; return its mask (SIZE, SIZE) bool."""
     fill, color, shape = name.split()
     angle = math.radians(rng.uniform(-15, 15))
     half = side / 2
-    turn = np.array([[math.cos(angle), -math.sin(angle)],
-                     [math.sin(angle), math.cos(angle)]])
+    turn = np.array(
+        [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
+    )
     reach = abs(math.cos(angle)) + abs(math.sin(angle))
-    outlines = [(np.asarray(p) @ turn.T) * half / reach * 1.15 + (x, y)
-                for p in _POLYGONS[shape]]
+    outlines = [
+        (np.asarray(p) @ turn.T) * half / reach * 1.15 + (x, y)
+        for p in _POLYGONS[shape]
+    ]
     (left, top), (right, bottom) = (
         np.floor(np.concatenate(outlines).min(0)).clip(0).astype(int),
-        np.ceil(np.concatenate(outlines).max(0)).clip(0, SIZE).astype(int))
+        np.ceil(np.concatenate(outlines).max(0)).clip(0, SIZE).astype(int),
+    )
     window = np.s_[top:bottom, left:right]
     fine = np.zeros(((bottom - top) * 4, (right - left) * 4), np.uint8)
-    cv2.fillPoly(fine, [np.round((p - (left, top)) * 4).astype(np.int32)
-                        for p in outlines], 255)
-    alpha = cv2.resize(fine, (right - left, bottom - top),
-                       interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    cv2.fillPoly(
+        fine, [np.round((p - (left, top)) * 4).astype(np.int32) for p in outlines], 255
+    )
+    alpha = (
+        cv2.resize(
+            fine, (right - left, bottom - top), interpolation=cv2.INTER_AREA
+        ).astype(np.float32)
+        / 255
+    )
     paint = np.array(COLORS[color], np.float32) * rng.uniform(0.9, 1.05)
     paint = (paint + rng.normal(0, 6, 3)).astype(np.float32)
     dark = _pattern(rng, fill, side, _X[window], _Y[window])[..., None]
@@ -149,14 +194,15 @@ def _draw_object(rng: np.random.Generator, canvas: np.ndarray, name: str,
     return mask
 
 
-def _pattern(rng: np.random.Generator, fill: str, side: float,
-             x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _pattern(
+    rng: np.random.Generator, fill: str, side: float, x: np.ndarray, y: np.ndarray
+) -> np.ndarray:
     """Where the fill is dark at pixels x, y (h, w): (h, w) in [0, 1]."""
-    if fill == 'solid':
+    if fill == "solid":
         return np.zeros(x.shape, np.float32)
     angle = rng.uniform(0, math.pi)
     u = x * math.cos(angle) + y * math.sin(angle)
-    if fill == 'striped':
+    if fill == "striped":
         period = max(6.0, side / 5)
         wave = np.sin(2 * math.pi * u / period + rng.uniform(0, 6.28))
         return (wave * period / 3 + 0.5).clip(0, 1)
@@ -172,8 +218,14 @@ def _tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
     return x, y, x + width, y + height
 
 
-def _arc(radius: float, start: float, end: float, steps: int = 40,
-         cx: float = 0, cy: float = 0) -> np.ndarray:
+def _arc(
+    radius: float,
+    start: float,
+    end: float,
+    steps: int = 40,
+    cx: float = 0,
+    cy: float = 0,
+) -> np.ndarray:
     """Points of a circle's arc, degrees clockwise from the right."""
     t = np.radians(np.linspace(start, end, steps))
     return np.stack([cx + radius * np.cos(t), cy + radius * np.sin(t)], 1)
@@ -181,9 +233,8 @@ def _arc(radius: float, start: float, end: float, steps: int = 40,
 
 def _heart() -> np.ndarray:
     t = np.linspace(0, 2 * math.pi, 60)
-    x = 16 * np.sin(t)**3
-    y = (13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t)
-         - np.cos(4 * t))
+    x = 16 * np.sin(t) ** 3
+    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
     return np.stack([x / 16.5, -(y + 2.5) / 15.5], 1)
 
 
@@ -194,35 +245,65 @@ def _star() -> np.ndarray:
 
 # outlines in [-1, 1]^2, y down; overlapping outlines cut holes
 _POLYGONS: dict[str, list[Any]] = {
-    'circle': [_arc(0.95, 0, 360)],
-    'square': [[(-.85, -.85), (.85, -.85), (.85, .85), (-.85, .85)]],
-    'triangle': [[(0, -.95), (.98, .85), (-.98, .85)]],
-    'star': [_star()],
-    'heart': [_heart()],
-    'cross': [[(-.3, -1), (.3, -1), (.3, -.3), (1, -.3), (1, .3), (.3, .3),
-               (.3, 1), (-.3, 1), (-.3, .3), (-1, .3), (-1, -.3),
-               (-.3, -.3)]],
-    'ring': [_arc(1, 0, 360), _arc(0.5, 0, 360)],
-    'crescent': [np.concatenate([_arc(1, 50, 310, 50, cx=.2),
-                                 _arc(.85, 296, 64, 50, cx=.47)])],
-    'arrow': [[(-1, -.3), (.1, -.3), (.1, -.85), (1, 0), (.1, .85),
-               (.1, .3), (-1, .3)]],
-    'bowtie': [[(-1, -.8), (0, -.2), (1, -.8), (1, .8), (0, .2), (-1, .8)]],
-    'drop': [np.concatenate([_arc(.62, -20, 200, 40, cy=.36), [(0, -1)]])],
-    'arch': [np.concatenate([_arc(1, 180, 360, 40, cy=.45),
-                             _arc(.45, 360, 180, 30, cy=.45)])],
+    "circle": [_arc(0.95, 0, 360)],
+    "square": [[(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)]],
+    "triangle": [[(0, -0.95), (0.98, 0.85), (-0.98, 0.85)]],
+    "star": [_star()],
+    "heart": [_heart()],
+    "cross": [
+        [
+            (-0.3, -1),
+            (0.3, -1),
+            (0.3, -0.3),
+            (1, -0.3),
+            (1, 0.3),
+            (0.3, 0.3),
+            (0.3, 1),
+            (-0.3, 1),
+            (-0.3, 0.3),
+            (-1, 0.3),
+            (-1, -0.3),
+            (-0.3, -0.3),
+        ]
+    ],
+    "ring": [_arc(1, 0, 360), _arc(0.5, 0, 360)],
+    "crescent": [
+        np.concatenate([_arc(1, 50, 310, 50, cx=0.2), _arc(0.85, 296, 64, 50, cx=0.47)])
+    ],
+    "arrow": [
+        [
+            (-1, -0.3),
+            (0.1, -0.3),
+            (0.1, -0.85),
+            (1, 0),
+            (0.1, 0.85),
+            (0.1, 0.3),
+            (-1, 0.3),
+        ]
+    ],
+    "bowtie": [[(-1, -0.8), (0, -0.2), (1, -0.8), (1, 0.8), (0, 0.2), (-1, 0.8)]],
+    "drop": [np.concatenate([_arc(0.62, -20, 200, 40, cy=0.36), [(0, -1)]])],
+    "arch": [
+        np.concatenate(
+            [_arc(1, 180, 360, 40, cy=0.45), _arc(0.45, 360, 180, 30, cy=0.45)]
+        )
+    ],
 }
 _Y, _X = np.mgrid[:SIZE, :SIZE].astype(np.float32)
 
 
 # ------------------------------------------------------------- writing a world
 
-SPLITS = ('train', 'val')
+SPLITS = ("train", "val")
 
 
-def write_world(root: Union[str, Path], seed: int = 0, num_train: int = 4000,
-                num_val: int = 500, progress: Callable[[Iterable], Iterable]
-                = iter) -> bool:
+def write_world(
+    root: str | Path,
+    seed: int = 0,
+    num_train: int = 4000,
+    num_val: int = 500,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> bool:
     """Write images, LVIS-format instances, captions and semantic maps.
 
     The same arguments write the same bytes. The manifest ``world.json`` comes
@@ -242,23 +323,22 @@ def write_world(root: Union[str, Path], seed: int = 0, num_train: int = 4000,
         FileExistsError: the folder holds another world, or something else.
     """
     root = Path(root)
-    recipe = dict(format=FORMAT, seed=seed, num_train=num_train,
-                  num_val=num_val)
+    recipe = dict(format=FORMAT, seed=seed, num_train=num_train, num_val=num_val)
     if _is_there(root, recipe):
         return False
     root.mkdir(parents=True, exist_ok=True)
-    (root / 'world.partial').touch()
+    (root / "world.partial").touch()
     counts = dict(train=num_train, val=num_val)
     jobs = [(s, i) for s in SPLITS for i in range(counts[s])]
     records: dict[str, list[dict[str, Any]]] = {s: [] for s in SPLITS}
     digest = hashlib.sha256()
-    for folder in ('images', 'semantic'):
+    for folder in ("images", "semantic"):
         for split in SPLITS:
             (root / folder / split).mkdir(parents=True, exist_ok=True)
     for split, index in progress(jobs):
         rng = scene_rng(seed, SPLITS.index(split), index)
         scene = draw_scene(rng)
-        name = f'{split}/{index + 1:06d}'
+        name = f"{split}/{index + 1:06d}"
         records[split].append(_record(rng, scene, name, index + 1))
         for path, data in _pictures(scene, name):
             (root / path).write_bytes(data)
@@ -268,28 +348,29 @@ def write_world(root: Union[str, Path], seed: int = 0, num_train: int = 4000,
         (root / path).parent.mkdir(exist_ok=True)
         (root / path).write_bytes(data)
         digest.update(data)
-    (root / 'world.json').write_text(json.dumps(
-        dict(recipe, sha256=digest.hexdigest()), indent=2) + '\n')
-    (root / 'world.partial').unlink()
+    (root / "world.json").write_text(
+        json.dumps(dict(recipe, sha256=digest.hexdigest()), indent=2) + "\n"
+    )
+    (root / "world.partial").unlink()
     return True
 
 
 def _is_there(root: Path, recipe: dict[str, int]) -> bool:
-    """Whether this world is complete; raises when another one is in the way.
-    """
-    if (root / 'world.json').is_file():
-        found = json.loads((root / 'world.json').read_text())
-        found.pop('sha256', None)
+    """Whether this world is complete; raises when another one is in the way."""
+    if (root / "world.json").is_file():
+        found = json.loads((root / "world.json").read_text())
+        found.pop("sha256", None)
         if found == recipe:
             return True
         raise FileExistsError(
-            f'{root} holds another world: {found}, asked for {recipe}. Choose '
-            'another folder (--root) or delete this one.')
-    if root.is_dir() and any(root.iterdir()) \
-            and not (root / 'world.partial').exists():
+            f"{root} holds another world: {found}, asked for {recipe}. Choose "
+            "another folder (--root) or delete this one."
+        )
+    if root.is_dir() and any(root.iterdir()) and not (root / "world.partial").exists():
         raise FileExistsError(
-            f'{root} is not empty and holds no world. Choose another folder '
-            '(--root) or delete this one.')
+            f"{root} is not empty and holds no world. Choose another folder "
+            "(--root) or delete this one."
+        )
     return False
 
 
@@ -298,69 +379,106 @@ def _pictures(scene: Scene, name: str) -> list[tuple[str, bytes]]:
     semantic = np.zeros((SIZE, SIZE), np.uint16)
     for label, mask in zip(scene.labels, scene.masks):
         semantic[mask] = label + 1
-    jpeg = cv2.imencode('.jpg', np.ascontiguousarray(scene.image[..., ::-1]),
-                        [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
-    png = cv2.imencode('.png', semantic)[1]
-    return [(f'images/{name}.jpg', jpeg.tobytes()),
-            (f'semantic/{name}.png', png.tobytes())]
+    jpeg = cv2.imencode(
+        ".jpg",
+        np.ascontiguousarray(scene.image[..., ::-1]),
+        [cv2.IMWRITE_JPEG_QUALITY, 95],
+    )[1]
+    png = cv2.imencode(".png", semantic)[1]
+    return [
+        (f"images/{name}.jpg", jpeg.tobytes()),
+        (f"semantic/{name}.png", png.tobytes()),
+    ]
 
 
-def _record(rng: np.random.Generator, scene: Scene, name: str, image_id: int
-            ) -> dict[str, Any]:
+def _record(
+    rng: np.random.Generator, scene: Scene, name: str, image_id: int
+) -> dict[str, Any]:
     """One image in LVIS's terms, its objects and its captions."""
     present = set(scene.labels.tolist())
     absent = [i + 1 for i in range(len(CLASSES)) if i not in present]
     names = [CLASSES[i] for i in scene.labels]
     order = [names[i] for i in rng.permutation(len(names))]
-    captions = ['a picture of ' + ' and '.join(f'a {n}' for n in names),
-                ', '.join(f'a {n}' for n in order), f'a {order[0]}']
+    captions = [
+        "a picture of " + " and ".join(f"a {n}" for n in names),
+        ", ".join(f"a {n}" for n in order),
+        f"a {order[0]}",
+    ]
     objects = []
     for label, mask, (x1, y1, x2, y2) in zip(
-            scene.labels.tolist(), scene.masks, scene.boxes.tolist()):
+        scene.labels.tolist(), scene.masks, scene.boxes.tolist()
+    ):
         rle = mask_utils.encode(np.asfortranarray(mask.astype(np.uint8)))
-        objects.append(dict(
-            image_id=image_id, category_id=label + 1,
-            bbox=[x1, y1, x2 - x1, y2 - y1], area=int(mask.sum()), iscrowd=0,
-            segmentation=dict(size=[SIZE, SIZE],
-                              counts=rle['counts'].decode())))
+        objects.append(
+            dict(
+                image_id=image_id,
+                category_id=label + 1,
+                bbox=[x1, y1, x2 - x1, y2 - y1],
+                area=int(mask.sum()),
+                iscrowd=0,
+                segmentation=dict(size=[SIZE, SIZE], counts=rle["counts"].decode()),
+            )
+        )
     image = dict(
-        id=image_id, file_name=f'{Path(name).name}.jpg', width=SIZE,
-        height=SIZE, coco_url=f'file:///shapes/{name}.jpg',
+        id=image_id,
+        file_name=f"{Path(name).name}.jpg",
+        width=SIZE,
+        height=SIZE,
+        coco_url=f"file:///shapes/{name}.jpg",
         neg_category_ids=sorted(rng.choice(absent, 20, False).tolist()),
-        not_exhaustive_category_ids=[])
+        not_exhaustive_category_ids=[],
+    )
     return dict(image=image, objects=objects, captions=captions)
 
 
-def _annotation_files(records: dict[str, list[dict[str, Any]]]
-                      ) -> Iterable[tuple[str, dict[str, Any]]]:
+def _annotation_files(
+    records: dict[str, list[dict[str, Any]]],
+) -> Iterable[tuple[str, dict[str, Any]]]:
     """Path and content of every annotation file."""
     kept = dict(train_base=BASE_CLASSES, train_all=CLASSES, val=CLASSES)
     for name, classes in kept.items():
-        yield (f'annotations/instances_{name}.json',
-               _instances(records[name.split('_')[0]], classes))
+        yield (
+            f"annotations/instances_{name}.json",
+            _instances(records[name.split("_")[0]], classes),
+        )
     for split, items in records.items():
-        sentences = [dict(image_id=r['image']['id'], caption=c)
-                     for r in items for c in r['captions']]
-        yield f'annotations/captions_{split}.json', dict(
-            images=[r['image'] for r in items],
-            annotations=[dict(s, id=i + 1) for i, s in enumerate(sentences)])
+        sentences = [
+            dict(image_id=r["image"]["id"], caption=c)
+            for r in items
+            for c in r["captions"]
+        ]
+        yield (
+            f"annotations/captions_{split}.json",
+            dict(
+                images=[r["image"] for r in items],
+                annotations=[dict(s, id=i + 1) for i, s in enumerate(sentences)],
+            ),
+        )
 
 
-def _instances(records: list[dict[str, Any]], classes: tuple[str, ...]
-               ) -> dict[str, Any]:
+def _instances(
+    records: list[dict[str, Any]], classes: tuple[str, ...]
+) -> dict[str, Any]:
     """LVIS-format instances; boxes of other classes are left out."""
     ids = {CLASSES.index(name) + 1: name for name in classes}
-    objects = [o for r in records for o in r['objects']
-               if o['category_id'] in ids]
-    instances = Counter(o['category_id'] for o in objects)
-    images = Counter(c for _, c in {(o['image_id'], o['category_id'])
-                                    for o in objects})
+    objects = [o for r in records for o in r["objects"] if o["category_id"] in ids]
+    instances = Counter(o["category_id"] for o in objects)
+    images = Counter(c for _, c in {(o["image_id"], o["category_id"]) for o in objects})
     return dict(
-        info=dict(description='kdeov_mm shapes'), licenses=[],
-        images=[r['image'] for r in records],
+        info=dict(description="kdeov_mm shapes"),
+        licenses=[],
+        images=[r["image"] for r in records],
         annotations=[dict(o, id=i + 1) for i, o in enumerate(objects)],
-        categories=[dict(
-            id=i, name=name, synset=name.replace(' ', '_') + '.n.01',
-            synonyms=[name], frequency=FREQUENCY[name],
-            image_count=images[i], instance_count=instances[i])
-            for i, name in ids.items()])
+        categories=[
+            dict(
+                id=i,
+                name=name,
+                synset=name.replace(" ", "_") + ".n.01",
+                synonyms=[name],
+                frequency=FREQUENCY[name],
+                image_count=images[i],
+                instance_count=instances[i],
+            )
+            for i, name in ids.items()
+        ],
+    )

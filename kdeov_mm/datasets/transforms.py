@@ -1,5 +1,7 @@
 """Pipeline steps that mmdet does not have."""
-from typing import Any, Sequence
+
+from collections.abc import Sequence
+from typing import Any
 
 from mmcv.transforms import BaseTransform
 from mmdet.registry import TRANSFORMS
@@ -18,7 +20,7 @@ class LoadWords(BaseTransform):
 
     def __init__(self, words: Sequence[str]) -> None:
         if isinstance(words, str) or not words:
-            raise ValueError(f'expected a list of words, got {words!r}')
+            raise ValueError(f"expected a list of words, got {words!r}")
         self.words = tuple(words)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
@@ -27,11 +29,12 @@ class LoadWords(BaseTransform):
         Raises:
             ValueError: a label has no word.
         """
-        labels = [i['bbox_label'] for i in results.get('instances', ())]
+        labels = [i["bbox_label"] for i in results.get("instances", ())]
         if any(label >= len(self.words) for label in labels):
             raise ValueError(
-                f'{results.get("img_path")} has label {max(labels)}, but '
-                f'LoadWords got {len(self.words)} words: give it the '
-                "data set's metainfo.classes.")
-        results['text'] = self.words
+                f"{results.get('img_path')} has label {max(labels)}, but "
+                f"LoadWords got {len(self.words)} words: give it the "
+                "data set's metainfo.classes."
+            )
+        results["text"] = self.words
         return results

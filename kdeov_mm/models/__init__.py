@@ -1,4 +1,5 @@
 """The student."""
+
 from .detector import KDEOVDetector
 from .fusion import CrossAttentionFusion, FiLMFusion
 from .losses import CosineDistance, L1Distance, L2Distance
@@ -8,8 +9,18 @@ from .region_head import RegionDistillation
 from .vocabulary import RandomVocabulary, words_of
 
 __all__ = [
-    'CosineDistance', 'CrossAttentionFusion', 'FiLMFusion', 'KDEOVDetector',
-    'L1Distance', 'L2Distance', 'Locations', 'OVHead', 'OVHeadModule',
-    'RandomVocabulary', 'RegionDistillation', 'SpatialProjection',
-    'WordBCELoss', 'words_of'
+    "CosineDistance",
+    "CrossAttentionFusion",
+    "FiLMFusion",
+    "KDEOVDetector",
+    "L1Distance",
+    "L2Distance",
+    "Locations",
+    "OVHead",
+    "OVHeadModule",
+    "RandomVocabulary",
+    "RegionDistillation",
+    "SpatialProjection",
+    "WordBCELoss",
+    "words_of",
 ]

@@ -1,5 +1,6 @@
 """KDEOVDetector: the one page that tells the story."""
-from typing import Any, Optional
+
+from typing import Any
 
 from mmdet.models.detectors import SingleStageDetector
 from mmdet.registry import MODELS
@@ -31,67 +32,81 @@ class KDEOVDetector(SingleStageDetector):
         train_cfg, test_cfg, data_preprocessor, init_cfg: mmdet's.
     """
 
-    def __init__(self,
-                 backbone: dict[str, Any],
-                 neck: dict[str, Any],
-                 bbox_head: dict[str, Any],
-                 text_encoder: dict[str, Any],
-                 fusion: Optional[dict[str, Any]] = None,
-                 teacher: Optional[dict[str, Any]] = None,
-                 distill: Optional[dict[str, dict[str, Any]]] = None,
-                 vocabulary: Optional[dict[str, Any]] = None,
-                 train_cfg: Optional[dict[str, Any]] = None,
-                 test_cfg: Optional[dict[str, Any]] = None,
-                 data_preprocessor: Optional[dict[str, Any]] = None,
-                 init_cfg: Optional[dict[str, Any]] = None) -> None:
-        super().__init__(backbone, neck, bbox_head, train_cfg, test_cfg,
-                         data_preprocessor, init_cfg)
+    def __init__(
+        self,
+        backbone: dict[str, Any],
+        neck: dict[str, Any],
+        bbox_head: dict[str, Any],
+        text_encoder: dict[str, Any],
+        fusion: dict[str, Any] | None = None,
+        teacher: dict[str, Any] | None = None,
+        distill: dict[str, dict[str, Any]] | None = None,
+        vocabulary: dict[str, Any] | None = None,
+        train_cfg: dict[str, Any] | None = None,
+        test_cfg: dict[str, Any] | None = None,
+        data_preprocessor: dict[str, Any] | None = None,
+        init_cfg: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(
+            backbone, neck, bbox_head, train_cfg, test_cfg, data_preprocessor, init_cfg
+        )
         self.text_encoder = MODELS.build(text_encoder)
         self.fusion = MODELS.build(fusion) if fusion else None
         self.teacher = MODELS.build(teacher) if teacher else None
         self.distill = nn.ModuleDict(
-            {name: MODELS.build(cfg) for name, cfg in (distill or {}).items()})
+            {name: MODELS.build(cfg) for name, cfg in (distill or {}).items()}
+        )
         self.vocabulary = RandomVocabulary(**(vocabulary or {}))
         if self.distill and self.teacher is None:
-            raise ValueError(f'distillation heads {list(self.distill)} need a '
-                             '`teacher` in the model config')
+            raise ValueError(
+                f"distillation heads {list(self.distill)} need a "
+                "`teacher` in the model config"
+            )
         if self.distill and not self.data_preprocessor._channel_conversion:
-            raise ValueError('the teacher sees RGB: distillation needs '
-                             'data_preprocessor.bgr_to_rgb=True')
+            raise ValueError(
+                "the teacher sees RGB: distillation needs "
+                "data_preprocessor.bgr_to_rgb=True"
+            )
 
-    def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList
-             ) -> dict[str, Tensor]:
+    def loss(
+        self, batch_inputs: Tensor, batch_data_samples: SampleList
+    ) -> dict[str, Tensor]:
         """Images (B, 3, H, W) and samples with boxes -> named losses."""
         words, samples = self.vocabulary(batch_data_samples)
         feats, text = self._feats_and_text(batch_inputs, words)
-        losses, locations = self.bbox_head.loss_and_locations(
-            feats, text, samples)
+        losses, locations = self.bbox_head.loss_and_locations(feats, text, samples)
         pixels = self.pixels(batch_inputs)
+        head: Any
         for head in self.distill.values():
-            losses.update(head.loss(feats, text, self.teacher, pixels,
-                                    samples, locations))
+            losses.update(
+                head.loss(feats, text, self.teacher, pixels, samples, locations)
+            )
         return losses
 
-    def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList,
-                rescale: bool = True) -> SampleList:
+    def predict(
+        self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True
+    ) -> SampleList:
         """Images (B, 3, H, W) -> samples with boxes, scores and names."""
         words = words_of(batch_data_samples)
         results = self.bbox_head.predict(
-            self._feats_and_text(batch_inputs, words), batch_data_samples,
-            rescale=rescale)
+            self._feats_and_text(batch_inputs, words),
+            batch_data_samples,
+            rescale=rescale,
+        )
         for result in results:
             result.label_names = [words[i] for i in result.labels]
         return self.add_pred_to_datasample(batch_data_samples, results)
 
-    def _forward(self, batch_inputs: Tensor,
-                 batch_data_samples: OptSampleList = None
-                 ) -> tuple[list[Tensor], ...]:
+    def _forward(
+        self, batch_inputs: Tensor, batch_data_samples: OptSampleList = None
+    ) -> tuple[list[Tensor], ...]:
         """Logits and boxes per level, without post-processing."""
         words = words_of(batch_data_samples)
         return self.bbox_head(self._feats_and_text(batch_inputs, words))
 
-    def _feats_and_text(self, images: Tensor, words: tuple[str, ...]
-                        ) -> tuple[tuple[Tensor, ...], Tensor]:
+    def _feats_and_text(
+        self, images: Tensor, words: tuple[str, ...]
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Images (B, 3, H, W) -> P3, P4, P5, fused if asked, and (K, D)."""
         text = self.text_encoder(words).to(images.device)
         feats = self.extract_feat(images)

@@ -3,9 +3,9 @@
 Each form is the identity at the start and does not depend on the order of
 the words. No fusion is a choice too (``fusion=None``).
 """
-from typing import Sequence
 
-import torch
+from collections.abc import Sequence
+
 from mmdet.registry import MODELS
 from mmyolo.models.utils import make_divisible
 from torch import Tensor, nn
@@ -25,24 +25,27 @@ class FiLMFusion(nn.Module):
         widen_factor: width multiplier of the neck.
     """
 
-    def __init__(self, in_channels: Sequence[int], text_dims: int,
-                 widen_factor: float = 1.0) -> None:
+    def __init__(
+        self, in_channels: Sequence[int], text_dims: int, widen_factor: float = 1.0
+    ) -> None:
         super().__init__()
         self.channels = [make_divisible(c, widen_factor) for c in in_channels]
+        last = nn.Linear(text_dims, 2 * sum(self.channels))
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
         self.modulate = nn.Sequential(
-            nn.Linear(text_dims, text_dims), nn.SiLU(inplace=True),
-            nn.Linear(text_dims, 2 * sum(self.channels)))
-        nn.init.zeros_(self.modulate[-1].weight)
-        nn.init.zeros_(self.modulate[-1].bias)
+            nn.Linear(text_dims, text_dims), nn.SiLU(inplace=True), last
+        )
 
-    def forward(self, feats: Sequence[Tensor], text: Tensor
-                ) -> tuple[Tensor, ...]:
+    def forward(self, feats: Sequence[Tensor], text: Tensor) -> tuple[Tensor, ...]:
         """L maps (B, C_l, H_l, W_l) and words (K, D) -> maps, same shapes."""
         scale, shift = self.modulate(text.mean(0)).chunk(2)
         return tuple(
             feat * (1 + s.view(1, -1, 1, 1)) + b.view(1, -1, 1, 1)
-            for feat, s, b in zip(feats, scale.split(self.channels),
-                                  shift.split(self.channels)))
+            for feat, s, b in zip(
+                feats, scale.split(self.channels), shift.split(self.channels)
+            )
+        )
 
 
 @MODELS.register_module()
@@ -56,21 +59,26 @@ class CrossAttentionFusion(nn.Module):
         num_heads: attention heads.
     """
 
-    def __init__(self, in_channels: Sequence[int], text_dims: int,
-                 widen_factor: float = 1.0, num_heads: int = 4) -> None:
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        text_dims: int,
+        widen_factor: float = 1.0,
+        num_heads: int = 4,
+    ) -> None:
         super().__init__()
         channels = [make_divisible(c, widen_factor) for c in in_channels]
         self.norms = nn.ModuleList(nn.LayerNorm(c) for c in channels)
-        self.attentions = nn.ModuleList(
-            nn.MultiheadAttention(c, num_heads, kdim=text_dims,
-                                  vdim=text_dims, batch_first=True)
-            for c in channels)
-        for attention in self.attentions:
+        self.attentions = nn.ModuleList()
+        for c in channels:
+            attention = nn.MultiheadAttention(
+                c, num_heads, kdim=text_dims, vdim=text_dims, batch_first=True
+            )
             nn.init.zeros_(attention.out_proj.weight)
             nn.init.zeros_(attention.out_proj.bias)
+            self.attentions.append(attention)
 
-    def forward(self, feats: Sequence[Tensor], text: Tensor
-                ) -> tuple[Tensor, ...]:
+    def forward(self, feats: Sequence[Tensor], text: Tensor) -> tuple[Tensor, ...]:
         """L maps (B, C_l, H_l, W_l) and words (K, D) -> maps, same shapes."""
         fused = []
         for feat, norm, attend in zip(feats, self.norms, self.attentions):

@@ -1,4 +1,5 @@
 """Distances between student and teacher embeddings: (N, D), (N, D) -> (N,)."""
+
 import torch.nn.functional as F
 from mmdet.registry import MODELS
 from torch import Tensor, nn

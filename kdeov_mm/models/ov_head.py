@@ -1,6 +1,8 @@
 """Boxes by YOLOv8, class scores by embedding . text."""
+
 import math
-from typing import Any, NamedTuple, Optional, Sequence, Union
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,7 @@ class Locations(NamedTuple):
             found, whatever the object's class.
         centres: (N, 2), xy in pixels.
     """
+
     embeds: Tensor
     boxes: Tensor
     scores: Tensor
@@ -55,17 +58,19 @@ class OVHeadModule(YOLOv8HeadModule):
         kwargs: those of ``mmyolo.YOLOv8HeadModule``.
     """
 
-    def __init__(self,
-                 embed_dims: int,
-                 in_channels: Union[int, Sequence[int]],
-                 hidden_channels: int = 80,
-                 projection_norm: Optional[dict[str, Any]] = None,
-                 l2_norm: bool = False,
-                 prior_words: int = 80,
-                 prior_size: int = 640,
-                 **kwargs: Any) -> None:
+    def __init__(
+        self,
+        embed_dims: int,
+        in_channels: int | Sequence[int],
+        hidden_channels: int = 80,
+        projection_norm: dict[str, Any] | None = None,
+        l2_norm: bool = False,
+        prior_words: int = 80,
+        prior_size: int = 640,
+        **kwargs: Any,
+    ) -> None:
         self.embed_dims = embed_dims
-        self.projection_norm = projection_norm or dict(type='BN')
+        self.projection_norm = projection_norm or dict(type="BN")
         self.l2_norm = l2_norm
         self.prior = prior_words * prior_size**2
         # the parent's class branch is at least `num_classes` wide
@@ -75,7 +80,8 @@ class OVHeadModule(YOLOv8HeadModule):
         super()._init_layers()
         for branch in self.cls_preds:
             branch[-1] = SpatialProjection(
-                branch[-1].in_channels, self.embed_dims, self.projection_norm)
+                branch[-1].in_channels, self.embed_dims, self.projection_norm
+            )
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.bias = nn.Parameter(torch.zeros(self.num_levels))
 
@@ -102,14 +108,14 @@ class OVHeadModule(YOLOv8HeadModule):
         return embeds, *boxes
 
     def classify(self, embeds: Sequence[Tensor], text: Tensor) -> list[Tensor]:
-        """L maps (B, D, H_l, W_l) and words (K, D) -> logits (B, K, H_l, W_l).
-        """
+        """L maps (B, D, H_l, W_l) and words (K, D) -> logits (B, K, H_l, W_l)."""
         kernel = (self.log_scale.exp() * text)[..., None, None]
-        return [F.conv2d(e, kernel.to(e.dtype), b.to(e.dtype).expand(len(text)))
-                for e, b in zip(embeds, self.bias)]
+        return [
+            F.conv2d(e, kernel.to(e.dtype), b.to(e.dtype).expand(len(text)))
+            for e, b in zip(embeds, self.bias)
+        ]
 
-    def forward(self, x: tuple[Sequence[Tensor], Tensor]
-                ) -> tuple[list[Tensor], ...]:
+    def forward(self, x: tuple[Sequence[Tensor], Tensor]) -> tuple[list[Tensor], ...]:
         """``(feats, text)`` -> logits and boxes, as the parent's outputs."""
         feats, text = x
         embeds, *boxes = self.embed(feats)
@@ -130,12 +136,13 @@ class WordBCELoss(nn.Module):
     def __init__(self, loss_weight: float = 0.5) -> None:
         super().__init__()
         self.loss_weight = loss_weight
-        self.word_weight: Optional[Tensor] = None
+        self.word_weight: Tensor | None = None
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Logits and targets (B, N, K) -> unreduced loss (B, N, K)."""
         loss = F.binary_cross_entropy_with_logits(
-            logits.float(), targets.float(), reduction='none')
+            logits.float(), targets.float(), reduction="none"
+        )
         if self.word_weight is not None:
             loss = loss * self.word_weight
         return loss * self.loss_weight
@@ -154,16 +161,19 @@ class OVHead(YOLOv8Head):
         kwargs: those of ``mmyolo.YOLOv8Head``.
     """
 
-    def __init__(self, head_module: dict[str, Any],
-                 loss_cls: Optional[dict[str, Any]] = None,
-                 **kwargs: Any) -> None:
+    def __init__(
+        self,
+        head_module: dict[str, Any],
+        loss_cls: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(
-            head_module, loss_cls=loss_cls or dict(type='mmdet.WordBCELoss'),
-            **kwargs)
+            head_module, loss_cls=loss_cls or dict(type="mmdet.WordBCELoss"), **kwargs
+        )
 
-    def loss_and_locations(self, feats: Sequence[Tensor], text: Tensor,
-                           samples: SampleList
-                           ) -> tuple[dict[str, Tensor], Locations]:
+    def loss_and_locations(
+        self, feats: Sequence[Tensor], text: Tensor, samples: SampleList
+    ) -> tuple[dict[str, Tensor], Locations]:
         """Detection losses, and the locations for the distillation heads.
 
         Args:
@@ -175,40 +185,50 @@ class OVHead(YOLOv8Head):
         embeds, sides, side_logits = self.head_module.embed(feats)
         logits = self.head_module.classify(embeds, text)
         gts, ignored, metas = unpack_gt_instances(samples)
-        losses = self.loss_by_feat(
-            logits, sides, side_logits, gts, metas, ignored)
+        losses = self.loss_by_feat(logits, sides, side_logits, gts, metas, ignored)
         return losses, self._locations(embeds, logits, sides, side_logits)
 
-    def loss_by_feat(self, cls_scores: Sequence[Tensor], *args: Any
-                     ) -> dict[str, Tensor]:
+    def loss_by_feat(
+        self, cls_scores: Sequence[Tensor], *args: Any
+    ) -> dict[str, Tensor]:
         """The parent's losses, for as many words as there are scores."""
         self.num_classes = self.assigner.num_classes = cls_scores[0].shape[1]
         metas = args[3]
-        if any('word_weight' in meta for meta in metas):
+        if any("word_weight" in meta for meta in metas):
             self.loss_cls.word_weight = torch.stack(
-                [meta['word_weight'] for meta in metas])[:, None].to(
-                    cls_scores[0].device)
+                [meta["word_weight"] for meta in metas]
+            )[:, None].to(cls_scores[0].device)
         try:
             return super().loss_by_feat(cls_scores, *args)
         finally:
             self.loss_cls.word_weight = None
 
-    def predict_by_feat(self, cls_scores: Sequence[Tensor], *args: Any,
-                        **kwargs: Any) -> list:
+    def predict_by_feat(
+        self, cls_scores: Sequence[Tensor], *args: Any, **kwargs: Any
+    ) -> list:
         """The parent's boxes, for as many words as there are scores."""
         self.num_classes = cls_scores[0].shape[1]
         return super().predict_by_feat(cls_scores, *args, **kwargs)
 
-    def _locations(self, embeds: list[Tensor], logits: list[Tensor],
-                   sides: list[Tensor], side_logits: list[Tensor]
-                   ) -> Locations:
+    def _locations(
+        self,
+        embeds: list[Tensor],
+        logits: list[Tensor],
+        sides: list[Tensor],
+        side_logits: list[Tensor],
+    ) -> Locations:
         priors, strides = self.flatten_priors_train, self.stride_tensor
         boxes = self.bbox_coder.decode(
-            priors[..., :2], _flatten(sides).detach(), strides[..., 0])
+            priors[..., :2], _flatten(sides).detach(), strides[..., 0]
+        )
         bins = torch.cat(side_logits, 1).detach().softmax(-1)  # (B, N, 4, R)
         return Locations(
-            _flatten(embeds), boxes, _flatten(logits).detach().sigmoid(),
-            bins.amax(-1).mean(-1), priors[:, :2])
+            _flatten(embeds),
+            boxes,
+            _flatten(logits).detach().sigmoid(),
+            bins.amax(-1).mean(-1),
+            priors[:, :2],
+        )
 
 
 def _flatten(maps: Sequence[Tensor]) -> Tensor:

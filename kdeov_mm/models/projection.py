@@ -1,5 +1,6 @@
 """From feature channels to the teacher's space."""
-from typing import Any, Optional
+
+from typing import Any
 
 from mmcv.cnn import ConvModule
 from mmdet.registry import MODELS
@@ -21,13 +22,13 @@ class SpatialProjection(nn.Module):
             ``dict(type='GN', num_groups=32)``; None for no norm.
     """
 
-    def __init__(self,
-                 in_channels: int,
-                 embed_dims: int,
-                 norm_cfg: Optional[dict[str, Any]] = None) -> None:
+    def __init__(
+        self, in_channels: int, embed_dims: int, norm_cfg: dict[str, Any] | None = None
+    ) -> None:
         super().__init__()
         self.project = ConvModule(
-            in_channels, embed_dims, 1, norm_cfg=norm_cfg, act_cfg=None)
+            in_channels, embed_dims, 1, norm_cfg=norm_cfg, act_cfg=None
+        )
 
     def forward(self, feats: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D, H, W), each entry of about unit variance."""

@@ -1,5 +1,7 @@
 """Distillation of crops into locations."""
-from typing import Any, Optional, Sequence
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmdet.registry import MODELS
@@ -30,29 +32,38 @@ class RegionDistillation(nn.Module):
         scales: crop sizes relative to the box.
     """
 
-    def __init__(self,
-                 loss_weight: float = 8.0,
-                 distance: Optional[dict[str, Any]] = None,
-                 proposals: int = 8,
-                 nms_iou: float = 0.5,
-                 match_iou: float = 0.6,
-                 locations: int = 6,
-                 warmup: int = 50,
-                 scales: Sequence[float] = (1.0, 1.5)) -> None:
+    def __init__(
+        self,
+        loss_weight: float = 8.0,
+        distance: dict[str, Any] | None = None,
+        proposals: int = 8,
+        nms_iou: float = 0.5,
+        match_iou: float = 0.6,
+        locations: int = 6,
+        warmup: int = 50,
+        scales: Sequence[float] = (1.0, 1.5),
+    ) -> None:
         super().__init__()
         self.loss_weight = loss_weight
-        self.distance = MODELS.build(distance or dict(type='CosineDistance'))
+        self.distance = MODELS.build(distance or dict(type="CosineDistance"))
         self.proposals = proposals
         self.nms_iou = nms_iou
         self.match_iou = match_iou
         self.num_locations = locations
         self.warmup = warmup
         self.scales = tuple(scales)
-        self.register_buffer('steps', torch.zeros((), dtype=torch.long))
+        self.steps: Tensor
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
-    def loss(self, feats: Sequence[Tensor], text: Tensor, teacher: Any,
-             pixels: Tensor, samples: SampleList, locations: Locations
-             ) -> dict[str, Tensor]:
+    def loss(
+        self,
+        feats: Sequence[Tensor],
+        text: Tensor,
+        teacher: Any,
+        pixels: Tensor,
+        samples: SampleList,
+        locations: Locations,
+    ) -> dict[str, Tensor]:
         """Pull locations towards the teacher's embedding of their region.
 
         Args:
@@ -66,7 +77,7 @@ class RegionDistillation(nn.Module):
         self.steps += 1
         regions = self.regions(samples, locations)
         if not any(map(len, regions)):
-            return {'loss_region': locations.embeds.sum() * 0}
+            return {"loss_region": locations.embeds.sum() * 0}
         targets = teacher.embed_crops(pixels, regions, self.scales)
         pulled, wanted, weights = [], [], []
         for i, target in enumerate(targets.split([len(r) for r in regions])):
@@ -77,11 +88,10 @@ class RegionDistillation(nn.Module):
         weight = torch.cat(weights)
         distance = self.distance(torch.cat(pulled), torch.cat(wanted))
         loss = (distance * weight).sum() / weight.sum().clamp(min=1)
-        return {'loss_region': loss * self.loss_weight}
+        return {"loss_region": loss * self.loss_weight}
 
     @torch.no_grad()
-    def regions(self, samples: SampleList, locations: Locations
-                ) -> list[Tensor]:
+    def regions(self, samples: SampleList, locations: Locations) -> list[Tensor]:
         """Boxes (n_b, 4) of each image: ground truth, then own boxes."""
         found = []
         for i, sample in enumerate(samples):
@@ -92,24 +102,25 @@ class RegionDistillation(nn.Module):
             height, width = sample.img_shape[:2]
             limit = known.new_tensor([width, height, width, height])
             boxes = locations.boxes[i].clamp(min=0).minimum(limit)
-            score = locations.sharpness[i] * \
-                locations.scores[i].amax(-1).sqrt()
+            score = locations.sharpness[i] * locations.scores[i].amax(-1).sqrt()
             if len(known):
                 score = score.masked_fill(
-                    box_iou(boxes, known).amax(1) > self.nms_iou, -1)
+                    box_iou(boxes, known).amax(1) > self.nms_iou, -1
+                )
             large = (boxes[:, 2:] - boxes[:, :2]).amin(1) > 4
             score = score.masked_fill(~large, -1)
             pool = score.topk(min(64, len(score))).indices
             pool = pool[score[pool] > 0]
-            keep = batched_nms(boxes[pool], score[pool],
-                               torch.zeros_like(pool), self.nms_iou)
-            found.append(torch.cat(
-                [known, boxes[pool[keep[:self.proposals]]]]))
+            keep = batched_nms(
+                boxes[pool], score[pool], torch.zeros_like(pool), self.nms_iou
+            )
+            found.append(torch.cat([known, boxes[pool[keep[: self.proposals]]]]))
         return found
 
     @torch.no_grad()
-    def match(self, regions: Tensor, locations: Locations, image: int
-              ) -> tuple[Tensor, Tensor, Tensor]:
+    def match(
+        self, regions: Tensor, locations: Locations, image: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Locations that answer for a region.
 
         Returns:
@@ -118,8 +129,12 @@ class RegionDistillation(nn.Module):
         """
         overlap = box_iou(regions, locations.boxes[image])  # (R, N)
         x, y = locations.centres.T
-        inside = ((x > regions[:, :1]) & (x < regions[:, 2:3])
-                  & (y > regions[:, 1:2]) & (y < regions[:, 3:4]))
+        inside = (
+            (x > regions[:, :1])
+            & (x < regions[:, 2:3])
+            & (y > regions[:, 1:2])
+            & (y < regions[:, 3:4])
+        )
         overlap = overlap.masked_fill(~inside, 0)
         best, where = overlap.topk(min(self.num_locations, len(x)), dim=1)
         taken = best > self.match_iou

@@ -1,13 +1,13 @@
 """Which words are asked in a training step, and in a sample."""
+
 import copy
-from typing import Optional
 
 import numpy as np
 import torch
 from mmdet.structures import DetDataSample, SampleList
 
 
-def words_of(samples: Optional[SampleList]) -> tuple[str, ...]:
+def words_of(samples: SampleList | None) -> tuple[str, ...]:
     """The vocabulary that all samples of a test batch share.
 
     Raises:
@@ -16,8 +16,9 @@ def words_of(samples: Optional[SampleList]) -> tuple[str, ...]:
     texts = {_words(sample) for sample in samples or []}
     if len(texts) != 1:
         raise ValueError(
-            f'a test batch needs one vocabulary, got {len(texts)}; set '
-            "metainfo 'text' of every sample to the same tuple of words.")
+            f"a test batch needs one vocabulary, got {len(texts)}; set "
+            "metainfo 'text' of every sample to the same tuple of words."
+        )
     return texts.pop()
 
 
@@ -37,28 +38,31 @@ class RandomVocabulary:
 
     def __init__(self, size: int = 80, min_size: int = 40) -> None:
         if not 1 <= min_size <= size:
-            raise ValueError('expected 1 <= min_size <= size, got '
-                             f'min_size={min_size}, size={size}')
+            raise ValueError(
+                f"expected 1 <= min_size <= size, got min_size={min_size}, size={size}"
+            )
         self.size = size
         self.min_size = min_size
 
-    def __call__(self, samples: SampleList
-                 ) -> tuple[tuple[str, ...], list[DetDataSample]]:
+    def __call__(
+        self, samples: SampleList
+    ) -> tuple[tuple[str, ...], list[DetDataSample]]:
         """Draw words; return them and samples whose labels index them.
 
         The given samples are not changed. Random numbers are numpy's global
         ones, which mmengine seeds.
         """
         asked = {word: None for s in samples for word in _words(s)}
-        present = {_words(s)[i]: None for s in samples
-                   for i in s.gt_instances.labels.tolist()}
+        present = {
+            _words(s)[i]: None for s in samples for i in s.gt_instances.labels.tolist()
+        }
         others = [word for word in asked if word not in present]
         size = np.random.randint(self.min_size, self.size + 1)
         extra = min(max(size - len(present), 0), len(others))
         words = [*present, *np.random.permutation(others)[:extra].tolist()]
         words = [words[i] for i in np.random.permutation(len(words))]
         if not words:
-            raise ValueError('the samples of this batch name no words at all')
+            raise ValueError("the samples of this batch name no words at all")
         return tuple(words), [_relabel(s, words) for s in samples]
 
 
@@ -69,19 +73,22 @@ def _relabel(sample: DetDataSample, words: list[str]) -> DetDataSample:
     relabelled = sample.new()  # copy.copy shares the set of metainfo keys
     instances = copy.copy(sample.gt_instances)
     instances.labels = instances.labels.new_tensor(
-        [index[own[i]] for i in instances.labels.tolist()])
+        [index[own[i]] for i in instances.labels.tolist()]
+    )
     relabelled.gt_instances = instances
     known = set(own)
     if not known.issuperset(words):
-        relabelled.set_metainfo(dict(word_weight=torch.tensor(
-            [float(word in known) for word in words])))
+        relabelled.set_metainfo(
+            dict(word_weight=torch.tensor([float(word in known) for word in words]))
+        )
     return relabelled
 
 
 def _words(sample: DetDataSample) -> tuple[str, ...]:
-    words = sample.metainfo.get('text')
+    words = sample.metainfo.get("text")
     if words is None:
         raise ValueError(
             "sample without words: add 'text' to meta_keys of PackDetInputs, "
-            'and use OVCocoDataset or the LoadWords transform.')
-    return (words, ) if isinstance(words, str) else tuple(words)
+            "and use OVCocoDataset or the LoadWords transform."
+        )
+    return (words,) if isinstance(words, str) else tuple(words)
