@@ -61,8 +61,8 @@ def read_image(path: str | Path) -> np.ndarray:
         OSError: the file is missing, no picture, or ends early; names it.
     """
     try:
-        with Image.open(path) as picture:
-            picture = ImageOps.exif_transpose(picture)
+        with Image.open(path) as file:
+            picture: Image.Image = ImageOps.exif_transpose(file)
             if picture.mode.startswith("I"):  # 16 bits of gray
                 gray = np.asarray(picture).astype(np.float64) / 257
                 picture = Image.fromarray(gray.clip(0, 255).astype(np.uint8))

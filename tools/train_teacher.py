@@ -10,6 +10,7 @@ one that ships with the package, so the text caches of students start anew.
 import argparse
 import json
 import math
+import shutil
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,6 +63,8 @@ def main() -> None:
     model = new_model()
     train(model, crops, args, rng)
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.out.resolve() != SHAPES_TEACHER.resolve():
+        shutil.copy(SHAPES_TEACHER / "open_clip_config.json", args.out)
     save_file(
         {k: v.half().contiguous() for k, v in model.state_dict().items()},
         str(args.out / "open_clip_model.safetensors"),
@@ -131,7 +134,7 @@ def caption(name: str, rng: np.random.Generator) -> str:
 
 
 def train(
-    model: torch.nn.Module,
+    model: Any,
     crops: Crops,
     args: argparse.Namespace,
     rng: np.random.Generator,
