@@ -75,9 +75,18 @@ def test_an_interrupted_world_is_written_again(tmp_path):
     root = tmp_path / "world"
     with pytest.raises(KeyboardInterrupt):
         shapes.write_world(root, 0, 3, 1, stop)
-    assert not (root / "world.json").exists()
-    assert shapes.write_world(root, 0, 3, 1)
-    assert (root / "world.json").exists()
+    assert not root.exists()
+    assert shapes.write_world(root, 0, 1, 1)  # smaller: nothing stale is left
+    assert len(list(root.glob("images/train/*"))) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["world"]
+
+
+def test_a_world_with_a_missing_image_is_refused(tmp_path):
+    root = tmp_path / "world"
+    shapes.write_world(root, 0, 2, 1)
+    (root / "images/train/000002.jpg").unlink()
+    with pytest.raises(FileExistsError, match="damaged: 1 of 2 train"):
+        shapes.write_world(root, 0, 2, 1)
 
 
 def test_boxes_are_tight_around_visible_masks():

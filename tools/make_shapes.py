@@ -49,7 +49,7 @@ def main() -> int:
             args.val,
             lambda jobs: tqdm(jobs, desc="drawing", unit="image"),
         )
-    except FileExistsError as error:
+    except OSError as error:
         print(error, file=sys.stderr)
         return 1
     print(

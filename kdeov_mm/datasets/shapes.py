@@ -10,6 +10,7 @@ too. The remaining 200 are *base*.
 import hashlib
 import json
 import math
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import product
@@ -306,12 +307,12 @@ def write_world(
 ) -> bool:
     """Write images, LVIS-format instances, captions and semantic maps.
 
-    The same arguments write the same bytes. The manifest ``world.json`` comes
-    last, so an interrupted world is recognised and written again.
+    The same arguments write the same bytes. Everything is written beside
+    ``root`` and moved there at the end, so a world is whole or not there.
 
     Args:
         root: folder of the world.
-        seed: of the scenes.
+        seed: of the scenes; 7000 and 7001 are the teacher's.
         num_train: training images.
         num_val: validation images.
         progress: wraps the loop over images, e.g. ``tqdm``.
@@ -321,57 +322,60 @@ def write_world(
 
     Raises:
         FileExistsError: the folder holds another world, or something else.
+        OSError: the disk is full, or not writable.
     """
     root = Path(root)
     recipe = dict(format=FORMAT, seed=seed, num_train=num_train, num_val=num_val)
     if _is_there(root, recipe):
         return False
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "world.partial").touch()
+    scratch = root.with_name(f"{root.name}.partial")
+    if scratch.exists():  # of an interrupted run
+        shutil.rmtree(scratch)
     counts = dict(train=num_train, val=num_val)
-    jobs = [(s, i) for s in SPLITS for i in range(counts[s])]
     records: dict[str, list[dict[str, Any]]] = {s: [] for s in SPLITS}
     digest = hashlib.sha256()
-    for folder in ("images", "semantic"):
-        for split in SPLITS:
-            (root / folder / split).mkdir(parents=True, exist_ok=True)
-    for split, index in progress(jobs):
+
+    def write(path: str, data: bytes) -> None:
+        (scratch / path).parent.mkdir(parents=True, exist_ok=True)
+        (scratch / path).write_bytes(data)
+        digest.update(data)
+
+    for split, index in progress([(s, i) for s in SPLITS for i in range(counts[s])]):
         rng = scene_rng(seed, SPLITS.index(split), index)
         scene = draw_scene(rng)
         name = f"{split}/{index + 1:06d}"
         records[split].append(_record(rng, scene, name, index + 1))
         for path, data in _pictures(scene, name):
-            (root / path).write_bytes(data)
-            digest.update(data)
+            write(path, data)
     for path, content in _annotation_files(records):
-        data = json.dumps(content).encode()
-        (root / path).parent.mkdir(exist_ok=True)
-        (root / path).write_bytes(data)
-        digest.update(data)
-    (root / "world.json").write_text(
-        json.dumps(dict(recipe, sha256=digest.hexdigest()), indent=2) + "\n"
-    )
-    (root / "world.partial").unlink()
+        write(path, json.dumps(content).encode())
+    manifest = dict(recipe, sha256=digest.hexdigest())
+    (scratch / "world.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    scratch.replace(root)
     return True
 
 
 def _is_there(root: Path, recipe: dict[str, int]) -> bool:
-    """Whether this world is complete; raises when another one is in the way."""
-    if (root / "world.json").is_file():
-        found = json.loads((root / "world.json").read_text())
-        found.pop("sha256", None)
-        if found == recipe:
-            return True
+    """Whether this world is there, whole; raises when something is in the way."""
+    if not root.is_dir() or not any(root.iterdir()):
+        return False
+    advice = "Choose another folder (--root) or delete this one."
+    if not (root / "world.json").is_file():
+        raise FileExistsError(f"{root} is not empty and holds no world. {advice}")
+    found = json.loads((root / "world.json").read_text())
+    found.pop("sha256", None)
+    if found != recipe:
         raise FileExistsError(
-            f"{root} holds another world: {found}, asked for {recipe}. Choose "
-            "another folder (--root) or delete this one."
+            f"{root} holds another world: {found}, asked for {recipe}. {advice}"
         )
-    if root.is_dir() and any(root.iterdir()) and not (root / "world.partial").exists():
-        raise FileExistsError(
-            f"{root} is not empty and holds no world. Choose another folder "
-            "(--root) or delete this one."
-        )
-    return False
+    for split in SPLITS:
+        count = len(list((root / "images" / split).glob("*.jpg")))
+        if count != recipe[f"num_{split}"]:
+            raise FileExistsError(
+                f"{root} is damaged: {count} of {recipe[f'num_{split}']} {split} "
+                f"images are there. {advice}"
+            )
+    return True
 
 
 def _pictures(scene: Scene, name: str) -> list[tuple[str, bytes]]:

@@ -26,7 +26,8 @@ class RegionDistillation(nn.Module):
         distance: config of a distance in ``losses.py``.
         proposals: own boxes per image, at most.
         nms_iou: own boxes overlapping more are one region.
-        match_iou: a location whose box overlaps a region more is pulled by it.
+        match_iou: a location is pulled by a region when its box overlaps it more
+            than this, relative to the best box (early boxes overlap little).
         locations: pulled locations per region, at most; the best overlaps.
         warmup: iterations with ground truth only, while boxes are random.
         scales: crop sizes relative to the box.
@@ -137,7 +138,7 @@ class RegionDistillation(nn.Module):
         )
         overlap = overlap.masked_fill(~inside, 0)
         best, where = overlap.topk(min(self.num_locations, len(x)), dim=1)
-        taken = best > self.match_iou
+        taken = best > self.match_iou * best[:, :1].clamp(min=1e-6)
         which = torch.arange(len(regions), device=taken.device)
         which = which[:, None].expand_as(taken)
         weight = taken.float() / taken.sum(1, keepdim=True).clamp(min=1)

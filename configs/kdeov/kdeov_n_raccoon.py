@@ -1,0 +1,15 @@
+"""A data set of your own: 160 real photos, VOC XML, one word, from scratch.
+
+Shows the path, not the method: the tiny CLIP has never heard of raccoons, so the
+word is a label like any other and distillation is off (docs/custom_dataset.md has
+the lines for a real CLIP).
+    python tools/train.py configs/kdeov/kdeov_n_raccoon.py
+"""
+
+_base_ = [
+    "../_base_/default_runtime.py",
+    "../_base_/models/kdeov_yolov8_n.py",
+    "../_base_/datasets/raccoon.py",
+    "../_base_/schedules/adamw.py",
+]
+model = dict(teacher=None, distill=None)

@@ -1,0 +1,18 @@
+"""The demo with a longer schedule.
+
+    python tools/train.py configs/kdeov/kdeov_n_shapes_long.py
+"""
+
+_base_ = "./kdeov_n_shapes.py"
+max_iters = 4000
+train_cfg = dict(max_iters=max_iters)
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(
+        type="CosineAnnealingLR",
+        by_epoch=False,
+        begin=100,
+        T_max=max_iters - 100,
+        eta_min_ratio=0.01,
+    ),
+]
