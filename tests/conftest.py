@@ -8,6 +8,7 @@ from typing import Any
 
 import kdeov_mm  # isort: skip  (compat comes before anything of mmdet or mmyolo)
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -16,6 +17,7 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -169,21 +171,49 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def load_config(world: Path, tiny_clip: str) -> Callable[[str], Config]:
-    """Read a config of ours, with the tiny world and the tiny CLIP in it."""
-    tiny = {"data/shapes/": f"{world}/"}
+def raccoons(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight pictures in VOC's format; the last object of each is no raccoon."""
+    root, rng = tmp_path_factory.mktemp("raccoon"), np.random.default_rng(0)
+    for folder in ("images", "annotations"):
+        (root / folder).mkdir()
+    for i in range(8):
+        pixels = rng.integers(256, size=(90, 120, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / f"images/r-{i}.jpg")
+        x, y = rng.integers(1, 40, 2)
+        box = (x, y, x + 50, y + 40)
+        names = zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+        bndbox = "".join(f"<{name}>{value}</{name}>" for name, value in names)
+        objects = "".join(
+            f"<object><name>{name}</name><bndbox>{bndbox}</bndbox></object>"
+            for name in ("raccoon", "fence")
+        )
+        (root / f"annotations/r-{i}.xml").write_text(
+            "<annotation><size><width>120</width><height>90</height></size>"
+            f"{objects}</annotation>"
+        )
+    for name, part in (("train", range(5)), ("test", range(5, 8))):
+        (root / f"{name}.txt").write_text("".join(f"r-{i}\n" for i in part))
+    return root
 
-    def load(name: str, places: dict[str, str] = tiny) -> Config:
+
+@pytest.fixture(scope="session")
+def load_config(world: Path, raccoons: Path, tiny_clip: str) -> Callable[..., Config]:
+    """Read a config of ours, with tiny data and (unless `clip` is False) CLIP."""
+    places = {"data/shapes/": f"{world}/", "data/raccoon/": f"{raccoons}/"}
+
+    def load(name: str, clip: bool = True) -> Config:
         cfg = Config.fromfile(ROOT / "configs/kdeov" / name, lazy_import=False)
         cfg = Config(moved(cfg.to_dict(), places))
+        for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+            loader.update(batch_size=4, num_workers=0, persistent_workers=False)
+        if not clip:
+            return cfg
         cfg.model.text_encoder.model = tiny_clip
         if cfg.model.get("teacher"):
             cfg.model.teacher.model = tiny_clip
         if cfg.model.get("fusion"):
             cfg.model.fusion.text_dims = EMBED_DIMS
         cfg.model.bbox_head.head_module.embed_dims = EMBED_DIMS
-        for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
-            loader.update(batch_size=4, num_workers=0, persistent_workers=False)
         return cfg
 
     return load

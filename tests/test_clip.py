@@ -199,7 +199,10 @@ def test_a_box_around_the_image_embeds_as_the_image(
 def test_a_crop_sees_its_box_at_its_scale(teacher: CLIPImageTeacher) -> None:
     """At 2x, a 16 px box in the middle is the 32 px box around it at 1x."""
     pixels = torch.rand(1, 3, 64, 64)
-    small, large = torch.tensor([[24.0, 24, 40, 40]]), torch.tensor([[16.0, 16, 48, 48]])
+    small, large = (
+        torch.tensor([[24.0, 24, 40, 40]]),
+        torch.tensor([[16.0, 16, 48, 48]]),
+    )
     crop = pixels[:, :, 16:48, 16:48]
     grown = teacher.embed_crops(pixels, [small], scales=(2.0,))
     torch.testing.assert_close(
@@ -212,7 +215,10 @@ def test_a_crop_sees_its_box_at_its_scale(teacher: CLIPImageTeacher) -> None:
 
 def test_scales_are_summed_and_renormalised(teacher: CLIPImageTeacher) -> None:
     pixels = torch.rand(2, 3, 48, 64)
-    boxes = [torch.tensor([[3.0, 4, 30, 40]]), torch.tensor([[0.0, 0, 9, 9], [5, 5, 63, 40]])]
+    boxes = [
+        torch.tensor([[3.0, 4, 30, 40]]),
+        torch.tensor([[0.0, 0, 9, 9], [5, 5, 63, 40]]),
+    ]
     one, wide = (teacher.embed_crops(pixels, boxes, scales=(s,)) for s in (1.0, 1.5))
     both = teacher.embed_crops(pixels, boxes, scales=(1.0, 1.5))
     torch.testing.assert_close(both, F.normalize(one + wide, dim=-1))
@@ -258,7 +264,9 @@ def test_json_config_with_a_weights_file_is_the_local_dir(
     )
 
 
-def test_a_clip_without_weights_says_what_to_set(tiny_clip: str, tmp_path: Path) -> None:
+def test_a_clip_without_weights_says_what_to_set(
+    tiny_clip: str, tmp_path: Path
+) -> None:
     with pytest.raises(FileNotFoundError, match="set `pretrained` to a local file"):
         CLIPTextEncoder("ViT-B-32", cache_dir=str(tmp_path))(WORDS)
     with pytest.raises(FileNotFoundError, match="neither a file nor a tag"):

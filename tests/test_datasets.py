@@ -37,7 +37,9 @@ def make_coco(seed: int = 0, images: int = 6) -> dict[str, Any]:
             )  # fmt: skip
     sizes = dict(width=100, height=100)
     return dict(
-        images=[dict(id=i, file_name=f"{i}.jpg", **sizes) for i in range(1, images + 1)],
+        images=[
+            dict(id=i, file_name=f"{i}.jpg", **sizes) for i in range(1, images + 1)
+        ],
         annotations=annotations,
         categories=[dict(id=i, name=name) for name, i in ids.items()],
     )
@@ -113,9 +115,7 @@ def test_the_stock_data_set_permutes_silently(tmp_path: Path) -> None:
 
 def test_a_subset_of_the_classes_keeps_only_its_boxes(tmp_path: Path) -> None:
     coco, two = permuted(make_coco()), ("kiwi", "apple")
-    dataset = load(
-        OVCocoDataset, coco, tmp_path / "a.json", metainfo=dict(classes=two)
-    )
+    dataset = load(OVCocoDataset, coco, tmp_path / "a.json", metainfo=dict(classes=two))
     wanted = [row for row in true_boxes(coco) if row[1] in two]
     assert wanted and named_boxes(dataset, two) == wanted
 

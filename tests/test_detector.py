@@ -24,7 +24,10 @@ FUSIONS = {
 
 def make_batch() -> tuple[Tensor, list[DetDataSample]]:
     torch.manual_seed(5)
-    return torch.rand(2, 3, 64, 64), [make_sample(*TRUTH), make_sample(TRUTH[0], [1, 1])]
+    return torch.rand(2, 3, 64, 64), [
+        make_sample(*TRUTH),
+        make_sample(TRUTH[0], [1, 1]),
+    ]
 
 
 # ---------------------------------------------------------------------- guests
@@ -173,7 +176,8 @@ def test_predictions_are_in_pixels_of_the_file(lively: KDEOVDetector) -> None:
     large.set_metainfo(dict(ori_shape=(128, 192), scale_factor=(1 / 3, 0.5)))
     with torch.no_grad():
         a, b = (
-            lively(images, [s], mode="predict")[0].pred_instances for s in (small, large)
+            lively(images, [s], mode="predict")[0].pred_instances
+            for s in (small, large)
         )
     assert len(a) > 50
     grown = a.bboxes * torch.tensor([3.0, 2, 3, 2])

@@ -239,9 +239,7 @@ def test_words_can_be_a_list_and_need_no_training(
     assert set(result.sample.pred_instances.label_names) == {"a word that nobody knows"}
 
 
-def test_inference_equals_the_test_pipeline(
-    model: KDEOVDetector, world: Path
-) -> None:
+def test_inference_equals_the_test_pipeline(model: KDEOVDetector, world: Path) -> None:
     """The same picture through tools/test.py's data set and through `detect`."""
     from mmdet.registry import DATASETS
     from mmengine.dataset import pseudo_collate

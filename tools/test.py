@@ -5,12 +5,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import kdeov_mm  # isort: skip  # noqa: F401  (compat comes before mmdet)
+
+import kdeov_mm  # noqa: F401  # isort: skip  (compat comes before mmdet)
+
 from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
-
-import kdeov_mm  # noqa: F401  (registers modules, applies compat)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

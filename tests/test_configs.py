@@ -1,0 +1,107 @@
+"""Every config builds, trains a step and is evaluated; and can be read."""
+
+import ast
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from .conftest import ROOT
+
+CONFIGS = sorted((ROOT / "configs/kdeov").glob("*.py"))
+EVERY_PAGE = sorted((ROOT / "configs").rglob("*.py"))
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_leaf_says_how_to_run_it_and_only_the_difference(path: Path) -> None:
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    assert docstring, "no docstring"
+    assert f"tools/train.py {relative(path)}" in docstring
+    assert len(path.read_text().splitlines()) <= 35
+
+
+@pytest.mark.parametrize("path", EVERY_PAGE, ids=relative)
+def test_a_page_begins_with_what_it_is(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+class OneStep(Hook):
+    """End the training after one step, whatever its schedule; keep its losses."""
+
+    def __init__(self) -> None:
+        self.losses: dict[str, torch.Tensor] = {}
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Any = None,
+    ) -> None:
+        self.losses = outputs
+        runner.train_loop.stop_training = True
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_trains_and_tests_a_step(
+    path: Path, load_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    cfg = load_config(path.name, clip=False)
+    cfg.work_dir = str(tmp_path)
+    cfg.experiment_name = path.stem
+    runner, once = Runner.from_cfg(cfg), OneStep()
+    runner.register_hook(once)
+    before = {k: v.clone() for k, v in runner.model.named_parameters()}
+    runner.train()
+    assert runner.iter == 1
+    assert "loss_cls" in once.losses and once.losses["loss_cls"] > 0
+    assert all(value.isfinite() for value in once.losses.values())
+    after = dict(runner.model.named_parameters())
+    assert all(after[k].isfinite().all() for k in before)
+    assert any((after[k] != v).any() for k, v in before.items())
+    figures = runner.test()
+    assert figures and all(0 <= v <= 1 or math.isnan(v) for v in figures.values())
+
+
+def test_without_its_teacher_the_demo_has_no_distillation(
+    load_config: Callable[..., Config],
+) -> None:
+    taught, alone = (
+        load_config(name)
+        for name in ("kdeov_n_shapes.py", "kdeov_n_shapes_nodistill.py")
+    )
+    assert taught.model.teacher and taught.model.distill
+    assert not alone.model.teacher and not alone.model.distill
+    for cfg in (taught, alone):  # and nothing else is different
+        cfg.model.teacher = cfg.model.distill = None
+    assert alone.to_dict() == taught.to_dict()
+
+
+def test_voc_boxes_of_other_classes_stay_out(
+    load_config: Callable[..., Config], raccoons: Path
+) -> None:
+    from mmdet.registry import DATASETS
+
+    cfg = load_config("kdeov_n_raccoon.py", clip=False)
+    train, test = (
+        DATASETS.build(loader.dataset)
+        for loader in (cfg.train_dataloader, cfg.test_dataloader)
+    )
+    assert (len(train), len(test)) == (5, 3)
+    for dataset in (train, test):
+        for i in range(len(dataset)):
+            assert len(dataset.get_data_info(i)["instances"]) == 1  # of two objects
+            assert dataset[i]["data_samples"].text == ("raccoon",)
+    (box,) = (instance["bbox"] for instance in test.get_data_info(0)["instances"])
+    truth = test[0]["data_samples"].gt_instances.bboxes.tensor
+    assert truth.tolist() == [box]  # pixels of the file, as VOCMetric wants

@@ -1,0 +1,286 @@
+"""mm's command line: train, resume, test, on one process and on two."""
+
+import importlib.util
+import json
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from mmdet.registry import HOOKS
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from .conftest import ROOT, run_env
+
+STATES: list[dict[str, Any]] = []
+
+
+@HOOKS.register_module()
+class RecordStart(Hook):
+    """Keep where a training begins."""
+
+    priority = "LOWEST"
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
+        if not STATES:
+            model, optimizer = runner.model.state_dict(), runner.optim_wrapper
+            state = dict(iter=runner.iter, model=model, optim=optimizer.state_dict())
+            STATES.append(pickle.loads(pickle.dumps(state)))
+
+
+@pytest.fixture(autouse=True)
+def forget() -> Iterator[None]:
+    """Each test records its own start, and leaves the environment as it was."""
+    STATES.clear()
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def tool(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"tools/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+train, test = tool("train"), tool("test")
+
+
+@pytest.fixture(scope="module")
+def config(
+    load_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The demo on the tiny world: two iterations, a checkpoint after each."""
+    cfg = load_config("kdeov_n_shapes.py")
+    cfg.train_cfg.max_iters = 2
+    cfg.param_scheduler = [dict(type="ConstantLR", by_epoch=False, factor=1.0)]
+    cfg.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=-1)
+    cfg.default_hooks.logger.interval = 1
+    cfg.custom_hooks.append(dict(type="RecordStart"))
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    cfg.dump(path)
+    return path
+
+
+def train_in(folder: Path, config: Path, *args: str, **options: object) -> None:
+    """tools/train.py into a folder, with a visualizer of its own."""
+    options = {"visualizer.name": folder.name, **options}
+    given = ["--cfg-options", *(f"{key}={value}" for key, value in options.items())]
+    train.main([str(config), "--work-dir", str(folder), *args, *given])
+
+
+@pytest.fixture(scope="module")
+def trained(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work dir of a finished training."""
+    folder = tmp_path_factory.mktemp("work")
+    train_in(folder, config)
+    return folder
+
+
+# ------------------------------------------------------------------------ train
+
+
+def test_training_leaves_checkpoints_a_log_and_tensorboard(trained: Path) -> None:
+    last = Path((trained / "last_checkpoint").read_text().strip())
+    assert last == trained / "iter_2.pth" and last.is_file()
+    assert (trained / "tiny.py").is_file()
+    (events,) = trained.rglob("events.out.tfevents*")
+    assert events.stat().st_size > 0
+    (scalars,) = trained.rglob("vis_data/scalars.json")
+    steps = [json.loads(line) for line in scalars.read_text().splitlines()]
+    assert [s["iter"] for s in steps if "loss" in s] == [1, 2]
+
+
+def test_a_checkpoint_is_data_and_holds_the_moving_average(trained: Path) -> None:
+    checkpoint = torch.load(trained / "iter_2.pth", weights_only=True)
+    assert {"state_dict", "ema_state_dict", "optimizer"} <= set(checkpoint)
+    assert checkpoint["meta"]["iter"] == 2
+    kept = checkpoint["state_dict"]
+    assert not any("teacher" in key or "text_encoder" in key for key in kept)
+    averaged = {
+        key.removeprefix("module."): value
+        for key, value in checkpoint["ema_state_dict"].items()
+        if key.startswith("module.")
+    }
+    assert set(averaged) == set(kept)
+    assert any((averaged[key] != kept[key]).any() for key in kept)
+
+
+def test_resume_goes_on_where_the_training_stopped(
+    config: Path, trained: Path, tmp_path: Path
+) -> None:
+    checkpoint = torch.load(trained / "iter_1.pth", weights_only=True)
+    train_in(tmp_path, config, "--resume", str(trained / "iter_1.pth"))
+    (start,) = STATES
+    assert start["iter"] == 1
+    average = checkpoint["ema_state_dict"]  # mmengine saves the two swapped
+    for key, value in start["model"].items():
+        assert torch.equal(value, average[f"module.{key}"]), key
+    for index, state in checkpoint["optimizer"]["state"].items():
+        for key, value in state.items():
+            assert torch.equal(start["optim"]["state"][index][key], value)
+    end = torch.load(tmp_path / "iter_2.pth", weights_only=True)
+    assert end["meta"]["iter"] == 2
+    assert not (tmp_path / "iter_1.pth").exists()
+
+
+def test_resume_alone_takes_the_latest_checkpoint(
+    config: Path, trained: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "iter_1.pth"
+    path.write_bytes((trained / "iter_1.pth").read_bytes())
+    (tmp_path / "last_checkpoint").write_text(str(path))
+    train_in(tmp_path, config, "--resume")
+    assert STATES[0]["iter"] == 1
+    assert (tmp_path / "iter_2.pth").is_file()
+
+
+def test_amp_trains_on_this_machine(config: Path, tmp_path: Path) -> None:
+    train_in(tmp_path, config, "--amp", **{"train_cfg.max_iters": 1})
+    checkpoint = torch.load(tmp_path / "iter_1.pth", weights_only=True)
+    weights = checkpoint["state_dict"].values()
+    assert all(w.isfinite().all() for w in weights)
+    assert not any(w.dtype in (torch.float16, torch.bfloat16) for w in weights)
+    dumped = Config.fromfile(tmp_path / "tiny.py", lazy_import=False)
+    assert dumped.optim_wrapper.type == "AmpOptimWrapper"
+
+
+def test_scaling_the_learning_rate_needs_to_know_from_what(
+    config: Path, tmp_path: Path
+) -> None:
+    if "auto_scale_lr" in Config.fromfile(config, lazy_import=False):
+        pytest.skip("the demo says its batch size")
+    with pytest.raises(SystemExit, match="base_batch_size"):
+        train.main([str(config), "--work-dir", str(tmp_path), "--auto-scale-lr"])
+
+
+# ------------------------------------------------------------------------- test
+
+
+def test_testing_writes_figures_predictions_and_pictures(
+    config: Path, trained: Path, tmp_path: Path
+) -> None:
+    dump = tmp_path / "found.pkl"
+    figures = test.main(
+        [str(config), str(trained / "iter_2.pth"), "--work-dir", str(tmp_path),
+         "--out", str(dump), "--show-dir", "pictures"]
+    )  # fmt: skip
+    written = [
+        json.loads(file.read_text())
+        for file in tmp_path.glob("*/*.json")
+        if "ov/AP" in file.read_text()
+    ]
+    assert len(written) == 1
+    for group in ("", "base_", "combo_", "novel_"):
+        assert f"ov/{group}AP50" in written[0] and f"ov/{group}AP50" in figures
+    assert len(pickle.loads(dump.read_bytes())) == 8  # images
+    assert len(list(tmp_path.rglob("pictures/*.jpg"))) == 8
+
+
+def test_testing_does_not_load_the_teacher(
+    config: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its words are in the cache, and its image tower is for training."""
+
+    def load(self: Any) -> Any:
+        raise AssertionError("the CLIP was loaded")
+
+    monkeypatch.setattr("kdeov_mm.clip.CLIPSource.load", load)
+    test.main([str(config), str(trained / "iter_2.pth"), "--work-dir", str(tmp_path)])
+
+
+def test_predictions_go_to_a_pickle(config: Path) -> None:
+    with pytest.raises(SystemExit):
+        test.parse_args([str(config), "a.pth", "--out", "found.json"])
+
+
+# ------------------------------------------------------------------ distributed
+
+
+LAUNCHER = """
+import sys
+import torch.distributed
+torch.distributed.init_process_group("gloo")  # mmengine's own way asks for a GPU
+sys.path.insert(0, {tools!r})
+import {tool}
+{tool}.main(sys.argv[1:])
+torch.distributed.destroy_process_group()
+"""
+
+
+def on_two_processes(tool: str, folder: Path, *args: object) -> str:
+    """Run a tool of ours with two processes on the CPU; return its output."""
+    script = folder / f"run_{tool}.py"
+    script.write_text(LAUNCHER.format(tools=str(ROOT / "tools"), tool=tool))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    command += [f"--master_port={port}", script, *args, "--launcher", "pytorch"]
+    command += ["--work-dir", folder, "--cfg-options", "train_cfg.max_iters=1"]
+    done = subprocess.run(
+        list(map(str, command)),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=run_env(CUDA_VISIBLE_DEVICES=""),
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output[-3000:]
+    return output
+
+
+def test_two_processes_train_and_test_one_model(
+    load_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    cfg = load_config("kdeov_n_shapes.py")
+    config, checkpoint = tmp_path / "tiny.py", tmp_path / "iter_1.pth"
+    cfg.param_scheduler = []
+    cfg.model_wrapper_cfg = dict(  # mmengine's default is a GPU
+        type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False
+    )
+    cfg.dump(config)
+    on_two_processes("train", tmp_path, config)
+    weights = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert not any(key.startswith("module.") for key in weights)
+    assert all(w.isfinite().all() for w in weights.values())
+    output = on_two_processes("test", tmp_path, config, checkpoint)
+    assert output.count("(8 images,") == 1  # those of both, by the first alone
+
+
+@pytest.mark.parametrize("script", ["dist_train", "dist_test"])
+def test_the_launchers_pass_their_arguments_on(script: str) -> None:
+    """`echo` in the place of Python shows the command."""
+    tool, given = script.removeprefix("dist_"), ["a b.py"]
+    given += ["c.pth"] if tool == "test" else []
+    done = subprocess.run(
+        ["bash", str(ROOT / f"tools/{script}.sh"), *given, "8", "--amp", "x=1"],
+        capture_output=True,
+        text=True,
+        env=run_env(PYTHON="echo", PORT="123"),
+    )
+    words = done.stdout.split()
+    assert "--nproc_per_node=8" in words and "--master_port=123" in words
+    assert f"{tool}.py {' '.join(given)} --launcher pytorch --amp x=1" in done.stdout
+
+
+@pytest.mark.parametrize("script", ["dist_train", "dist_test"])
+def test_the_launchers_say_how_to_use_them(script: str) -> None:
+    done = subprocess.run(
+        ["bash", str(ROOT / f"tools/{script}.sh")], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert f"tools/{script}.sh CONFIG" in done.stderr
