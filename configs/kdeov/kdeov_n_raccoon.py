@@ -1,8 +1,8 @@
 """A data set of your own: 160 real photos, VOC XML, one word, from scratch.
 
 Shows the path, not the method: the tiny CLIP has never heard of raccoons, so the
-word is a label like any other and distillation is off (docs/custom_dataset.md has
-the lines for a real CLIP).
+word is a label like any other, and distillation is off. docs/custom_dataset.md says
+how to put the photos there, and which lines give it a real CLIP.
     python tools/train.py configs/kdeov/kdeov_n_raccoon.py
 """
 
@@ -13,3 +13,15 @@ _base_ = [
     "../_base_/schedules/adamw.py",
 ]
 model = dict(teacher=None, distill=None)
+max_iters = 600
+train_cfg = dict(max_iters=max_iters)
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(
+        type="CosineAnnealingLR",
+        by_epoch=False,
+        begin=50,
+        T_max=max_iters - 50,
+        eta_min_ratio=0.01,
+    ),
+]

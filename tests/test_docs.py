@@ -1,0 +1,117 @@
+"""What the documentation shows does run."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from mmengine.runner import Runner
+from PIL import Image
+
+from .conftest import EMBED_DIMS, ROOT, moved, run_env
+from .test_configs import OneStep
+
+PAGE = (ROOT / "docs/custom_dataset.md").read_text()
+
+
+def block(language: str, beginning: str) -> str:
+    """The code block of the page that holds `beginning`."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", PAGE, re.S)
+    (found,) = (code for code in blocks if beginning in code)
+    return found
+
+
+@pytest.fixture
+def my_data(tmp_path: Path) -> Path:
+    """Cats, dogs and zebras in COCO's format, with a category too many."""
+    root, rng = tmp_path / "my_data", np.random.default_rng(0)
+    (root / "images").mkdir(parents=True)
+    names = ("zebra", "dog", "ship", "cat")
+    for split in ("train", "val"):
+        images = []
+        for i in range(4):
+            pixels = rng.integers(256, size=(60, 80, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / f"images/{split}{i}.jpg")
+            size = dict(width=80, height=60)
+            images.append(dict(id=i, file_name=f"{split}{i}.jpg", **size))
+        boxes = [
+            dict(id=4 * i + k, image_id=i, category_id=k, bbox=[9 * k, 9, 30, 30])
+            for i in range(4)
+            for k in range(4)
+        ]
+        (root / f"{split}.json").write_text(
+            json.dumps(
+                dict(
+                    images=images,
+                    annotations=[dict(b, area=900, iscrowd=0) for b in boxes],
+                    categories=[dict(id=k, name=n) for k, n in enumerate(names)],
+                )
+            )
+        )
+    return root
+
+
+def test_the_coco_config_of_the_page_trains_and_tests(
+    my_data: Path, tmp_path: Path, tiny_clip: str
+) -> None:
+    path = tmp_path / "my_data.py"
+    path.write_text(
+        block("python", "My data: COCO JSON").replace(
+            "./kdeov_n", f"{ROOT}/configs/kdeov/kdeov_n"
+        )
+    )
+    cfg = Config.fromfile(path, lazy_import=False)
+    cfg = Config(moved(cfg.to_dict(), {"data/my_data/": f"{my_data}/"}))
+    cfg.model.text_encoder.model = tiny_clip
+    cfg.model.bbox_head.head_module.embed_dims = EMBED_DIMS
+    cfg.update(work_dir=str(tmp_path / "work"), experiment_name="my_data")
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        loader.update(batch_size=2, num_workers=0, persistent_workers=False)
+        assert loader.dataset.type == "OVCocoDataset"
+        assert "vocabulary" not in loader.dataset
+    runner, once = Runner.from_cfg(cfg), OneStep()
+    runner.register_hook(once)
+    runner.train()
+    assert once.losses["loss_bbox"] > 0
+    dataset = runner.train_dataloader.dataset
+    assert dataset.get_data_info(0)["text"] == ("cat", "dog")
+    assert len(dataset.get_data_info(0)["instances"]) == 2
+    assert {"ov/AP50", "ov/base_AP50", "ov/novel_AP50"} <= set(runner.test())
+
+
+def test_the_lines_for_a_real_clip_fit_the_demo(
+    load_config: Callable[..., Config],
+) -> None:
+    scope: dict[str, dict] = {}
+    exec(block("python", "ViT-B-32-quickgelu"), scope)
+    cfg = load_config("kdeov_n_shapes.py", clip=False)
+    cfg.merge_from_dict(dict(model=scope["model"]))
+    for part, kind in (
+        (cfg.model.text_encoder, "CLIPTextEncoder"),
+        (cfg.model.teacher, "CLIPImageTeacher"),
+    ):
+        assert part.type == kind and part.model == "ViT-B-32-quickgelu"
+    assert cfg.model.bbox_head.head_module.embed_dims == 512
+
+
+def test_the_lists_and_the_count_of_the_page(raccoons: Path, tmp_path: Path) -> None:
+    """The shell's lines, as a stranger types them, in an empty folder."""
+    lines = block("bash", 'ln -s "$RACCOON"') + block("bash", "python - configs")
+    lines = lines.replace("python - configs", f'"{sys.executable}" - {ROOT}/configs')
+    lines = lines.replace("160", "5").replace("+161", "+6")
+    done = subprocess.run(
+        ["bash", "-euc", lines],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=run_env(RACCOON=str(raccoons)),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "5 images, 5 boxes, words ('raccoon',)" in done.stdout
+    test = (tmp_path / "data/raccoon/test.txt").read_text().split()
+    assert test == ["r-5", "r-6", "r-7"]
