@@ -35,7 +35,9 @@ def coco_average_precision(
     """
     ids = {c["name"]: c["id"] for c in annotations["categories"]}
     order = {cat_id: i for i, cat_id in enumerate(sorted(ids.values()))}
-    truth = COCO(annotations)
+    # the matcher reads annotation id 0 as "not matched", so ids begin at 1
+    boxes = [{**a, "id": i} for i, a in enumerate(annotations["annotations"], 1)]
+    truth = COCO({**annotations, "annotations": boxes})
     if predictions:
         evaluation = COCOeval_faster(
             truth,

@@ -88,6 +88,15 @@ def test_the_truth_scores_one_everywhere() -> None:
     assert all(value == pytest.approx(1) for value in figures.values())
 
 
+def test_annotation_ids_do_not_matter_not_even_zero() -> None:
+    """pycocotools takes a match with annotation 0 for no match."""
+    coco = make_coco()
+    for annotation in coco["annotations"]:
+        annotation["id"] -= 1
+    figures = coco_average_precision(coco, truth_as_predictions(coco), GROUPS)
+    assert all(value == pytest.approx(1) for value in figures.values())
+
+
 def test_nothing_found_scores_zero_and_no_objects_score_nan() -> None:
     groups = {**GROUPS, "absent": ("never there",)}
     figures = coco_average_precision(hard_truth(0), [], groups)
