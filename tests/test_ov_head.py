@@ -215,6 +215,14 @@ def test_word_bce_by_hand() -> None:
     torch.testing.assert_close(loss(logits, targets), wanted * loss.word_weight)
 
 
+def test_word_bce_of_half_logits_is_summed_in_full_precision() -> None:
+    logits = torch.randn(1, 50, 7).bfloat16()
+    targets = torch.rand(1, 50, 7)
+    half = WordBCELoss()(logits, targets)
+    assert half.dtype == torch.float32
+    assert torch.equal(half, WordBCELoss()(logits.float(), targets))
+
+
 def test_without_boxes_only_the_class_loss_counts(head: OVHead) -> None:
     losses, locations = head.loss_and_locations(
         make_feats(), make_text(3), [make_sample(), make_sample()]
