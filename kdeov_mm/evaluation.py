@@ -27,7 +27,7 @@ def coco_average_precision(
         predictions: COCO-format results: ``image_id``, ``category_id``,
             ``bbox`` (xywh, pixels), ``score``.
         groups: group name -> class names.
-        max_dets: boxes per image that count.
+        max_dets: boxes per class and image that count (COCO's rule).
 
     Returns:
         ``AP`` (IoU 0.50 to 0.95), ``AP50``, ``AP75``, and ``<group>_AP``,
@@ -87,7 +87,7 @@ class OpenVocabularyMetric(BaseMetric):
     Args:
         ann_file: COCO-format annotation file.
         protocol: what to call the figures, printed with them.
-        max_dets: boxes per image that count.
+        max_dets: boxes per class and image that count (COCO's rule).
         collect_device: mmengine's.
         prefix: mmengine's.
     """
@@ -157,7 +157,8 @@ class OpenVocabularyMetric(BaseMetric):
             "\n".join(
                 [
                     f"Protocol: {self.protocol} ({len(results)} images, "
-                    f"{len(label_to_id)} words, {self.max_dets} boxes per image)",
+                    f"{len(label_to_id)} words, {self.max_dets} boxes per word and "
+                    "image)",
                     *(f"  {name:<12} {value:.4f}" for name, value in figures.items()),
                 ]
             )

@@ -225,5 +225,5 @@ def test_the_protocol_stands_beside_its_figures(
     dataset = load(OVCocoDataset, make_coco(), tmp_path / "a.json")
     evaluate(make_coco(), dataset, tmp_path)
     (text,) = lines
-    assert "Protocol: a test (6 images, 5 words, 100 boxes per image)" in text
+    assert "Protocol: a test (6 images, 5 words, 100 boxes per word and image)" in text
     assert "AP50" in text

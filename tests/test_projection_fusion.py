@@ -1,5 +1,6 @@
 """Projection into the teacher's space, fusion with the words, distances."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from kdeov_mm.models import (
     KDEOVDetector,
     L1Distance,
     L2Distance,
+    RelationalDistance,
     SpatialProjection,
 )
 
@@ -135,9 +137,10 @@ def test_projection_gives_unit_variance_for_any_scale(norm_cfg: dict[str, Any]) 
 
 
 DISTANCES = {CosineDistance: (0, 2, 1), L2Distance: (0, 4, 2)}
+ALL_DISTANCES = [*DISTANCES, L1Distance, RelationalDistance]
 
 
-@pytest.mark.parametrize("distance", [CosineDistance, L2Distance, L1Distance])
+@pytest.mark.parametrize("distance", ALL_DISTANCES)
 def test_distance_is_zero_when_directions_are_equal(distance: type[nn.Module]) -> None:
     unit = make_text(6)
     torch.testing.assert_close(
@@ -156,6 +159,29 @@ def test_distances_of_known_directions(distance: type[nn.Module]) -> None:
     )
 
 
+def test_relational_distance_by_hand() -> None:
+    """Two regions at right angles; the student takes the first for the second."""
+    teacher = torch.eye(2)
+    student = torch.tensor([[0.0, 5.0], [0.0, 1.0]])
+    likely, unlikely = math.e / (math.e + 1), 1 / (math.e + 1)
+    wanted = likely * math.log(likely / unlikely)
+    wanted += unlikely * math.log(unlikely / likely)
+    torch.testing.assert_close(
+        RelationalDistance(temperature=1.0)(student, teacher),
+        torch.tensor([wanted, 0.0]),
+    )
+
+
+def test_relational_distance_does_not_ask_twins_apart() -> None:
+    """Two regions that look the same to the teacher are no negatives."""
+    twin = F.normalize(torch.tensor([[1.0, 2, 3]]), dim=-1)
+    other = F.normalize(torch.tensor([[3.0, -1, 0]]), dim=-1)
+    teacher = torch.cat([twin, twin, other])
+    student = teacher.clone().requires_grad_()
+    RelationalDistance()(student, teacher).sum().backward()
+    assert student.grad.abs().max() < 1e-5
+
+
 def test_l1_distance_by_hand() -> None:
     student, teacher = torch.tensor([[3.0, 4]]), torch.tensor([[1.0, 0]])
     torch.testing.assert_close(  # (0.6, 0.8) against (1, 0)
@@ -163,7 +189,7 @@ def test_l1_distance_by_hand() -> None:
     )
 
 
-@pytest.mark.parametrize("distance", [CosineDistance, L2Distance, L1Distance])
+@pytest.mark.parametrize("distance", ALL_DISTANCES)
 def test_distance_of_a_zero_or_half_embedding_is_finite(
     distance: type[nn.Module],
 ) -> None:

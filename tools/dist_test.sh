@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Evaluate on several GPUs (or processes):
+# Evaluate on several GPUs:
 #   tools/dist_test.sh CONFIG CHECKPOINT GPUS [arguments of tools/test.py]
 # Several machines: NNODES, NODE_RANK, MASTER_ADDR and PORT in the environment.
 set -euo pipefail

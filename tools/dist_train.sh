@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on several GPUs (or processes):
+# Train on several GPUs:
 #   tools/dist_train.sh CONFIG GPUS [arguments of tools/train.py]
 # Several machines: NNODES, NODE_RANK, MASTER_ADDR and PORT in the environment.
 set -euo pipefail

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import kdeov_mm  # isort: skip  # noqa: F401  (compat comes before mmdet)
 
-import kdeov_mm  # noqa: F401  # isort: skip  (compat comes before mmdet)
 
 from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults

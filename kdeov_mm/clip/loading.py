@@ -60,6 +60,7 @@ class CLIPSource:
 
         Raises:
             FileNotFoundError: no weights are named, or the file is missing.
+            ValueError: the tag's weights want another activation.
         """
         if self.folder is not None:
             files = sorted(self.folder.glob("open_clip_model*.safetensors"))
@@ -85,7 +86,29 @@ class CLIPSource:
                 f"of CLIP '{self.model}'; its tags are "
                 f"{open_clip.list_pretrained_tags_by_model(self.model)}."
             )
+        quick = [bool(c.get("quick_gelu")) for c in (tag, self.model_config())]
+        if quick[0] != quick[1]:
+            raise ValueError(
+                f"the weights '{self.pretrained}' were trained with quick_gelu="
+                f"{quick[0]}, but '{self.model}' has {quick[1]}: use "
+                f"'{self.model}-quickgelu' for OpenAI's weights, the plain name else."
+            )
         return Path(open_clip.download_pretrained(tag))
+
+    def model_config(self) -> dict[str, Any]:
+        """The architecture, in open_clip's terms."""
+        if self.folder is not None:
+            return self._folder_config()["model_cfg"]
+        config = open_clip.get_model_config(self.architecture)
+        if config is None:
+            raise ValueError(
+                f"open_clip knows no model '{self.model}'; it knows "
+                f"{open_clip.list_models()[:8]}, ... (open_clip.list_models())."
+            )
+        return config
+
+    def _folder_config(self) -> dict[str, Any]:
+        return json.loads((self.folder / "open_clip_config.json").read_text())
 
     def weights_hash(self) -> str:
         """SHA-256 of the weights file, hexadecimal."""
@@ -107,8 +130,7 @@ class CLIPSource:
     def image_statistics(self) -> dict[str, Any]:
         """``mean`` and ``std`` (3 values, RGB in [0, 1]) of the image tower."""
         if self.folder is not None:
-            config = json.loads((self.folder / "open_clip_config.json").read_text())
-            return config["preprocess_cfg"]
+            return self._folder_config()["preprocess_cfg"]
         tag = open_clip.get_pretrained_cfg(self.model, self.pretrained or "")
         return {
             "mean": tag.get("mean", open_clip.OPENAI_DATASET_MEAN),

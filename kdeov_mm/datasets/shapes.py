@@ -51,7 +51,7 @@ SHAPES = (
     "arch",
 )
 HELD_OUT_COLORS = ("purple", "orange")
-HELD_OUT_SHAPES = ("heart", "star")
+HELD_OUT_SHAPES = ("ring", "star")
 
 CLASSES = tuple(" ".join(n) for n in product(FILLS, COLORS, SHAPES))
 NOVEL_CLASSES = tuple(

@@ -2,7 +2,7 @@
 
 from .detector import KDEOVDetector
 from .fusion import CrossAttentionFusion, FiLMFusion
-from .losses import CosineDistance, L1Distance, L2Distance
+from .losses import CosineDistance, L1Distance, L2Distance, RelationalDistance
 from .ov_head import Locations, OVHead, OVHeadModule, WordBCELoss
 from .projection import SpatialProjection
 from .region_head import RegionDistillation
@@ -20,6 +20,7 @@ __all__ = [
     "OVHeadModule",
     "RandomVocabulary",
     "RegionDistillation",
+    "RelationalDistance",
     "SpatialProjection",
     "WordBCELoss",
     "words_of",

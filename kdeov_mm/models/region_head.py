@@ -22,8 +22,7 @@ class RegionDistillation(nn.Module):
     teacher at 1x and 1.5x, and pulls the locations whose box is that region.
 
     Args:
-        loss_weight: factor of the loss.
-        distance: config of a distance in ``losses.py``.
+        distances: name -> config of a distance in ``losses.py``.
         proposals: own boxes per image, at most.
         nms_iou: own boxes overlapping more are one region.
         match_iou: a location is pulled by a region when its box overlaps it more
@@ -35,18 +34,18 @@ class RegionDistillation(nn.Module):
 
     def __init__(
         self,
-        loss_weight: float = 8.0,
-        distance: dict[str, Any] | None = None,
-        proposals: int = 8,
+        distances: dict[str, dict[str, Any]],
+        proposals: int = 5,
         nms_iou: float = 0.5,
         match_iou: float = 0.6,
-        locations: int = 6,
+        locations: int = 10,
         warmup: int = 50,
         scales: Sequence[float] = (1.0, 1.5),
     ) -> None:
         super().__init__()
-        self.loss_weight = loss_weight
-        self.distance = MODELS.build(distance or dict(type="CosineDistance"))
+        self.distances = nn.ModuleDict(
+            {name: MODELS.build(cfg) for name, cfg in distances.items()}
+        )
         self.proposals = proposals
         self.nms_iou = nms_iou
         self.match_iou = match_iou
@@ -78,7 +77,8 @@ class RegionDistillation(nn.Module):
         self.steps += 1
         regions = self.regions(samples, locations)
         if not any(map(len, regions)):
-            return {"loss_region": locations.embeds.sum() * 0}
+            nothing = locations.embeds.sum() * 0
+            return {f"loss_region_{name}": nothing for name in self.distances}
         targets = teacher.embed_crops(pixels, regions, self.scales)
         pulled, wanted, weights = [], [], []
         for i, target in enumerate(targets.split([len(r) for r in regions])):
@@ -87,9 +87,13 @@ class RegionDistillation(nn.Module):
             wanted.append(target[which])
             weights.append(weight)
         weight = torch.cat(weights)
-        distance = self.distance(torch.cat(pulled), torch.cat(wanted))
-        loss = (distance * weight).sum() / weight.sum().clamp(min=1)
-        return {"loss_region": loss * self.loss_weight}
+        weight = weight / weight.sum().clamp(min=1)
+        student, target = torch.cat(pulled), torch.cat(wanted)
+        return {
+            f"loss_region_{name}": (distance(student, target) * weight).sum()
+            * distance.loss_weight
+            for name, distance in self.distances.items()
+        }
 
     @torch.no_grad()
     def regions(self, samples: SampleList, locations: Locations) -> list[Tensor]:
@@ -103,7 +107,7 @@ class RegionDistillation(nn.Module):
             height, width = sample.img_shape[:2]
             limit = known.new_tensor([width, height, width, height])
             boxes = locations.boxes[i].clamp(min=0).minimum(limit)
-            score = locations.sharpness[i] * locations.scores[i].amax(-1).sqrt()
+            score = locations.sharpness[i]
             if len(known):
                 score = score.masked_fill(
                     box_iou(boxes, known).amax(1) > self.nms_iou, -1

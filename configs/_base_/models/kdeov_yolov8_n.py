@@ -48,6 +48,7 @@ model = dict(
             norm_cfg=norm_cfg,
             act_cfg=act_cfg,
             projection_norm=norm_cfg,
+            prior_size=160,
         ),
         prior_generator=dict(type="MlvlPointGenerator", offset=0.5, strides=strides),
         bbox_coder=dict(type="mmyolo.DistancePointBBoxCoder"),
@@ -64,7 +65,15 @@ model = dict(
         ),
     ),
     teacher=dict(type="CLIPImageTeacher", model="shapes"),
-    distill=dict(region=dict(type="RegionDistillation")),
+    distill=dict(
+        region=dict(
+            type="RegionDistillation",
+            distances=dict(
+                cosine=dict(type="CosineDistance", loss_weight=8.0),
+                relation=dict(type="RelationalDistance", loss_weight=12.0),
+            ),
+        )
+    ),
     vocabulary=dict(size=80, min_size=40),
     train_cfg=dict(
         assigner=dict(

@@ -1,6 +1,6 @@
 """AdamW, one cycle by iterations: warm-up, then cosine to 1 %."""
 
-max_iters = 600
+max_iters = 800
 warmup_iters = 50
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=1000000)
 val_cfg = dict(type="ValLoop")
@@ -12,7 +12,11 @@ optim_wrapper = dict(
     paramwise_cfg=dict(
         norm_decay_mult=0.0,
         bias_decay_mult=0.0,
-        custom_keys={"log_scale": dict(decay_mult=0.0)},
+        # the temperature and the score's bias have far to go
+        custom_keys={
+            "log_scale": dict(lr_mult=10.0, decay_mult=0.0),
+            "head_module.bias": dict(lr_mult=10.0, decay_mult=0.0),
+        },
     ),
 )
 param_scheduler = [
