@@ -4,7 +4,7 @@
 """
 
 _base_ = "./kdeov_n_shapes.py"
-max_iters = 4000
+max_iters = 2400
 train_cfg = dict(max_iters=max_iters)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),

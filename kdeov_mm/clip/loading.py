@@ -108,7 +108,8 @@ class CLIPSource:
         return config
 
     def _folder_config(self) -> dict[str, Any]:
-        return json.loads((self.folder / "open_clip_config.json").read_text())
+        folder = self.folder or Path()
+        return json.loads((folder / "open_clip_config.json").read_text())
 
     def weights_hash(self) -> str:
         """SHA-256 of the weights file, hexadecimal."""
