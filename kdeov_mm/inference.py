@@ -10,11 +10,12 @@ import torch
 from mmcv.transforms import Compose
 from mmdet.apis import init_detector
 from mmdet.structures import DetDataSample
-from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.logging import print_log
+from mmengine.visualization import Visualizer
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from .models import KDEOVDetector
 
@@ -135,7 +136,7 @@ def draw(
     marked: Collection[str] = (),
     mark: str = " (novel)",
     score_threshold: float = 0.3,
-    side: int = 640,
+    side: int = 800,
 ) -> np.ndarray:
     """Draw ground truth (left, where the sample has it) and predictions.
 
@@ -158,21 +159,34 @@ def draw(
             Image.Resampling.BICUBIC,
         )
     )
-    scaled = sample.clone().cpu()
+    panels = []
     for key in ("gt_instances", "pred_instances"):
-        if key in scaled:
-            instances = scaled.get(key)
-            instances.bboxes = torch.as_tensor(instances.bboxes) * factor
-    special = set(marked)
-    visualizer = DetLocalVisualizer(line_width=2, alpha=0.9)
-    visualizer.dataset_meta = dict(
-        classes=[n + mark if n in special else n for n in names], palette=list(palette)
-    )
-    visualizer.add_datasample(
-        "detections",
-        large,
-        scaled,
-        draw_gt="gt_instances" in scaled,
-        pred_score_thr=score_threshold,
-    )
+        if key not in sample:
+            continue
+        found = sample.get(key).cpu()
+        if "scores" in found:
+            found = found[found.scores >= score_threshold]
+        titles = [names[i] + (mark if names[i] in marked else "") for i in found.labels]
+        if "scores" in found:
+            titles = [f"{t} {s:.2f}" for t, s in zip(titles, found.scores)]
+        colors = [tuple(palette[i]) for i in found.labels]
+        boxes = torch.as_tensor(found.bboxes) * factor
+        panels.append(_draw_boxes(large, boxes, titles, colors))
+    return np.concatenate(panels, 1)
+
+
+def _draw_boxes(
+    image: np.ndarray, boxes: Tensor, titles: list[str], colors: list[tuple]
+) -> np.ndarray:
+    """A copy of the image with boxes (n, 4), xyxy pixels, and their titles."""
+    visualizer = Visualizer(image=image)
+    if len(boxes):
+        visualizer.draw_bboxes(boxes, edge_colors=colors, line_widths=3)
+        visualizer.draw_texts(
+            titles,
+            boxes[:, :2] + 2,
+            font_sizes=13,
+            colors="white",
+            bboxes=dict(facecolor="black", alpha=0.7, pad=1.5, edgecolor="none"),
+        )
     return visualizer.get_image()
