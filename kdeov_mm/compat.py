@@ -102,10 +102,10 @@ def _fix_missing_ops() -> bool:
     Delete when: mmdet and mmyolo import without ``mmcv._ext``, or mmcv ships wheels
     for the torch versions that we support.
 
-    ``nms``, ``roi_align`` (average) and ``sigmoid_focal_loss`` come from torchvision;
-    every other op raises an error with its name. A compiled mmcv is left alone. The
-    module's loader is None, so that mmcv's and mmengine's own checks
-    (``check_ops_exist``, ``mmcv_full_available``) go on saying "no compiled ops".
+    ``nms`` and ``roi_align`` (average) come from torchvision; every other op raises
+    an error with its name. A compiled mmcv is left alone. The module's loader is
+    None, so that mmcv's and mmengine's own checks (``check_ops_exist``,
+    ``mmcv_full_available``) go on saying "no compiled ops".
     """
     name = "mmcv._ext"
     if name in sys.modules or importlib.util.find_spec(name) is not None:
@@ -116,8 +116,6 @@ def _fix_missing_ops() -> bool:
         _nms,
         _roi_align_forward,
         _roi_align_backward,
-        _sigmoid_focal_loss_forward,
-        _sigmoid_focal_loss_backward,
     ):
         setattr(module, op.__name__.removeprefix("_"), op)
     # mmcv's environment report asks for these two.
@@ -137,8 +135,8 @@ def _missing_op(name: str) -> Callable[..., NoReturn]:
     def op(*args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError(
             f"the op '{name}' needs mmcv with compiled ops; this environment has "
-            "mmcv-lite, where kdeov_mm provides nms, roi_align and sigmoid_focal_loss "
-            "only. To get all ops: pip uninstall mmcv-lite, then pip install "
+            "mmcv-lite, where kdeov_mm provides nms and roi_align only. "
+            "To get all ops: pip uninstall mmcv-lite, then pip install "
             "--no-cache-dir --no-build-isolation mmcv==2.1.0 (compiles for about ten "
             "minutes; docs/compatibility.md says for which torch)."
         )
@@ -220,46 +218,6 @@ def _roi_align_backward(
             aligned,
         )
     )
-
-
-def _focal(logits: Tensor, target: Tensor, gamma: float, alpha: float) -> Tensor:
-    """Focal loss (N, K) of logits (N, K); target (N,) in [0, K], K is background."""
-    from torchvision.ops import sigmoid_focal_loss
-
-    classes = torch.arange(logits.shape[1], device=target.device)
-    onehot = (target[:, None] == classes).to(logits)  # (N,) -> (N, K)
-    return sigmoid_focal_loss(logits, onehot, alpha=alpha, gamma=gamma)
-
-
-def _sigmoid_focal_loss_forward(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor,
-    output: Tensor,
-    *,
-    gamma: float,
-    alpha: float,
-) -> None:
-    """Fill output (N, K) from logits input (N, K) and target (N,) in [0, K]."""
-    if weight.numel():
-        _missing_op("sigmoid_focal_loss with class weights")()
-    output.copy_(_focal(_full(input), target, gamma, alpha))
-
-
-def _sigmoid_focal_loss_backward(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor,
-    grad_input: Tensor,
-    *,
-    gamma: float,
-    alpha: float,
-) -> None:
-    """Fill grad_input (N, K) with the derivative of each element of the loss."""
-    with torch.enable_grad():
-        logits = _full(input).detach().requires_grad_()
-        loss = _focal(logits, target, gamma, alpha).sum()
-    grad_input.copy_(torch.autograd.grad(loss, logits)[0])
 
 
 # --------------------------------------------------------------- version gates

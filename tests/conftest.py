@@ -1,5 +1,6 @@
 """Fixtures: a tiny CLIP with random weights, a tiny world, a small detector."""
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,6 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kdeov_mm.datasets import shapes
 from kdeov_mm.models import KDEOVDetector
 
 ROOT = Path(kdeov_mm.__file__).resolve().parents[1]
@@ -49,18 +49,19 @@ CLIP_CONFIG: dict[str, Any] = {
 
 @pytest.fixture(scope="session", autouse=True)
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One thread, mmdet's scope, a text cache of our own."""
+    """One thread, a text cache of our own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KDEOV_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("OMP_NUM_THREADS", "1")
         torch.set_num_threads(1)
-        init_default_scope("mmdet")
         yield
 
 
 @pytest.fixture(autouse=True)
-def seed() -> None:
+def same_start() -> None:
+    """Every test begins with the same seed, and in mmdet's scope."""
     torch.manual_seed(0)
+    init_default_scope("mmdet")
 
 
 def write_clip(folder: Path, seed: int = 0) -> str:
@@ -166,7 +167,7 @@ def make_sample(
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built-in world, tiny."""
     root = tmp_path_factory.mktemp("world") / "shapes"
-    shapes.write_world(root, num_train=12, num_val=8)
+    load_tool("make_shapes").write_world(root, num_train=12, num_val=8)
     return root
 
 
@@ -230,6 +231,16 @@ def moved(value: Any, places: dict[str, str]) -> Any:
             if value.startswith(old):
                 return new + value.removeprefix(old)
     return value
+
+
+def load_tool(name: str) -> Any:
+    """A script of tools/ as a module."""
+    path = ROOT / "tools" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool
 
 
 def run_env(**extra: str) -> dict[str, str]:

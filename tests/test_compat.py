@@ -285,27 +285,6 @@ def test_roi_align_under_autocast():
 
 
 @WITHOUT_OPS
-def test_sigmoid_focal_loss_is_the_formula():
-    torch.manual_seed(0)
-    logits = torch.randn(6, 4, requires_grad=True)
-    target = torch.tensor([0, 3, 1, 4, 4, 2])  # 4 is background
-    loss = sigmoid_focal_loss(logits, target, 2.0, 0.25, None, "none")
-    onehot = nn.functional.one_hot(target, 5)[:, :4]
-    p = logits.sigmoid()
-    expected = torch.where(
-        onehot == 1, -0.25 * (1 - p) ** 2 * p.log(), -0.75 * p**2 * (1 - p).log()
-    )
-    torch.testing.assert_close(loss, expected)
-    weight = torch.rand_like(loss)
-    (ours,) = torch.autograd.grad(loss, logits, weight)
-    (theirs,) = torch.autograd.grad(expected, logits, weight)
-    torch.testing.assert_close(ours, theirs)
-    for reduction, reduce in (("sum", lambda x: x), ("mean", lambda x: x / 6)):
-        value = sigmoid_focal_loss(logits, target, 2.0, 0.25, None, reduction)
-        torch.testing.assert_close(value, reduce(expected.sum()))
-
-
-@WITHOUT_OPS
 def test_a_missing_op_is_named_when_called():
     from mmcv.ops import soft_nms
 
@@ -313,8 +292,8 @@ def test_a_missing_op_is_named_when_called():
         soft_nms(*boxes_and_scores())
     with pytest.raises(NotImplementedError, match="max"):
         RoIAlign(2, pool_mode="max")(torch.zeros(1, 1, 4, 4), torch.zeros(1, 5))
-    with pytest.raises(NotImplementedError, match="class weights"):
-        sigmoid_focal_loss(torch.zeros(1, 2), torch.tensor([0]), 2, 0.25, torch.ones(2))
+    with pytest.raises(NotImplementedError, match="sigmoid_focal_loss"):
+        sigmoid_focal_loss(torch.zeros(1, 2), torch.tensor([0]))
 
 
 @WITHOUT_OPS

@@ -1,14 +1,14 @@
 """The tiny CLIP that ships with the package."""
 
 import hashlib
-import importlib.util
 import re
-from pathlib import Path
 
 import open_clip
 import pytest
 
 from kdeov_mm.clip import SHAPES_TEACHER, CLIPSource
+
+from .conftest import load_tool
 
 WEIGHTS = SHAPES_TEACHER / "open_clip_model.safetensors"
 
@@ -30,10 +30,7 @@ def test_open_clip_loads_it_by_itself():
 
 def test_it_names_unseen_crops(tmp_path, monkeypatch):
     monkeypatch.setenv("KDEOV_CACHE", str(tmp_path))
-    path = Path(__file__).parents[1] / "tools/train_teacher.py"
-    spec = importlib.util.spec_from_file_location("train_teacher", path)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_tool("train_teacher")
     report = tool.evaluate(SHAPES_TEACHER, seed=91, count=250)
     assert report["objects"] > 800
     assert report["top1"] >= 0.93  # 0.95 on many crops; these are few
