@@ -115,7 +115,9 @@ def test_a_loss_has_the_names_that_mmengine_sums(build_detector: Build) -> None:
     images, samples = make_batch()
     model = build_detector()
     total, log = model.parse_losses(model.loss(images, samples))
-    parts = ["loss_cls", "loss_bbox", "loss_dfl", "loss_region"]
+    regions = [f"loss_region_{name}" for name in model.distill["region"].distances]
+    parts = ["loss_cls", "loss_bbox", "loss_dfl", *regions]
+    assert regions
     assert set(log) == {"loss", *parts}
     torch.testing.assert_close(total, sum(log[name] for name in parts))
 
