@@ -30,7 +30,8 @@ check: $(READY) ## style and types: ruff and mypy
 	$(BIN)/mypy
 
 clean: ## remove the environment and what the commands wrote
-	rm -rf $(VENV) work_dirs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	if [ -e $(VENV)/.made-by-kdeov ]; then rm -rf $(VENV); fi
+	rm -rf work_dirs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The marker is written last: an interrupted installation starts again from nothing.

@@ -16,7 +16,7 @@ VERSION = re.search(
 README = ROOT / "README.md"
 
 MM = [
-    "mmengine>=0.10.4,<1.0",
+    "mmengine==0.10.7",
     "mmcv-lite==2.0.1",
     "mmdet==3.3.0",
     "mmyolo==0.6.0",

@@ -26,7 +26,7 @@ def coco_average_precision(
         annotations: a COCO-format dictionary.
         predictions: COCO-format results: ``image_id``, ``category_id``,
             ``bbox`` (xywh, pixels), ``score``.
-        groups: group name -> class names.
+        groups: group name -> class names, all of them categories.
         max_dets: boxes per class and image that count (COCO's rule).
 
     Returns:
@@ -151,7 +151,7 @@ class OpenVocabularyMetric(BaseMetric):
             if key.endswith(GROUP_SUFFIX)
         }
         figures = coco_average_precision(
-            self.annotations, predictions, groups, self.max_dets
+            self._asked(set(label_to_id)), predictions, groups, self.max_dets
         )
         MMLogger.get_current_instance().info(
             "\n".join(
@@ -164,6 +164,20 @@ class OpenVocabularyMetric(BaseMetric):
             )
         )
         return figures
+
+    def _asked(self, cat_ids: set[int]) -> dict[str, Any]:
+        """The annotations without the categories that are not asked for."""
+        return {
+            "images": self.annotations["images"],
+            "categories": [
+                c for c in self.annotations["categories"] if c["id"] in cat_ids
+            ],
+            "annotations": [
+                a
+                for a in self.annotations["annotations"]
+                if a["category_id"] in cat_ids
+            ],
+        }
 
 
 def _numpy(values: Any) -> np.ndarray:

@@ -19,8 +19,6 @@ from torch import Tensor
 
 from .models import KDEOVDetector
 
-Image.MAX_IMAGE_PIXELS = 400_000_000
-
 
 @dataclass
 class Detections:
@@ -93,6 +91,8 @@ def detect(
         paths: image files.
         words: any words; their number and order do not matter.
     """
+    if isinstance(paths, (str, Path)) or isinstance(words, str):
+        raise ValueError("expected lists of paths and of words, got a single one")
     pipeline = Compose(
         [
             dict(type="mmdet.LoadImageFromNDArray"),

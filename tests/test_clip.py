@@ -281,3 +281,17 @@ def test_the_clip_is_frozen(tiny_clip: str) -> None:
     clip = CLIPSource(tiny_clip).load()
     assert not clip.training
     assert not any(parameter.requires_grad for parameter in clip.parameters())
+
+
+def test_the_students_mixed_precision_does_not_round_the_cache(
+    tiny_clip: str, tmp_path: Path
+) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = CLIPTextEncoder(tiny_clip, cache_dir=str(tmp_path / "a"))(WORDS)
+    full = CLIPTextEncoder(tiny_clip, cache_dir=str(tmp_path / "b"))(WORDS)
+    assert mixed.dtype == torch.float32 and torch.equal(mixed, full)
+
+
+def test_a_string_is_not_a_list_of_words(tiny_clip: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="list of words, got the string 'cat'"):
+        CLIPTextEncoder(tiny_clip, cache_dir=str(tmp_path))("cat")

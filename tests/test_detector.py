@@ -1,6 +1,7 @@
 """The student as a whole, its guests, and what it keeps."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from kdeov_mm.models import KDEOVDetector
 
-from .conftest import EMBED_DIMS, WORDS, make_sample
+from .conftest import EMBED_DIMS, WORDS, make_sample, write_clip
 
 Build = Callable[..., KDEOVDetector]
 TRUTH = ([[8, 8, 40, 48], [30, 20, 62, 50]], [2, 0])
@@ -190,3 +191,34 @@ def test_a_test_batch_with_two_vocabularies_is_refused(lively: KDEOVDetector) ->
     samples = [make_sample(), make_sample(text=("other", "words"))]
     with pytest.raises(ValueError, match="one vocabulary, got 2"):
         lively(torch.rand(2, 3, 64, 64), samples, mode="predict")
+
+
+def test_a_teacher_of_another_clip_is_refused(
+    build_detector: Build, tmp_path: Path
+) -> None:
+    other = write_clip(tmp_path / "other", seed=1)
+    with pytest.raises(ValueError, match="the teacher is .*other.*same `model`"):
+        build_detector(**{"teacher.model": other})
+
+
+def test_a_head_of_another_dimension_than_the_clips_is_refused(
+    build_detector: Build,
+) -> None:
+    with pytest.raises(ValueError, match=f"set it to {EMBED_DIMS}"):
+        build_detector(**{"bbox_head.head_module.embed_dims": EMBED_DIMS * 2})
+
+
+def test_samples_of_two_data_sets_share_a_batch(build_detector: Build) -> None:
+    """Only one of the two leaves a word unverified."""
+    model = build_detector(teacher=None, distill=None)
+    some, more = make_sample(*TRUTH, text=WORDS[:3]), make_sample(*TRUTH, text=WORDS)
+    losses = model.loss(torch.rand(2, 3, 64, 64), [some, more])
+    assert losses["loss_cls"].isfinite() and losses["loss_cls"] > 0
+
+
+def test_initialising_leaves_parameters_where_they_are(build_detector: Build) -> None:
+    """mmengine moves the model to its device first and initialises it then."""
+    model = build_detector()
+    places = {name: p.data_ptr() for name, p in model.named_parameters()}
+    model.init_weights()
+    assert places == {name: p.data_ptr() for name, p in model.named_parameters()}

@@ -210,6 +210,18 @@ def test_a_class_that_the_file_lacks_is_named(tmp_path: Path) -> None:
         evaluate(make_coco(), dataset, tmp_path, classes=(*NAMES, "giraffe"))
 
 
+def test_categories_that_nobody_asks_for_do_not_count(tmp_path: Path) -> None:
+    """Two words of a file with more: AP is the mean of these two."""
+    dataset = load(
+        OVCocoDataset,
+        make_coco(),
+        tmp_path / "a.json",
+        metainfo=dict(classes=NAMES[:2]),
+    )
+    figures = evaluate(make_coco(), dataset, tmp_path, classes=NAMES[:2])
+    assert figures["ov/AP"] == pytest.approx(1)
+
+
 def test_the_protocol_stands_beside_its_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -203,3 +203,10 @@ def test_distance_of_a_zero_or_half_embedding_is_finite(
 def test_the_parts_are_in_mmdets_registry() -> None:
     for part in (*FUSIONS, *DISTANCES, L1Distance, SpatialProjection):
         assert MODELS.get(part.__name__) is part
+
+
+def test_relational_distance_is_zero_when_equal_in_mixed_precision() -> None:
+    unit = F.normalize(torch.randn(6, 16), dim=-1)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = RelationalDistance()(unit, unit)
+    assert value.abs().max() < 1e-5

@@ -8,6 +8,7 @@ that it also finds the 160 classes which had no box in training.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -37,6 +38,9 @@ def main() -> None:
         "--pictures", type=int, default=6, help="validation images to draw"
     )
     args = parser.parse_args()
+    if args.pictures < 1:
+        parser.error("--pictures needs at least one")
+    os.chdir(ROOT)
     say(1, "Writing the built-in world to data/shapes", "about 1 minute, once")
     run("tools/make_shapes.py", "--root", DATA)
     say(

@@ -39,6 +39,11 @@ version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     "Python $version cannot make environments: its venv module is not installed." \
     "Debian, Ubuntu: apt install python$version-venv"
 
+# Only what this script made is ever removed: it leaves its mark at once.
+if [ -n "$(ls -A "$VENV" 2>/dev/null)" ] && [ ! -e "$VENV/.made-by-kdeov" ]; then
+    stop "$VENV is there already, and was not made by this command." \
+        "Choose another place: make install VENV=/path/to/new, or remove it yourself."
+fi
 mkdir -p "$VENV"
 free=$(($(df -Pk "$VENV" | awk 'NR == 2 {print $4}') / 1024 / 1024))
 [ "$free" -ge "$DISK_GB" ] || stop \
@@ -48,6 +53,8 @@ echo "Python $version ($("$PYTHON" -c 'import sys; print(sys.executable)')), $fr
 
 say "2/4 Making $VENV from nothing (seconds)."
 rm -rf "$VENV"
+mkdir -p "$VENV"
+touch "$VENV/.made-by-kdeov"
 "$PYTHON" -m venv "$VENV"
 trap 'stop "The installation did not finish; the reason stands above." \
     "If it was the network or the disk, mend it and run the same command again."' ERR

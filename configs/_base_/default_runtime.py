@@ -15,7 +15,7 @@ default_hooks = dict(
     checkpoint=dict(
         type="CheckpointHook",
         by_epoch=False,
-        interval=10000,
+        interval=200,
         save_last=True,
         max_keep_ckpts=1,
     ),

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import open_clip
+from mmengine.logging import print_log
 from torch import nn
 
 SHAPES_TEACHER = Path(__file__).parent / "shapes_teacher"
@@ -132,10 +134,20 @@ class CLIPSource:
         """``mean`` and ``std`` (3 values, RGB in [0, 1]) of the image tower."""
         if self.folder is not None:
             return self._folder_config()["preprocess_cfg"]
-        tag = open_clip.get_pretrained_cfg(self.model, self.pretrained or "")
+        if self.model.endswith(".json"):
+            known = json.loads(Path(self.model).read_text()).get("preprocess_cfg", {})
+        else:
+            known = open_clip.get_pretrained_cfg(self.model, self.pretrained or "")
+        if "mean" not in known or "std" not in known:
+            print_log(
+                f"CLIP '{self.model}' says no mean and std of its images: taking "
+                "OpenAI's. Others can stand in the JSON config, as preprocess_cfg.",
+                "current",
+                level=logging.WARNING,
+            )
         return {
-            "mean": tag.get("mean", open_clip.OPENAI_DATASET_MEAN),
-            "std": tag.get("std", open_clip.OPENAI_DATASET_STD),
+            "mean": known.get("mean", open_clip.OPENAI_DATASET_MEAN),
+            "std": known.get("std", open_clip.OPENAI_DATASET_STD),
         }
 
 

@@ -57,12 +57,33 @@ class KDEOVDetector(SingleStageDetector):
             {name: MODELS.build(cfg) for name, cfg in (distill or {}).items()}
         )
         self.vocabulary = RandomVocabulary(**(vocabulary or {}))
-        if self.distill and self.teacher is None:
+        self._check_clip()
+
+    def _check_clip(self) -> None:
+        """One CLIP for words, crops and the head's dimension; RGB for its eyes."""
+        words = self.text_encoder.source
+        head_dims = self.bbox_head.head_module.embed_dims
+        clip_dims = words.model_config()["embed_dim"]
+        if head_dims != clip_dims:
+            raise ValueError(
+                f"the CLIP of model.text_encoder has {clip_dims} dimensions, "
+                f"model.bbox_head.head_module.embed_dims is {head_dims}: set it to "
+                f"{clip_dims}."
+            )
+        if not self.distill:
+            return
+        if self.teacher is None:
             raise ValueError(
                 f"distillation heads {list(self.distill)} need a "
                 "`teacher` in the model config"
             )
-        if self.distill and not self.data_preprocessor._channel_conversion:
+        if self.teacher.source != words:
+            raise ValueError(
+                f"the teacher is {self.teacher.source}, but the words are those of "
+                f"{words}: give model.teacher and model.text_encoder the same "
+                "`model` and `pretrained`."
+            )
+        if not self.data_preprocessor._channel_conversion:
             raise ValueError(
                 "the teacher sees RGB: distillation needs "
                 "data_preprocessor.bgr_to_rgb=True"
@@ -94,7 +115,7 @@ class KDEOVDetector(SingleStageDetector):
             rescale=rescale,
         )
         for result in results:
-            result.label_names = [words[i] for i in result.labels]
+            result.label_names = [words[i] for i in result.labels.tolist()]
         return self.add_pred_to_datasample(batch_data_samples, results)
 
     def _forward(

@@ -1,5 +1,6 @@
 """Distances between student and teacher embeddings: (N, D), (N, D) -> (N,)."""
 
+import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
 from torch import Tensor, nn
@@ -68,6 +69,8 @@ class RelationalDistance(Distance):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Embeddings (N, D), any length, and unit vectors (N, D) -> (N,)."""
-        said = F.normalize(student.float(), dim=-1) @ teacher.T / self.temperature
-        wanted = (teacher @ teacher.T / self.temperature).softmax(-1)
-        return F.kl_div(said.log_softmax(-1), wanted, reduction="none").sum(-1)
+        with torch.autocast(student.device.type, enabled=False):
+            unit = F.normalize(student.float(), dim=-1)
+            said = (unit @ teacher.T / self.temperature).log_softmax(-1)
+            wanted = (teacher @ teacher.T / self.temperature).softmax(-1)
+            return F.kl_div(said, wanted, reduction="none").sum(-1)

@@ -91,7 +91,8 @@ class OVHeadModule(YOLOv8HeadModule):
         for branch in self.reg_preds:
             nn.init.ones_(branch[-1].bias)
         strides = torch.tensor(self.featmap_strides, dtype=torch.float)
-        self.bias.data = (5 * strides**2 / self.prior).log()
+        with torch.no_grad():  # in place: the model may be on its device already
+            self.bias.copy_((5 * strides**2 / self.prior).log())
 
     def embed(self, feats: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
         """L maps (B, C_l, H_l, W_l) -> embeddings and boxes per level.
@@ -193,10 +194,10 @@ class OVHead(YOLOv8Head):
     ) -> dict[str, Tensor]:
         """The parent's losses, for as many words as there are scores."""
         self.num_classes = self.assigner.num_classes = cls_scores[0].shape[1]
-        metas = args[3]
+        metas, ones = args[3], torch.ones(self.num_classes)
         if any("word_weight" in meta for meta in metas):
             self.loss_cls.word_weight = torch.stack(
-                [meta["word_weight"] for meta in metas]
+                [meta.get("word_weight", ones) for meta in metas]
             )[:, None].to(cls_scores[0].device)
         try:
             return super().loss_by_feat(cls_scores, *args)

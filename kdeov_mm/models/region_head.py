@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
+from mmengine.dist import get_world_size
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_iou
 
@@ -87,7 +88,8 @@ class RegionDistillation(nn.Module):
             wanted.append(target[which])
             weights.append(weight)
         weight = torch.cat(weights)
-        weight = weight / weight.sum().clamp(min=1)
+        # mmyolo's losses are sums over the joint batch: keep the balance with them
+        weight = weight / weight.sum().clamp(min=1) * len(samples) * get_world_size()
         student, target = torch.cat(pulled), torch.cat(wanted)
         return {
             f"loss_region_{name}": (distance(student, target) * weight).sum()

@@ -69,8 +69,8 @@ model = dict(
         region=dict(
             type="RegionDistillation",
             distances=dict(
-                cosine=dict(type="CosineDistance", loss_weight=8.0),
-                relation=dict(type="RelationalDistance", loss_weight=12.0),
+                cosine=dict(type="CosineDistance", loss_weight=0.5),
+                relation=dict(type="RelationalDistance", loss_weight=0.75),
             ),
         )
     ),
