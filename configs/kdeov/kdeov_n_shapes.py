@@ -1,6 +1,7 @@
 """The demo: a student that finds classes which had no box in training.
 
-Boxes of 200 base classes; the teacher's crop embeddings do the rest.
+Boxes of 200 base classes; what the teacher sees in the student's own boxes does
+the rest. Base / novel AP50 @demo@, in about 6 minutes on 2 cores.
     python tools/train.py configs/kdeov/kdeov_n_shapes.py
 """
 

@@ -1,6 +1,8 @@
 """The demo with cross-attention from locations to words.
 
-python tools/train.py configs/kdeov/kdeov_n_shapes_attention.py
+The other fusion of the original design. About 8 minutes on 2 cores; AP not measured
+yet.
+    python tools/train.py configs/kdeov/kdeov_n_shapes_attention.py
 """
 
 _base_ = "./kdeov_n_shapes.py"

