@@ -77,7 +77,6 @@ def test_there_are_as_many_scores_as_words(head: OVHead, words: int) -> None:
         feats, text, [make_sample(TRUTH[0], [0, words - 1]), make_sample()]
     )
     assert all(value.isfinite() for value in losses.values())
-    assert locations.scores.shape == (2, 84, words)
     assert locations.embeds.shape == (2, 84, EMBED_DIMS)
 
 
@@ -311,7 +310,7 @@ def test_locations_carry_gradient_in_embeddings_only(head: OVHead) -> None:
         make_feats(1), make_text(3), [make_sample(*TRUTH)]
     )
     assert locations.embeds.requires_grad
-    rest = (locations.boxes, locations.scores, locations.sharpness, locations.centres)
+    rest = (locations.boxes, locations.sharpness, locations.centres)
     assert not any(tensor.requires_grad for tensor in rest)
 
 
@@ -330,12 +329,14 @@ def test_locations_are_those_of_the_detections(build_detector: Build) -> None:
     (found,) = head.predict_by_feat(
         *head((feats, text)), batch_img_metas=[meta], with_nms=False
     )
-    boxes = locations.boxes[0].clamp(min=0)
+    boxes, scale = locations.boxes[0].clamp(min=0), head.head_module.log_scale.exp()
+    bias = head.head_module.bias.repeat_interleave(torch.tensor([64, 16, 4]))
+    scores = (scale * locations.embeds[0] @ text.T + bias[:, None]).sigmoid()
     for score, label, box in zip(
         found.scores[::20], found.labels[::20], found.bboxes[::20], strict=True
     ):
-        nearest = (locations.scores[0, :, label] - score).abs().argmin()
-        torch.testing.assert_close(locations.scores[0, nearest, label], score)
+        nearest = (scores[:, label] - score).abs().argmin()
+        torch.testing.assert_close(scores[nearest, label], score)
         torch.testing.assert_close(boxes[nearest], box, atol=1e-3, rtol=1e-4)
     inside = (locations.centres > 0).all() and (locations.centres < 64).all()
     assert inside and ((locations.sharpness > 0) & (locations.sharpness <= 1)).all()

@@ -44,7 +44,6 @@ def make_locations(batch: int = 1, **changes: Any) -> Locations:
     fields = dict(
         embeds=torch.randn(batch, n, EMBED_DIMS, requires_grad=True),
         boxes=CENTRES.repeat(1, 2) + signs * half,
-        scores=torch.rand(batch, n, 5),
         sharpness=torch.rand(batch, n),
         centres=CENTRES,
     )

@@ -22,7 +22,6 @@ class Locations(NamedTuple):
     Attributes:
         embeds: (B, N, D), with gradient.
         boxes: (B, N, 4), xyxy in pixels of the padded input, detached.
-        scores: (B, N, K) in [0, 1], detached.
         sharpness: (B, N) in (0, 1], detached: mean over the four sides of the
             largest probability of the box distribution. High where edges are
             found, whatever the object's class.
@@ -31,7 +30,6 @@ class Locations(NamedTuple):
 
     embeds: Tensor
     boxes: Tensor
-    scores: Tensor
     sharpness: Tensor
     centres: Tensor
 
@@ -187,7 +185,7 @@ class OVHead(YOLOv8Head):
         logits = self.head_module.classify(embeds, text)
         gts, ignored, metas = unpack_gt_instances(samples)
         losses = self.loss_by_feat(logits, sides, side_logits, gts, metas, ignored)
-        return losses, self._locations(embeds, logits, sides, side_logits)
+        return losses, self._locations(embeds, sides, side_logits)
 
     def loss_by_feat(
         self, cls_scores: Sequence[Tensor], *args: Any
@@ -214,7 +212,6 @@ class OVHead(YOLOv8Head):
     def _locations(
         self,
         embeds: list[Tensor],
-        logits: list[Tensor],
         sides: list[Tensor],
         side_logits: list[Tensor],
     ) -> Locations:
@@ -226,7 +223,6 @@ class OVHead(YOLOv8Head):
         return Locations(
             _flatten(embeds),
             boxes,
-            _flatten(logits).detach().sigmoid(),
             bins.amax(-1).mean(-1),
             priors[:, :2],
         )
