@@ -1,6 +1,6 @@
 """The demo without its teacher: boxes of the base classes only.
 
-Shows what the distillation is worth. Base / novel AP50 @nodistill@, in about 5
+Shows what the distillation is worth. Base / novel AP50 0.940 / 0.053, in about 5
 minutes on 2 cores.
     python tools/train.py configs/kdeov/kdeov_n_shapes_nodistill.py
 """
