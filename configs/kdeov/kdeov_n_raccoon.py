@@ -3,7 +3,7 @@
 Shows the path, not the method: the tiny CLIP has never heard of raccoons, so the
 word is a label like any other, and distillation is off. docs/custom_dataset.md says
 how to put the photos there, and which lines give it a real CLIP. AP50 0.730 on the
-40 test photos, in 8 minutes on 2 cores.
+40 test photos, in 9 minutes on 2 cores.
     python tools/train.py configs/kdeov/kdeov_n_raccoon.py
 """
 
