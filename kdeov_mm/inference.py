@@ -99,7 +99,7 @@ def detect(
             *(
                 step
                 for step in model.cfg.test_dataloader.dataset.pipeline
-                if "Load" not in step["type"]
+                if "Load" not in step["type"]  # pixels and words are at hand
             ),
         ]
     )

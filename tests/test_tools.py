@@ -199,7 +199,8 @@ def test_testing_does_not_load_the_teacher(
         raise AssertionError("the CLIP was loaded")
 
     monkeypatch.setattr("kdeov_mm.clip.CLIPSource.load", load)
-    test.main([str(config), str(trained / "iter_2.pth"), "--work-dir", str(tmp_path)])
+    arguments = [str(config), str(trained / "iter_2.pth"), "--work-dir", str(tmp_path)]
+    assert "ov/AP" in test.main(arguments)
 
 
 def test_predictions_go_to_a_pickle(config: Path) -> None:

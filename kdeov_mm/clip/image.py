@@ -22,7 +22,7 @@ class CLIPImageTeacher:
     Args:
         model: see :class:`CLIPSource`.
         pretrained: see :class:`CLIPSource`.
-        batch_size: images embedded at once; bounds the memory.
+        batch_size: images that pass the tower at once.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class CLIPImageTeacher:
 
 
 def _scale_boxes(boxes: Tensor, scale: float, limit: int) -> Tensor:
-    """Boxes (n, 4) xyxy grown about their centres; sides 1 px to ``limit``."""
+    """Boxes (n, 4) xyxy, sides clipped to 1 px to ``limit``, then scaled."""
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     half = (boxes[:, 2:] - boxes[:, :2]).clamp(1, limit) * scale / 2
     return torch.cat([centre - half, centre + half], dim=1).float()

@@ -49,7 +49,7 @@ class OVHeadModule(YOLOv8HeadModule):
         embed_dims: dimension D of the teacher's space.
         in_channels: channels of each level before ``widen_factor``.
         hidden_channels: least width of the class branch.
-        projection_norm: norm of :class:`SpatialProjection`.
+        projection_norm: norm of :class:`SpatialProjection`; BatchNorm by default.
         l2_norm: divide embeddings by their length.
         prior_words: number of words of the log prior.
         prior_size: image side in pixels of the log prior.
