@@ -1,6 +1,7 @@
 """Open-vocabulary detection figures, each with its protocol's name."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -178,6 +179,18 @@ class OpenVocabularyMetric(BaseMetric):
                 if a["category_id"] in cat_ids
             ],
         }
+
+
+def newest_figures(folder: Path) -> dict[str, float]:
+    """The figures that the latest run of ``tools/test.py`` wrote below a folder.
+
+    Raises:
+        FileNotFoundError: it wrote none.
+    """
+    files = list(folder.glob("*/*.json"))
+    if not files:
+        raise FileNotFoundError(f"tools/test.py wrote no figures below {folder}")
+    return load(max(files, key=lambda f: f.stat().st_mtime))
 
 
 def _numpy(values: Any) -> np.ndarray:

@@ -89,7 +89,7 @@ def test_the_teacher_sees_the_picture_as_rgb_in_0_to_1(
     data = model.data_preprocessor(
         dict(inputs=[bgr], data_samples=[make_sample(*TRUTH)]), training=True
     )
-    pixels = model.pixels(data["inputs"])
+    pixels = model.pixels(data["inputs"], [s.img_shape for s in data["data_samples"]])
     torch.testing.assert_close(pixels[0], bgr.flip(0).float() / 255)
 
 

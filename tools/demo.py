@@ -22,6 +22,7 @@ import torch
 from mmengine.structures import InstanceData
 
 from kdeov_mm.datasets import shapes
+from kdeov_mm.evaluation import newest_figures
 from kdeov_mm.inference import detect, draw, load_model, read_image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,9 +56,8 @@ def main() -> None:
         "Evaluating on 500 unseen images, all 360 words asked at once",
         "about half a minute",
     )
-    started = time.time()
     eval_seconds = run("tools/test.py", CONFIG, checkpoint, "--work-dir", WORK / "eval")
-    figures = newest_figures(WORK / "eval", started)
+    figures = newest_figures(WORK / "eval")
     say(4, "Drawing ground truth and predictions", "a few seconds")
     pictures = draw_examples(checkpoint, args.pictures)
     report: dict[str, Any] = dict(
@@ -90,14 +90,6 @@ def run(script: str, *args: Any) -> float:
             f"{script} failed with exit code {done.returncode}; its message is above."
         )
     return time.time() - started
-
-
-def newest_figures(folder: Path, since: float) -> dict[str, float]:
-    """The figures that tools/test.py wrote to its log folder."""
-    files = [f for f in folder.glob("*/*.json") if f.stat().st_mtime >= since]
-    if not files:
-        raise SystemExit(f"tools/test.py wrote no figures below {folder}")
-    return json.loads(max(files, key=lambda f: f.stat().st_mtime).read_text())
 
 
 def protocol() -> str:

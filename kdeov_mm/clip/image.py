@@ -83,10 +83,13 @@ class CLIPImageTeacher:
         """
         size = _pair(self._load(pixels.device).image_size)
         limit = max(pixels.shape[-2:])
+        # a black margin, so that a crop at the border does not depend on whether
+        # the image was padded for its batch
+        framed = F.pad(pixels.float(), (0, 1, 0, 1))
         embeds = [
             self(
                 roi_align(
-                    pixels.float(),
+                    framed,
                     [_scale_boxes(b, s, limit) for b in boxes],
                     size,
                     aligned=True,

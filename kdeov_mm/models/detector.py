@@ -1,5 +1,6 @@
 """KDEOVDetector: the one page that tells the story."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -99,7 +100,7 @@ class KDEOVDetector(SingleStageDetector):
         words, samples = self.vocabulary(batch_data_samples)
         feats, text = self._feats_and_text(batch_inputs, words)
         losses, locations = self.bbox_head.loss_and_locations(feats, text, samples)
-        pixels = self.pixels(batch_inputs)
+        pixels = self.pixels(batch_inputs, [s.img_shape for s in samples])
         head: Any
         for head in self.distill.values():
             losses.update(
@@ -136,9 +137,23 @@ class KDEOVDetector(SingleStageDetector):
         feats = self.extract_feat(images)
         return (self.fusion(feats, text) if self.fusion else feats), text
 
-    def pixels(self, batch_inputs: Tensor) -> Tensor:
-        """Undo the student's normalisation: (B, 3, H, W), RGB in [0, 1]."""
+    def pixels(
+        self, batch_inputs: Tensor, shapes: Sequence[tuple[int, ...]]
+    ) -> Tensor:
+        """Undo the student's normalisation, for the teacher.
+
+        Args:
+            batch_inputs: (B, 3, H, W), as the student sees them.
+            shapes: height and width of each image without its padding.
+
+        Returns:
+            (B, 3, H, W), RGB in [0, 1], the padding black.
+        """
         preprocessor = self.data_preprocessor
         if not preprocessor._enable_normalize:
             return batch_inputs / 255
-        return (batch_inputs * preprocessor.std + preprocessor.mean) / 255
+        pixels = (batch_inputs * preprocessor.std + preprocessor.mean) / 255
+        for image, (height, width, *_) in zip(pixels, shapes):
+            image[:, height:] = 0
+            image[..., width:] = 0
+        return pixels

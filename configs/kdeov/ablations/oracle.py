@@ -1,0 +1,9 @@
+"""The ceiling: boxes of all 360 classes are given, no teacher.
+
+    python tools/train.py configs/kdeov/ablations/oracle.py
+"""
+
+_base_ = "./none.py"
+train_dataloader = dict(
+    dataset=dict(vocabulary="all", ann_file="annotations/instances_train_all.json")
+)
