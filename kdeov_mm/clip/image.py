@@ -1,4 +1,4 @@
-"""The teacher's frozen image tower."""
+"""The frozen teacher: images, crops, dense maps and captions to vectors."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,18 +6,22 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
+from mmdet.structures import SampleList
+from open_clip.transformer import VisionTransformer
 from torch import Tensor
 from torchvision.ops import roi_align
 
 from .loading import CLIPSource
+from .text import CLIPTextEncoder
 
 
 @MODELS.register_module()
 class CLIPImageTeacher:
-    """Frozen CLIP image tower: a guest of training.
+    """Frozen CLIP: a guest of training.
 
     It is no ``nn.Module`` on purpose: its weights are neither trained nor
     saved in the student's checkpoint. It follows its input to the device.
+    :class:`kdeov_mm.clip.CachedTeacher` answers the same from a store.
 
     Args:
         model: see :class:`CLIPSource`.
@@ -31,6 +35,7 @@ class CLIPImageTeacher:
         self.source = CLIPSource(model, pretrained)
         self.batch_size = batch_size
         self._tower: Any = None
+        self._sentences = CLIPTextEncoder(model, pretrained)
         statistics = self.source.image_statistics()
         self._mean = torch.tensor(statistics["mean"]).view(1, 3, 1, 1)
         self._std = torch.tensor(statistics["std"]).view(1, 3, 1, 1)
@@ -41,6 +46,10 @@ class CLIPImageTeacher:
         self._tower.to(device)
         self._mean, self._std = self._mean.to(device), self._std.to(device)
         return self._tower
+
+    def for_batch(self, samples: SampleList) -> "CLIPImageTeacher":
+        """The teacher of these samples: for a live one, itself."""
+        return self
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -61,6 +70,88 @@ class CLIPImageTeacher:
         images = (images.clamp(0, 1) - self._mean) / self._std
         embeds = torch.cat([tower(part) for part in images.split(self.batch_size)])
         return F.normalize(embeds.float(), dim=-1)
+
+    def embed_images(
+        self, pixels: Tensor, shapes: Sequence[tuple[int, ...]]
+    ) -> Tensor:
+        """Embed images without their padding.
+
+        Args:
+            pixels: (B, 3, H, W), RGB in [0, 1].
+            shapes: height and width of each image in ``pixels``.
+
+        Returns:
+            (B, D) unit vectors.
+        """
+        sizes = [(shape[0], shape[1]) for shape in shapes]
+        embeds: dict[int, Tensor] = {}
+        for height, width in dict.fromkeys(sizes):
+            which = [i for i, size in enumerate(sizes) if size == (height, width)]
+            embeds.update(zip(which, self(pixels[which, :, :height, :width])))
+        return torch.stack([embeds[i] for i in range(len(sizes))])
+
+    @torch.no_grad()
+    def embed_dense(self, pixels: Tensor) -> Tensor:
+        """Embed patches: a map in the teacher's space.
+
+        The last block is replaced by its values, as in MaskCLIP (Zhou et al.,
+        2022, section 3.2), and the position embeddings are interpolated to the
+        image's size.
+
+        Args:
+            pixels: (B, 3, H, W), RGB in [0, 1].
+
+        Returns:
+            (B, D, h, w), unit vectors at each of the patches.
+
+        Raises:
+            TypeError: the image tower is no open_clip ``VisionTransformer``.
+        """
+        tower = self._load(pixels.device)
+        if not isinstance(tower, VisionTransformer):
+            raise TypeError(
+                f"dense patches need an open_clip VisionTransformer, CLIP "
+                f"'{self.source.model}' has a {type(tower).__name__}: set `window` "
+                "of DenseDistillation, which embeds crops instead."
+            )
+        patch = tower.patch_size[0]
+        height, width = (max(round(n / patch), 1) for n in pixels.shape[-2:])
+        images = F.interpolate(
+            pixels, (height * patch, width * patch), mode="bicubic", antialias=True
+        )
+        images = (images.clamp(0, 1) - self._mean) / self._std
+        tokens = self._patch_values(tower, images)  # (B, hw, width of the tower)
+        embeds = tower.ln_post(tokens)
+        if tower.proj is not None:
+            embeds = embeds @ tower.proj
+        embeds = F.normalize(embeds.float(), dim=-1)
+        return embeds.transpose(1, 2).unflatten(2, (height, width))
+
+    @staticmethod
+    def _patch_values(tower: VisionTransformer, images: Tensor) -> Tensor:
+        """Normalised images -> values of the last attention, without its mixing."""
+        feats = tower.conv1(images)
+        place = tower.positional_embedding
+        grid = place[1:].T.unflatten(1, tower.grid_size)[None]
+        grid = F.interpolate(grid, feats.shape[-2:], mode="bicubic")
+        tokens = (feats + grid).flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, hw, C)
+        first = (tower.class_embedding + place[0]).expand(len(tokens), 1, -1)
+        tokens = tower.ln_pre(torch.cat([first, tokens], 1))
+        *blocks, last = tower.transformer.resblocks
+        for block in blocks:
+            tokens = block(tokens)
+        attention = last.attn
+        values = F.linear(
+            last.ln_1(tokens),
+            *(p.chunk(3)[2] for p in (attention.in_proj_weight, attention.in_proj_bias)),
+        )
+        return attention.out_proj(values)[:, 1:]
+
+    def embed_captions(
+        self, captions: Sequence[str], device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """Embed N sentences as they are: (N, D) unit vectors on ``device``."""
+        return self._sentences.embed_prompts(captions, device)
 
     @torch.no_grad()
     def embed_crops(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmdet.registry import MODELS
 from mmengine.logging import print_log
 from safetensors import safe_open
@@ -61,6 +62,7 @@ class CLIPTextEncoder:
             or Path.home() / ".cache/kdeov_mm"
         ).expanduser()
         self._tower: Any = None
+        self._tokenize: Any = None
         self._vectors: dict[str, Tensor] = {}
 
     @property
@@ -108,34 +110,50 @@ class CLIPTextEncoder:
             self._save_cache()
         return torch.stack([self._vectors[word] for word in words])
 
+    def _encode(self, words: Sequence[str]) -> Tensor:
+        embeds = [
+            self.embed_prompts([template.format(word) for word in words])
+            for template in self.templates
+        ]
+        # (T, K, D) -> (K, D)
+        return F.normalize(torch.stack(embeds).mean(0), dim=-1)
+
     @torch.no_grad()
     @torch.autocast("cpu", enabled=False)  # the student's must not round the cache
-    def _encode(self, words: Sequence[str], chunk: int = 256) -> Tensor:
+    @torch.autocast("cuda", enabled=False)
+    def embed_prompts(
+        self,
+        prompts: Sequence[str],
+        device: torch.device | str = "cpu",
+        chunk: int = 256,
+    ) -> Tensor:
+        """Embed whole sentences, as they are, without the cache.
+
+        Args:
+            prompts: N sentences.
+            device: where the tower computes.
+            chunk: sentences that pass the tower at once.
+
+        Returns:
+            (N, D) float32 unit vectors on ``device``.
+        """
         if self._tower is None:
             print_log(
-                f"Loading the text tower of CLIP '{self.source.model}' "
-                f"to embed {len(words)} words",
-                "current",
+                f"Loading the text tower of CLIP '{self.source.model}'", "current"
             )
             self._tower = self.source.load()
             del self._tower.visual  # 60 % of a ViT-B/32
-        tokenize = self.source.tokenizer()
-        embeds = []
-        for template in self.templates:
-            prompts = [template.format(word) for word in words]
-            embeds.append(
-                torch.cat(
-                    [
-                        self._tower.encode_text(
-                            tokenize(prompts[i : i + chunk]), normalize=True
-                        )
-                        for i in range(0, len(prompts), chunk)
-                    ]
+            self._tokenize = self.source.tokenizer()
+        self._tower.to(device)
+        parts = [prompts[i : i + chunk] for i in range(0, len(prompts), chunk)]
+        return torch.cat(
+            [
+                self._tower.encode_text(
+                    self._tokenize(list(part)).to(device), normalize=True
                 )
-            )
-        # (T, K, D) -> (K, D)
-        mean = torch.stack(embeds).mean(0)
-        return torch.nn.functional.normalize(mean, dim=-1)
+                for part in parts
+            ]
+        )
 
     def load_cache(self, path: Path) -> dict[str, Tensor]:
         """Read a cache file made by this CLIP with these templates.

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet.registry import TRANSFORMS
+from mmengine.fileio import load
 
 
 @TRANSFORMS.register_module()
@@ -37,4 +39,35 @@ class LoadWords(BaseTransform):
                 "data set's metainfo.classes."
             )
         results["text"] = self.words
+        return results
+
+
+@TRANSFORMS.register_module()
+class LoadCaptions(BaseTransform):
+    """Give each sample one of its image's captions, another one each time.
+
+    Args:
+        ann_file: captions in COCO's format, for the images of the data set.
+    """
+
+    def __init__(self, ann_file: str) -> None:
+        self.ann_file = ann_file
+        self.captions: dict[Any, list[str]] = {}
+        for annotation in load(ann_file)["annotations"]:
+            texts = self.captions.setdefault(annotation["image_id"], [])
+            texts.append(" ".join(annotation["caption"].split()))
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Add ``caption``.
+
+        Raises:
+            ValueError: the image has none.
+        """
+        texts = self.captions.get(results["img_id"])
+        if not texts:
+            raise ValueError(
+                f"image {results['img_id']} ({results.get('img_path')}) has no caption "
+                f"in {self.ann_file}: give LoadCaptions the captions of this data set."
+            )
+        results["caption"] = texts[np.random.randint(len(texts))]
         return results

@@ -1,17 +1,34 @@
 """The student."""
 
+from .dense_head import AttentionDistillation, DenseDistillation
 from .detector import KDEOVDetector
-from .fusion import CrossAttentionFusion, FiLMFusion
-from .losses import CosineDistance, L1Distance, L2Distance, RelationalDistance
-from .ov_head import Locations, OVHead, OVHeadModule, WordBCELoss
-from .projection import SpatialProjection
+from .fusion import ClassFiLM, CrossAttentionFusion, FiLMFusion
+from .global_head import GlobalDistillation
+from .losses import (
+    ContrastiveDistance,
+    CosineDistance,
+    InfoNCE,
+    L1Distance,
+    L2Distance,
+    RelationalDistance,
+)
+from .ov_head import GridHeadModule, Locations, OVHead, OVHeadModule, WordBCELoss
+from .projection import GlobalProjection, SpatialProjection
 from .region_head import RegionDistillation
 from .vocabulary import RandomVocabulary, words_of
 
 __all__ = [
+    "AttentionDistillation",
+    "ClassFiLM",
+    "ContrastiveDistance",
     "CosineDistance",
     "CrossAttentionFusion",
+    "DenseDistillation",
     "FiLMFusion",
+    "GlobalDistillation",
+    "GlobalProjection",
+    "GridHeadModule",
+    "InfoNCE",
     "KDEOVDetector",
     "L1Distance",
     "L2Distance",

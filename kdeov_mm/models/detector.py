@@ -101,11 +101,10 @@ class KDEOVDetector(SingleStageDetector):
         feats, text = self._feats_and_text(batch_inputs, words)
         losses, locations = self.bbox_head.loss_and_locations(feats, text, samples)
         pixels = self.pixels(batch_inputs, [s.img_shape for s in samples])
+        teacher = self.teacher.for_batch(samples) if self.distill else None
         head: Any
         for head in self.distill.values():
-            losses.update(
-                head.loss(feats, text, self.teacher, pixels, samples, locations)
-            )
+            losses.update(head.loss(feats, text, teacher, pixels, samples, locations))
         return losses
 
     def predict(

@@ -1,7 +1,8 @@
 """Features that know which words are asked: (feats, text) -> feats.
 
 Each form is the identity at the start and does not depend on the order of
-the words. No fusion is a choice too (``fusion=None``).
+the words. No fusion is a choice too (``fusion=None``). The last form,
+:class:`ClassFiLM`, changes the words instead of the features, and folds.
 """
 
 from collections.abc import Sequence
@@ -87,3 +88,31 @@ class CrossAttentionFusion(nn.Module):
             read, _ = attend(query, words, words, need_weights=False)
             fused.append(feat + read.transpose(1, 2).reshape(feat.shape))
         return tuple(fused)
+
+
+@MODELS.register_module()
+class ClassFiLM(nn.Module):
+    """FiLM of the location's embedding, for each word by itself.
+
+    A location e scored for the word t after modulation by that word is
+    <g(t) * e + b(t), t> = <e, g(t) * t> + <b(t), t>: another vector and a bias
+    per word. So a score does not depend on the other words, and with the words
+    fixed nothing of it is left to compute. Head option ``adapter``.
+
+    Args:
+        text_dims: dimension D of the text vectors.
+    """
+
+    def __init__(self, text_dims: int) -> None:
+        super().__init__()
+        last = nn.Linear(text_dims, 2 * text_dims)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.modulate = nn.Sequential(
+            nn.Linear(text_dims, text_dims), nn.SiLU(inplace=True), last
+        )
+
+    def forward(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Words (K, D) -> vectors (K, D) and biases (K,)."""
+        scale, shift = self.modulate(text).chunk(2, dim=-1)
+        return (1 + scale) * text, (shift * text).sum(-1)

@@ -1,8 +1,15 @@
-"""Distances between student and teacher embeddings: (N, D), (N, D) -> (N,)."""
+"""Distances between student and teacher embeddings: (N, D), (N, D) -> (N,).
+
+And InfoNCE between images and captions, over the joint batch of all processes.
+"""
+
+import math
 
 import torch
+import torch.distributed.nn.functional as dist_functional
 import torch.nn.functional as F
 from mmdet.registry import MODELS
+from mmengine.dist import get_world_size
 from torch import Tensor, nn
 
 
@@ -74,3 +81,77 @@ class RelationalDistance(Distance):
             said = (unit @ teacher.T / self.temperature).log_softmax(-1)
             wanted = (teacher @ teacher.T / self.temperature).softmax(-1)
             return F.kl_div(said, wanted, reduction="none").sum(-1)
+
+
+@MODELS.register_module()
+class ContrastiveDistance(Distance):
+    """Which region is it: InfoNCE among the regions of the batch.
+
+    -log of the share that the student gives to its own region, of all regions
+    of the batch (van den Oord et al., 2018). Regions that look the same to the
+    teacher are no negatives: they count as the own one.
+
+    Args:
+        loss_weight: factor of the loss made of this distance.
+        temperature: of the softmax over regions.
+        same: teacher embeddings with a cosine above this are one region.
+    """
+
+    def __init__(
+        self, loss_weight: float = 1.0, temperature: float = 0.07, same: float = 0.98
+    ) -> None:
+        super().__init__(loss_weight)
+        self.temperature = temperature
+        self.same = same
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Embeddings (N, D), any length, and unit vectors (N, D) -> (N,)."""
+        with torch.autocast(student.device.type, enabled=False):
+            unit = F.normalize(student.float(), dim=-1)
+            said = (unit @ teacher.T / self.temperature).log_softmax(-1)
+            own = teacher @ teacher.T > self.same
+            own.fill_diagonal_(True)
+            return -_log_share(said, own)
+
+
+@MODELS.register_module()
+class InfoNCE(nn.Module):
+    """CLIP's contrastive loss of images and captions, with several positives.
+
+    Radford et al., 2021, section 2.3, with a learnable temperature that starts
+    at 0.07. Images whose captions are equal are no negatives of each other.
+    The batch is the joint one of all processes, gathered with gradient, so the
+    loss is the same on each of them.
+
+    Args:
+        loss_weight: factor of the loss.
+    """
+
+    def __init__(self, loss_weight: float = 1.0) -> None:
+        super().__init__()
+        self.loss_weight = loss_weight
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def forward(self, images: Tensor, captions: Tensor) -> Tensor:
+        """Unit vectors (B, D) of images and of their captions -> scalar."""
+        with torch.autocast(images.device.type, enabled=False):
+            images, captions = gathered(images.float()), gathered(captions.float())
+            scale = self.log_scale.clamp(max=math.log(100)).exp()
+            logits = scale * images @ captions.T
+            own = captions @ captions.T > 1 - 1e-4
+            own.fill_diagonal_(True)
+            share = _log_share(logits.log_softmax(1), own)
+            share = share + _log_share(logits.T.log_softmax(1), own)
+            return -share.mean() / 2 * self.loss_weight
+
+
+def gathered(embeds: Tensor) -> Tensor:
+    """(n, D) of this process -> (sum of n, D) of all processes, with gradient."""
+    if get_world_size() == 1:
+        return embeds
+    return torch.cat(dist_functional.all_gather(embeds.contiguous()))
+
+
+def _log_share(log_probabilities: Tensor, own: Tensor) -> Tensor:
+    """Log of the probability on the own entries: (N, M), bool (N, M) -> (N,)."""
+    return log_probabilities.masked_fill(~own, -math.inf).logsumexp(-1)

@@ -51,6 +51,7 @@ class OVHeadModule(YOLOv8HeadModule):
         hidden_channels: least width of the class branch.
         projection_norm: norm of :class:`SpatialProjection`; BatchNorm by default.
         l2_norm: divide embeddings by their length.
+        adapter: config of :class:`ClassFiLM`; None leaves the words as they are.
         prior_words: number of words of the log prior.
         prior_size: image side in pixels of the log prior.
         kwargs: those of ``mmyolo.YOLOv8HeadModule``.
@@ -63,6 +64,7 @@ class OVHeadModule(YOLOv8HeadModule):
         hidden_channels: int = 80,
         projection_norm: dict[str, Any] | None = None,
         l2_norm: bool = False,
+        adapter: dict[str, Any] | None = None,
         prior_words: int = 80,
         prior_size: int = 640,
         **kwargs: Any,
@@ -73,6 +75,7 @@ class OVHeadModule(YOLOv8HeadModule):
         self.prior = prior_words * prior_size**2
         # the parent's class branch is at least `num_classes` wide
         super().__init__(hidden_channels, in_channels, **kwargs)
+        self.adapter = MODELS.build(adapter) if adapter else None
 
     def _init_layers(self) -> None:
         super()._init_layers()
@@ -108,10 +111,13 @@ class OVHeadModule(YOLOv8HeadModule):
 
     def classify(self, embeds: Sequence[Tensor], text: Tensor) -> list[Tensor]:
         """L maps (B, D, H_l, W_l) and words (K, D) -> logits (B, K, H_l, W_l)."""
-        kernel = (self.log_scale.exp() * text)[..., None, None]
+        scale = self.log_scale.exp()
+        vectors, offsets = self.adapter(text) if self.adapter else (text, 0)
+        kernel = (scale * vectors)[..., None, None]
+        biases = (scale * offsets + self.bias[:, None]).expand(-1, len(text))
         return [
-            F.conv2d(e, kernel.to(e.dtype), b.to(e.dtype).expand(len(text)))
-            for e, b in zip(embeds, self.bias)
+            F.conv2d(e, kernel.to(e.dtype), b.to(e.dtype))
+            for e, b in zip(embeds, biases)
         ]
 
     def forward(self, x: tuple[Sequence[Tensor], Tensor]) -> tuple[list[Tensor], ...]:
@@ -119,6 +125,28 @@ class OVHeadModule(YOLOv8HeadModule):
         feats, text = x
         embeds, *boxes = self.embed(feats)
         return self.classify(embeds, text), *boxes
+
+
+@MODELS.register_module()
+class GridHeadModule(OVHeadModule):
+    """Grid default boxes: a square about each location, nothing learnt.
+
+    The original KDEOV design's boxes; kept to be compared with.
+
+    Args:
+        grid_side: side of the boxes, in strides of the level.
+        kwargs: those of :class:`OVHeadModule`.
+    """
+
+    def __init__(self, grid_side: float = 3.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.grid_side = grid_side
+
+    def embed(self, feats: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
+        """As the parent's, with the same box sides everywhere."""
+        embeds, sides, *logits = super().embed(feats)
+        fixed = [torch.full_like(s, self.grid_side / 2) for s in sides]
+        return embeds, fixed, *logits
 
 
 @MODELS.register_module()
@@ -157,6 +185,7 @@ class OVHead(YOLOv8Head):
     Args:
         head_module: config of :class:`OVHeadModule`.
         loss_cls: config of :class:`WordBCELoss`.
+        supervised: learn from boxes; False leaves all to the distillation.
         kwargs: those of ``mmyolo.YOLOv8Head``.
     """
 
@@ -164,11 +193,13 @@ class OVHead(YOLOv8Head):
         self,
         head_module: dict[str, Any],
         loss_cls: dict[str, Any] | None = None,
+        supervised: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(
             head_module, loss_cls=loss_cls or dict(type="mmdet.WordBCELoss"), **kwargs
         )
+        self.supervised = supervised
 
     def loss_and_locations(
         self, feats: Sequence[Tensor], text: Tensor, samples: SampleList
@@ -185,6 +216,8 @@ class OVHead(YOLOv8Head):
         logits = self.head_module.classify(embeds, text)
         gts, ignored, metas = unpack_gt_instances(samples)
         losses = self.loss_by_feat(logits, sides, side_logits, gts, metas, ignored)
+        if not self.supervised:
+            losses = {}
         return losses, self._locations(embeds, sides, side_logits)
 
     def loss_by_feat(

@@ -1,9 +1,13 @@
 """From feature channels to the teacher's space."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmdet.registry import MODELS
+from mmyolo.models.utils import make_divisible
 from torch import Tensor, nn
 
 
@@ -33,3 +37,58 @@ class SpatialProjection(nn.Module):
     def forward(self, feats: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D, H, W), each entry of about unit variance."""
         return self.project(feats)
+
+
+@MODELS.register_module()
+class GlobalProjection(nn.Module):
+    """Feature maps to one embedding per image.
+
+    Global average pooling of each level, side by side, a 2-layer MLP, L2 norm:
+    the projection network of the original KDEOV design.
+
+    Args:
+        in_channels: channels of each level before ``widen_factor``.
+        embed_dims: dimension D of the teacher's space.
+        widen_factor: width multiplier of the neck.
+        hidden_dims: width of the MLP.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        embed_dims: int,
+        widen_factor: float = 1.0,
+        hidden_dims: int = 512,
+    ) -> None:
+        super().__init__()
+        channels = sum(make_divisible(c, widen_factor) for c in in_channels)
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, hidden_dims),
+            nn.GELU(),
+            nn.Linear(hidden_dims, embed_dims),
+        )
+
+    def forward(self, feats: Sequence[Tensor], filled: Tensor) -> Tensor:
+        """Pool what is not padding.
+
+        Args:
+            feats: L maps (B, C_l, H_l, W_l).
+            filled: (B, 2), the part of height and width that the image fills,
+                in (0, 1].
+
+        Returns:
+            (B, D) unit vectors.
+        """
+        pooled = torch.cat([_masked_mean(feat, filled) for feat in feats], 1)
+        return F.normalize(self.mlp(pooled).float(), dim=-1)
+
+
+def _masked_mean(feat: Tensor, filled: Tensor) -> Tensor:
+    """Mean over the locations whose centre is in the image: (B, C)."""
+    inside = [
+        (torch.arange(n, device=feat.device) + 0.5) / n < part[:, None]
+        for n, part in zip(feat.shape[-2:], filled.T)
+    ]  # (B, H), (B, W)
+    mask = (inside[0][:, :, None] & inside[1][:, None]).to(feat.dtype)
+    mask = mask / mask.sum((1, 2), keepdim=True).clamp(min=1)
+    return torch.einsum("bchw,bhw->bc", feat, mask)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from mmdet.registry import MODELS
-from mmdet.structures import SampleList
+from mmdet.structures import DetDataSample, SampleList
 from mmengine.dist import get_world_size
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_iou
@@ -17,26 +17,39 @@ from .ov_head import Locations
 class RegionDistillation(nn.Module):
     """The student's locations learn what the teacher sees in their boxes.
 
-    Regions are the ground-truth boxes of the batch and the student's own best
-    boxes elsewhere, picked without classes; the second kind carries the
-    objects that nobody labelled. Each region is cropped, embedded by the
-    teacher at 1x and 1.5x, and pulls the locations whose box is that region.
+    Each region is cropped, embedded by the teacher at 1x and 1.5x, and pulls
+    the locations whose box is that region. The regions of an image are those
+    of its sources, in their order:
+
+    - ``truth``: the ground-truth boxes;
+    - ``own``: the student's best boxes elsewhere, picked without classes; they
+      carry the objects that nobody labelled;
+    - ``random``: squares of random place and size;
+    - ``blocks``: the tiles of a few grids over the image;
+    - ``stored``: the boxes of the teacher's store
+      (:class:`kdeov_mm.clip.CachedTeacher`), e.g. those of an earlier student.
 
     Args:
         distances: name -> config of a distance in ``losses.py``.
-        proposals: own boxes per image, at most.
+        sources: where regions come from.
+        proposals: own boxes per image, at most; and the number of random ones.
+        grids: tiles per side of the grids of ``blocks``.
         nms_iou: own boxes overlapping more are one region.
         match_iou: a location is pulled by a region when its box overlaps it more
             than this, relative to the best box (early boxes overlap little).
         locations: pulled locations per region, at most; the best overlaps.
-        warmup: iterations with ground truth only, while boxes are random.
+        warmup: iterations without own boxes, while they are random.
         scales: crop sizes relative to the box.
     """
+
+    SOURCES = ("truth", "own", "random", "blocks", "stored")
 
     def __init__(
         self,
         distances: dict[str, dict[str, Any]],
+        sources: Sequence[str] = ("truth", "own"),
         proposals: int = 5,
+        grids: Sequence[int] = (2, 3, 4),
         nms_iou: float = 0.5,
         match_iou: float = 0.6,
         locations: int = 10,
@@ -44,10 +57,16 @@ class RegionDistillation(nn.Module):
         scales: Sequence[float] = (1.0, 1.5),
     ) -> None:
         super().__init__()
+        if not sources or not set(sources) <= set(self.SOURCES):
+            raise ValueError(
+                f"sources are some of {self.SOURCES}, got {tuple(sources)}"
+            )
         self.distances = nn.ModuleDict(
             {name: MODELS.build(cfg) for name, cfg in distances.items()}
         )
+        self.sources = tuple(sources)
         self.proposals = proposals
+        self.grids = tuple(grids)
         self.nms_iou = nms_iou
         self.match_iou = match_iou
         self.num_locations = locations
@@ -76,7 +95,7 @@ class RegionDistillation(nn.Module):
             locations: what the detection head says.
         """
         self.steps += 1
-        regions = self.regions(samples, locations)
+        regions = self.regions(samples, locations, teacher)
         if not any(map(len, regions)):
             nothing = locations.embeds.sum() * 0
             return {f"loss_region_{name}": nothing for name in self.distances}
@@ -98,31 +117,45 @@ class RegionDistillation(nn.Module):
         }
 
     @torch.no_grad()
-    def regions(self, samples: SampleList, locations: Locations) -> list[Tensor]:
-        """Boxes (n_b, 4) of each image: ground truth, then own boxes."""
+    def regions(
+        self, samples: SampleList, locations: Locations, teacher: Any = None
+    ) -> list[Tensor]:
+        """Boxes (n_b, 4) of each image, source after source."""
         found = []
         for i, sample in enumerate(samples):
             known = sample.gt_instances.bboxes
-            if int(self.steps) <= self.warmup:
-                found.append(known)
-                continue
-            height, width = sample.img_shape[:2]
-            limit = known.new_tensor([width, height, width, height])
-            boxes = locations.boxes[i].clamp(min=0).minimum(limit)
-            score = locations.sharpness[i]
-            if len(known):
-                score = score.masked_fill(
-                    box_iou(boxes, known).amax(1) > self.nms_iou, -1
-                )
-            large = (boxes[:, 2:] - boxes[:, :2]).amin(1) > 4
-            score = score.masked_fill(~large, -1)
-            pool = score.topk(min(64, len(score))).indices
-            pool = pool[score[pool] > 0]
-            keep = batched_nms(
-                boxes[pool], score[pool], torch.zeros_like(pool), self.nms_iou
-            )
-            found.append(torch.cat([known, boxes[pool[keep[: self.proposals]]]]))
+            parts = []
+            for source in self.sources:
+                if source == "truth":
+                    parts.append(known)
+                elif source == "own" and int(self.steps) > self.warmup:
+                    parts.append(self._own(sample, locations, i))
+                elif source == "random":
+                    parts.append(_random_squares(sample.img_shape, self.proposals))
+                elif source == "blocks":
+                    parts.append(block_boxes(sample.img_shape, self.grids))
+                elif source == "stored":
+                    parts.append(teacher.stored_boxes(i))
+            found.append(torch.cat([p.to(known) for p in parts] or [known[:0]]))
         return found
+
+    def _own(self, sample: DetDataSample, locations: Locations, i: int) -> Tensor:
+        """The student's sharpest boxes that no label covers: (n, 4)."""
+        known = sample.gt_instances.bboxes
+        height, width = sample.img_shape[:2]
+        limit = known.new_tensor([width, height, width, height])
+        boxes = locations.boxes[i].clamp(min=0).minimum(limit)
+        score = locations.sharpness[i]
+        if len(known):
+            score = score.masked_fill(box_iou(boxes, known).amax(1) > self.nms_iou, -1)
+        large = (boxes[:, 2:] - boxes[:, :2]).amin(1) > 4
+        score = score.masked_fill(~large, -1)
+        pool = score.topk(min(64, len(score))).indices
+        pool = pool[score[pool] > 0]
+        keep = batched_nms(
+            boxes[pool], score[pool], torch.zeros_like(pool), self.nms_iou
+        )
+        return boxes[pool[keep[: self.proposals]]]
 
     @torch.no_grad()
     def match(
@@ -149,3 +182,21 @@ class RegionDistillation(nn.Module):
         which = which[:, None].expand_as(taken)
         weight = taken.float() / taken.sum(1, keepdim=True).clamp(min=1)
         return where[taken], which[taken], weight[taken]
+
+
+def block_boxes(shape: Sequence[int], grids: Sequence[int]) -> Tensor:
+    """Tiles of n x n grids over an image (height, width, ...): (sum n^2, 4) xyxy."""
+    tiles = []
+    for n in grids:
+        x, y = torch.meshgrid(torch.arange(n), torch.arange(n), indexing="xy")
+        corners = torch.stack([x, y, x + 1, y + 1], -1).reshape(-1, 4) / n
+        tiles.append(corners * torch.tensor([shape[1], shape[0]] * 2))
+    return torch.cat(tiles)
+
+
+def _random_squares(shape: Sequence[int], count: int) -> Tensor:
+    """Squares of 0.1 to 0.5 of the shorter side, inside the image: (count, 4)."""
+    height, width = shape[:2]
+    side = min(height, width) * torch.empty(count, 1).uniform_(0.1, 0.5)
+    corner = torch.rand(count, 2) * (torch.tensor([width, height]) - side)
+    return torch.cat([corner, corner + side], 1)
