@@ -1,5 +1,6 @@
 """The teacher's language: everything that knows open_clip."""
 
+from .cache import CachedTeacher, EmbeddingCacheHook, EmbeddingStore, StoreMismatch
 from .image import CLIPImageTeacher
 from .loading import SHAPES_TEACHER, CLIPSource
 from .text import CLIPTextEncoder, clean_name
@@ -8,6 +9,10 @@ __all__ = [
     "CLIPImageTeacher",
     "CLIPSource",
     "CLIPTextEncoder",
+    "CachedTeacher",
+    "EmbeddingCacheHook",
+    "EmbeddingStore",
     "SHAPES_TEACHER",
+    "StoreMismatch",
     "clean_name",
 ]

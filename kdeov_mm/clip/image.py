@@ -29,6 +29,8 @@ class CLIPImageTeacher:
         batch_size: images that pass the tower at once.
     """
 
+    sees_pixels = True
+
     def __init__(
         self, model: str, pretrained: str | None = None, batch_size: int = 512
     ) -> None:

@@ -115,8 +115,16 @@ class CLIPSource:
 
     def weights_hash(self) -> str:
         """SHA-256 of the weights file, hexadecimal."""
-        path = self.weights_file().resolve()
-        return _sha256(path, path.stat().st_mtime_ns)
+        return file_sha256(self.weights_file())
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Hashes of architecture and weights, wherever the files are."""
+        config = json.dumps(self.model_config(), sort_keys=True)
+        return {
+            "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
+            "weights_sha256": self.weights_hash(),
+        }
 
     def load(self) -> nn.Module:
         """The whole frozen CLIP in eval mode, float32."""
@@ -149,6 +157,12 @@ class CLIPSource:
             "mean": known.get("mean", open_clip.OPENAI_DATASET_MEAN),
             "std": known.get("std", open_clip.OPENAI_DATASET_STD),
         }
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    path = path.resolve()
+    return _sha256(path, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=16)

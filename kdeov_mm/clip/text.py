@@ -68,12 +68,9 @@ class CLIPTextEncoder:
     @property
     def identity(self) -> dict[str, str]:
         """What the vectors depend on, as strings."""
-        weights = self.source.weights_hash()
-        config = json.dumps(self.source.model_config(), sort_keys=True)
         return {
             "model": self.source.model,
-            "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
-            "weights_sha256": weights,
+            **self.source.identity,
             "templates": json.dumps(self.templates),
         }
 

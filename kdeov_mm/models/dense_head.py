@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
-from mmdet.structures import SampleList
+from mmdet.structures import DetDataSample, SampleList
 from mmengine.dist import get_world_size
 from torch import Tensor, nn
 
@@ -44,6 +44,7 @@ class DenseDistillation(nn.Module):
         self.window = window
         self.stride = stride
         self.points = points
+        self.scales = (1.0,)
 
     def loss(
         self,
@@ -72,6 +73,13 @@ class DenseDistillation(nn.Module):
             for name, distance in self.distances.items()
         }
 
+    def fixed_boxes(self, sample: DetDataSample) -> tuple[Tensor, tuple[float, ...]]:
+        """Windows (n, 4) that this head asks of an image, and their crop scales."""
+        if self.window is None:
+            return sample.gt_instances.bboxes[:0], self.scales
+        size = sample.batch_input_shape
+        return window_grid(size, self.window, self.stride)[0], self.scales
+
     def target(self, teacher: Any, pixels: Tensor) -> Tensor:
         """The teacher's map (B, D, h, w) of images (B, 3, H, W)."""
         if self.window is None:
@@ -80,7 +88,7 @@ class DenseDistillation(nn.Module):
             pixels.shape[-2:], self.window, self.stride
         )
         boxes = [windows.to(pixels.device)] * len(pixels)
-        embeds = teacher.embed_crops(pixels, boxes, (1.0,))
+        embeds = teacher.embed_crops(pixels, boxes, self.scales)
         return embeds.reshape(len(pixels), rows, columns, -1).permute(0, 3, 1, 2)
 
 

@@ -100,8 +100,12 @@ class KDEOVDetector(SingleStageDetector):
         words, samples = self.vocabulary(batch_data_samples)
         feats, text = self._feats_and_text(batch_inputs, words)
         losses, locations = self.bbox_head.loss_and_locations(feats, text, samples)
-        pixels = self.pixels(batch_inputs, [s.img_shape for s in samples])
-        teacher = self.teacher.for_batch(samples) if self.distill else None
+        if not self.distill:
+            return losses
+        teacher = self.teacher.for_batch(samples)
+        pixels = batch_inputs
+        if self.teacher.sees_pixels:
+            pixels = self.pixels(batch_inputs, [s.img_shape for s in samples])
         head: Any
         for head in self.distill.values():
             losses.update(head.loss(feats, text, teacher, pixels, samples, locations))

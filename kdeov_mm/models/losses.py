@@ -78,9 +78,14 @@ class RelationalDistance(Distance):
         """Embeddings (N, D), any length, and unit vectors (N, D) -> (N,)."""
         with torch.autocast(student.device.type, enabled=False):
             unit = F.normalize(student.float(), dim=-1)
-            said = (unit @ teacher.T / self.temperature).log_softmax(-1)
-            wanted = (teacher @ teacher.T / self.temperature).softmax(-1)
-            return F.kl_div(said, wanted, reduction="none").sum(-1)
+            # equal rows (one region, several locations) count once, with a weight
+            anchors, which, count = teacher.unique(
+                dim=0, return_inverse=True, return_counts=True
+            )
+            said = unit @ anchors.T / self.temperature + count.log()
+            wanted = anchors @ anchors.T / self.temperature + count.log()
+            said, wanted = said.log_softmax(-1), wanted.log_softmax(-1)[which]
+            return (wanted.exp() * (wanted - said)).sum(-1)
 
 
 @MODELS.register_module()

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, SampleList
+from mmdet.structures.bbox import bbox_overlaps
 from mmengine.dist import get_world_size
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_iou
@@ -100,16 +101,14 @@ class RegionDistillation(nn.Module):
             nothing = locations.embeds.sum() * 0
             return {f"loss_region_{name}": nothing for name in self.distances}
         targets = teacher.embed_crops(pixels, regions, self.scales)
-        pulled, wanted, weights = [], [], []
-        for i, target in enumerate(targets.split([len(r) for r in regions])):
-            where, which, weight = self.match(regions[i], locations, i)
-            pulled.append(locations.embeds[i, where])
-            wanted.append(target[which])
-            weights.append(weight)
-        weight = torch.cat(weights)
+        image = torch.repeat_interleave(torch.tensor([len(r) for r in regions]))
+        image = image.to(targets.device)
+        where, which, weight = self.match(torch.cat(regions), locations, image)
+        where = where + image[which] * len(locations.centres)
         # mmyolo's losses are sums over the joint batch: keep the balance with them
         weight = weight / weight.sum().clamp(min=1) * len(samples) * get_world_size()
-        student, target = torch.cat(pulled), torch.cat(wanted)
+        # one look-up for the batch: each has a gradient of the size of all locations
+        student, target = locations.embeds.flatten(0, 1)[where], targets[which]
         return {
             f"loss_region_{name}": (distance(student, target) * weight).sum()
             * distance.loss_weight
@@ -129,7 +128,7 @@ class RegionDistillation(nn.Module):
                 if source == "truth":
                     parts.append(known)
                 elif source == "own" and int(self.steps) > self.warmup:
-                    parts.append(self._own(sample, locations, i))
+                    parts.append(self.own_boxes(sample, locations, i))
                 elif source == "random":
                     parts.append(_random_squares(sample.img_shape, self.proposals))
                 elif source == "blocks":
@@ -139,7 +138,17 @@ class RegionDistillation(nn.Module):
             found.append(torch.cat([p.to(known) for p in parts] or [known[:0]]))
         return found
 
-    def _own(self, sample: DetDataSample, locations: Locations, i: int) -> Tensor:
+    def fixed_boxes(self, sample: DetDataSample) -> tuple[Tensor, tuple[float, ...]]:
+        """Boxes (n, 4) that this head asks of an image each time, and their scales."""
+        known, shape = sample.gt_instances.bboxes, sample.img_shape
+        parts = dict(truth=known, blocks=block_boxes(shape, self.grids).to(known))
+        chosen = [parts[source] for source in self.sources if source in parts]
+        return torch.cat([*chosen, known[:0]]), self.scales
+
+    @torch.no_grad()
+    def own_boxes(
+        self, sample: DetDataSample, locations: Locations, i: int
+    ) -> Tensor:
         """The student's sharpest boxes that no label covers: (n, 4)."""
         known = sample.gt_instances.bboxes
         height, width = sample.img_shape[:2]
@@ -159,15 +168,21 @@ class RegionDistillation(nn.Module):
 
     @torch.no_grad()
     def match(
-        self, regions: Tensor, locations: Locations, image: int
+        self, regions: Tensor, locations: Locations, image: Tensor | int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Locations that answer for a region.
 
+        Args:
+            regions: (R, 4), xyxy in pixels.
+            locations: of the batch, N in each image.
+            image: (R,) each region's image, or the image of all.
+
         Returns:
-            Location indices (m,), region indices (m,), and weights (m,) that
-            sum to 1 for each matched region.
+            Location indices (m,) in [0, N), region indices (m,), and weights
+            (m,) that sum to 1 for each matched region.
         """
-        overlap = box_iou(regions, locations.boxes[image])  # (R, N)
+        boxes = locations.boxes[image].expand(len(regions), -1, -1)
+        overlap = bbox_overlaps(regions[:, None], boxes)[:, 0]  # (R, N)
         x, y = locations.centres.T
         inside = (
             (x > regions[:, :1])
