@@ -52,9 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--proposals", type=Path, help="a student's checkpoint, for 'stored' boxes"
     )
     parser.add_argument("--dense", action="store_true", help="dense maps too")
-    parser.add_argument(
-        "--shard-size", type=int, default=256, help="images in a file"
-    )
+    parser.add_argument("--shard-size", type=int, default=256, help="images in a file")
     args = parser.parse_args(argv)
     if args.shard_size < 1:
         parser.error("--shard-size needs at least one image")
@@ -172,7 +170,8 @@ class Embedder:
         self, indices: Sequence[int], bar: Any
     ) -> tuple[list[Any], list[Record]]:
         """Embed images; their ids and records."""
-        ids, records = [], []
+        ids: list[Any] = []
+        records: list[Record] = []
         for begin in range(0, len(indices), CHUNK):
             pixels, samples = self.load(indices[begin : begin + CHUNK])
             records += self.records(pixels, samples)
@@ -200,9 +199,9 @@ class Embedder:
         shapes = [s.img_shape for s in samples]
         if self.dense and len({*shapes, batch["inputs"].shape[-2:]}) > 1:
             raise ValueError(
-                "dense maps are stored for images of one size that need no padding, got "
-                f"{sorted(set(shapes))[:3]}: resize without keep_ratio to a multiple of "
-                "pad_size_divisor, or do without --dense."
+                "dense maps are stored for images of one size that need no padding, "
+                f"got {sorted(set(shapes))[:3]}: resize without keep_ratio to a "
+                "multiple of pad_size_divisor, or do without --dense."
             )
         return self.student.pixels(batch["inputs"], shapes), samples
 

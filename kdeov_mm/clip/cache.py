@@ -506,7 +506,9 @@ class CachedBatch:
             asked = self._mirror(wanted.detach().float().cpu(), i)
             apart = torch.cdist(asked, image.boxes, p=torch.inf)
             apart = apart.masked_fill(image.scales != kind, torch.inf)
-            near, which = apart.min(1) if apart.numel() else (asked[:, 0] + torch.inf,) * 2
+            near, which = (
+                apart.min(1) if apart.numel() else (asked[:, 0] + torch.inf,) * 2
+            )
             if (near > TOLERANCE).any():
                 raise ValueError(
                     f"{self.folder} does not hold the box "

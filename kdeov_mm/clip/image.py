@@ -73,9 +73,7 @@ class CLIPImageTeacher:
         embeds = torch.cat([tower(part) for part in images.split(self.batch_size)])
         return F.normalize(embeds.float(), dim=-1)
 
-    def embed_images(
-        self, pixels: Tensor, shapes: Sequence[tuple[int, ...]]
-    ) -> Tensor:
+    def embed_images(self, pixels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
         """Embed images without their padding.
 
         Args:
@@ -145,7 +143,10 @@ class CLIPImageTeacher:
         attention = last.attn
         values = F.linear(
             last.ln_1(tokens),
-            *(p.chunk(3)[2] for p in (attention.in_proj_weight, attention.in_proj_bias)),
+            *(
+                p.chunk(3)[2]
+                for p in (attention.in_proj_weight, attention.in_proj_bias)
+            ),
         )
         return attention.out_proj(values)[:, 1:]
 

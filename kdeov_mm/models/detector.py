@@ -100,7 +100,7 @@ class KDEOVDetector(SingleStageDetector):
         words, samples = self.vocabulary(batch_data_samples)
         feats, text = self._feats_and_text(batch_inputs, words)
         losses, locations = self.bbox_head.loss_and_locations(feats, text, samples)
-        if not self.distill:
+        if not self.distill or self.teacher is None:
             return losses
         teacher = self.teacher.for_batch(samples)
         pixels = batch_inputs
@@ -140,9 +140,7 @@ class KDEOVDetector(SingleStageDetector):
         feats = self.extract_feat(images)
         return (self.fusion(feats, text) if self.fusion else feats), text
 
-    def pixels(
-        self, batch_inputs: Tensor, shapes: Sequence[tuple[int, ...]]
-    ) -> Tensor:
+    def pixels(self, batch_inputs: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
         """Undo the student's normalisation, for the teacher.
 
         Args:

@@ -146,9 +146,7 @@ class RegionDistillation(nn.Module):
         return torch.cat([*chosen, known[:0]]), self.scales
 
     @torch.no_grad()
-    def own_boxes(
-        self, sample: DetDataSample, locations: Locations, i: int
-    ) -> Tensor:
+    def own_boxes(self, sample: DetDataSample, locations: Locations, i: int) -> Tensor:
         """The student's sharpest boxes that no label covers: (n, 4)."""
         known = sample.gt_instances.bboxes
         height, width = sample.img_shape[:2]

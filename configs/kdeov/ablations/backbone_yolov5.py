@@ -1,6 +1,6 @@
 """YOLOv5's backbone: one line changed.
 
-    python tools/train.py configs/kdeov/ablations/backbone_yolov5.py
+python tools/train.py configs/kdeov/ablations/backbone_yolov5.py
 """
 
 _base_ = "./default.py"

@@ -1,6 +1,6 @@
 """The teacher's dense map, of its patches (MaskCLIP's values).
 
-    python tools/train.py configs/kdeov/ablations/dense_patches.py
+python tools/train.py configs/kdeov/ablations/dense_patches.py
 """
 
 _base_ = "./default.py"

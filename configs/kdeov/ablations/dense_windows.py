@@ -1,6 +1,6 @@
 """The teacher's dense map, of crops on a grid.
 
-    python tools/train.py configs/kdeov/ablations/dense_windows.py
+python tools/train.py configs/kdeov/ablations/dense_windows.py
 """
 
 _base_ = "./default.py"

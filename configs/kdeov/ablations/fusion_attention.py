@@ -1,6 +1,6 @@
 """Fusion: each location attends to the words.
 
-    python tools/train.py configs/kdeov/ablations/fusion_attention.py
+python tools/train.py configs/kdeov/ablations/fusion_attention.py
 """
 
 _base_ = "./default.py"

@@ -1,6 +1,6 @@
 """Fusion: FiLM of the location's embedding for each word by itself; folds.
 
-    python tools/train.py configs/kdeov/ablations/fusion_class_film.py
+python tools/train.py configs/kdeov/ablations/fusion_class_film.py
 """
 
 _base_ = "./default.py"

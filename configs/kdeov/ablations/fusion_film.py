@@ -1,6 +1,6 @@
 """Fusion: FiLM of the feature maps by the mean of the words.
 
-    python tools/train.py configs/kdeov/ablations/fusion_film.py
+python tools/train.py configs/kdeov/ablations/fusion_film.py
 """
 
 _base_ = "./default.py"

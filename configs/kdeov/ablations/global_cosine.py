@@ -1,6 +1,6 @@
 """The whole image's embedding, by cosine (GAP, MLP, L2).
 
-    python tools/train.py configs/kdeov/ablations/global_cosine.py
+python tools/train.py configs/kdeov/ablations/global_cosine.py
 """
 
 _base_ = "./default.py"

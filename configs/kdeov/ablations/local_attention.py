@@ -1,6 +1,6 @@
 """Locations that the teacher's image embedding attends to.
 
-    python tools/train.py configs/kdeov/ablations/local_attention.py
+python tools/train.py configs/kdeov/ablations/local_attention.py
 """
 
 _base_ = "./default.py"

@@ -1,6 +1,6 @@
 """No distillation: boxes of the base classes only.
 
-    python tools/train.py configs/kdeov/ablations/none.py
+python tools/train.py configs/kdeov/ablations/none.py
 """
 
 _base_ = "./default.py"

@@ -1,6 +1,6 @@
 """The original design's norm: GroupNorm, then L2; does not fold.
 
-    python tools/train.py configs/kdeov/ablations/norm_gn.py
+python tools/train.py configs/kdeov/ablations/norm_gn.py
 """
 
 _base_ = "./default.py"

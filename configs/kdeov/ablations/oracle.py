@@ -1,6 +1,6 @@
 """The ceiling: boxes of all 360 classes are given, no teacher.
 
-    python tools/train.py configs/kdeov/ablations/oracle.py
+python tools/train.py configs/kdeov/ablations/oracle.py
 """
 
 _base_ = "./none.py"

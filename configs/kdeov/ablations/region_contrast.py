@@ -1,6 +1,6 @@
 """Crops by InfoNCE among the regions of the batch.
 
-    python tools/train.py configs/kdeov/ablations/region_contrast.py
+python tools/train.py configs/kdeov/ablations/region_contrast.py
 """
 
 _base_ = "./default.py"

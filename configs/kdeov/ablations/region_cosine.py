@@ -1,6 +1,6 @@
 """Crops by cosine alone.
 
-    python tools/train.py configs/kdeov/ablations/region_cosine.py
+python tools/train.py configs/kdeov/ablations/region_cosine.py
 """
 
 _base_ = "./default.py"

@@ -1,6 +1,6 @@
 """Crops by their relations alone.
 
-    python tools/train.py configs/kdeov/ablations/region_relation.py
+python tools/train.py configs/kdeov/ablations/region_relation.py
 """
 
 _base_ = "./default.py"
