@@ -154,6 +154,7 @@ def run_key(config: Path, seed: int) -> dict[str, Any]:
 def config_hash(config: Path) -> str:
     """SHA-256 of the resolved config, its bases merged."""
     content = Config.fromfile(config, lazy_import=False).to_dict()
+    content.pop("doctor", None)  # no part of the run
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 

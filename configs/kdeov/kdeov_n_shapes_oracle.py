@@ -8,3 +8,4 @@ _base_ = "./kdeov_n_shapes_nodistill.py"
 train_dataloader = dict(
     dataset=dict(vocabulary="all", ann_file="annotations/instances_train_all.json")
 )
+doctor = dict(accept=["novel boxes"])  # on purpose

@@ -23,3 +23,4 @@ model = dict(
         ),
     ),
 )
+doctor = dict(accept=["no gradient"])  # on purpose
