@@ -202,7 +202,7 @@ def load_config(world: Path, raccoons: Path, tiny_clip: str) -> Callable[..., Co
     """Read a config of ours, with tiny data and (unless `clip` is False) CLIP."""
     places = {"data/shapes/": f"{world}/", "data/raccoon/": f"{raccoons}/"}
 
-    def load(name: str, clip: bool = True) -> Config:
+    def load(name: str | Path, clip: bool = True) -> Config:
         cfg = Config.fromfile(ROOT / "configs/kdeov" / name, lazy_import=False)
         cfg = Config(moved(cfg.to_dict(), places))
         for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):

@@ -145,7 +145,7 @@ def measure_times(configs: Sequence[Path], args: argparse.Namespace) -> None:
 def run_key(config: Path, seed: int) -> dict[str, Any]:
     """What makes two runs the same: config file, its content, seed."""
     return dict(
-        config=str(config.relative_to(ROOT)),
+        config=str(config.relative_to(ROOT) if config.is_relative_to(ROOT) else config),
         config_sha256=config_hash(config),
         seed=seed,
     )
