@@ -4,13 +4,16 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import Tensor
+from torchvision.ops import box_iou
 
+from kdeov_mm.datasets import shapes
 from kdeov_mm.models import KDEOVDetector, OVHead, WordBCELoss
 
 from .conftest import EMBED_DIMS, WORDS, make_sample
@@ -340,3 +343,59 @@ def test_locations_are_those_of_the_detections(build_detector: Build) -> None:
         torch.testing.assert_close(boxes[nearest], box, atol=1e-3, rtol=1e-4)
     inside = (locations.centres > 0).all() and (locations.centres < 64).all()
     assert inside and ((locations.sharpness > 0) & (locations.sharpness <= 1)).all()
+
+
+def test_grid_boxes_overlap_most_objects_of_the_world_by_half(
+    build_detector: Build,
+) -> None:
+    """So they are not why the original design finds nothing."""
+    model = build_detector(
+        **{"bbox_head.head_module.type": "mmdet.GridHeadModule"},
+        teacher=None,
+        distill=None,
+    )
+    head, feats = model.bbox_head, model.extract_feat(torch.rand(1, 3, 160, 160))
+    _, sides, _ = head.head_module.embed(feats)
+    _, locations = head.loss_and_locations(feats, make_text(6), [make_sample()])
+    assert all((s == 1.5).all() for s in sides)
+    scenes = [shapes.draw_scene(shapes.scene_rng(3, 1, i)) for i in range(60)]
+    objects = torch.from_numpy(np.concatenate([s.boxes for s in scenes]))
+    best = box_iou(objects, locations.boxes[0]).amax(1)
+    assert (best >= 0.5).float().mean() > 0.93  # 0.97 of the validation images
+    assert (best >= 0.75).float().mean() < 0.2
+
+
+def test_unsupervised_leaves_no_loss_of_boxes(build_detector: Build) -> None:
+    model = build_detector(**{"bbox_head.supervised": False})
+    feats = model.extract_feat(torch.rand(1, 3, 64, 64))
+    sample = make_sample([[8.0, 8, 40, 40]], [1])
+    losses, _ = model.bbox_head.loss_and_locations(feats, make_text(6), [sample])
+    assert losses == {}
+
+
+def test_film_by_class_is_film_of_the_embedding(build_detector: Build) -> None:
+    """<g(t) * e + b(t), t>, computed location by location and word by word."""
+    adapter = dict(type="ClassFiLM", text_dims=EMBED_DIMS)
+    model = build_detector(**{"bbox_head.head_module.adapter": adapter}).eval()
+    head, text = model.bbox_head.head_module, make_text(5)
+    plain = head.classify([torch.randn(2, EMBED_DIMS, 3, 3)] * 3, text)
+    for layer in (head.adapter.modulate[0], head.adapter.modulate[2]):
+        torch.nn.init.normal_(layer.weight, std=0.3)
+    embeds = [torch.randn(2, EMBED_DIMS, 3, 3)] * 3
+    logits = head.classify(embeds, text)
+    assert plain[0].shape == logits[0].shape
+    scale, shift = head.adapter.modulate(text).chunk(2, -1)  # (K, D) each
+    for k, word in enumerate(text):
+        film = embeds[1] * (1 + scale[k])[:, None, None] + shift[k][:, None, None]
+        slow = head.log_scale.exp() * torch.einsum("bdhw,d->bhw", film, word)
+        torch.testing.assert_close(logits[1][:, k], slow + head.bias[1])
+    alone = head.classify(embeds, text[2:3])
+    torch.testing.assert_close(alone[0][:, 0], logits[0][:, 2])
+
+
+def test_film_by_class_is_the_identity_at_the_start(build_detector: Build) -> None:
+    adapter = dict(type="ClassFiLM", text_dims=EMBED_DIMS)
+    film = build_detector(**{"bbox_head.head_module.adapter": adapter})
+    text = make_text(4)
+    vectors, offsets = film.bbox_head.head_module.adapter(text)
+    assert torch.equal(vectors, text) and not offsets.any()

@@ -11,6 +11,7 @@ from torchvision.ops import box_iou
 
 from kdeov_mm.clip import CLIPImageTeacher
 from kdeov_mm.models import Locations, RegionDistillation
+from kdeov_mm.models.region_head import block_boxes
 
 from .conftest import EMBED_DIMS, make_sample
 
@@ -247,3 +248,56 @@ def test_the_head_does_not_change_what_the_student_said() -> None:
     for kept, now in zip(before, locations, strict=True):
         assert torch.equal(kept, now)
     assert sample.gt_instances.bboxes.tolist() == TRUTH
+
+
+# --------------------------------------------------------------------- sources
+
+
+def test_each_source_gives_its_regions_in_their_order() -> None:
+    class Store(KnownTeacher):
+        def stored_boxes(self, i: int) -> Tensor:
+            return torch.tensor([[1.0, 2, 30, 40]])
+
+    sample, locations = make_sample(TRUTH, [0, 1], shape=(48, 64)), make_locations()
+    head = make_head(sources=("stored", "random", "blocks", "truth"), proposals=7)
+    (regions,) = head.regions([sample], locations, Store())
+    assert len(regions) == 1 + 7 + 4 + 9 + 16 + 2
+    assert regions[0].tolist() == [1, 2, 30, 40] and regions[-2:].tolist() == TRUTH
+    assert (regions[1:-2] >= 0).all()
+    assert (regions[1:-2, 2] <= 64).all() and (regions[1:-2, 3] <= 48).all()
+    assert regions[8].tolist() == [0, 0, 32, 24]  # the first tile of 2 x 2
+    again, _ = head.regions([sample, sample], locations._replace(
+        boxes=locations.boxes.expand(2, -1, -1)), Store())  # fmt: skip
+    assert not torch.equal(again[1:8], regions[1:8])  # random each time
+    assert torch.equal(again[8:], regions[8:])
+
+
+def test_tiles_cover_the_image_once_per_grid_and_are_the_same_mirrored() -> None:
+    tiles = block_boxes((60, 90), (2, 3))
+    area = ((tiles[:, 2:] - tiles[:, :2]).prod(1)).sum()
+    assert len(tiles) == 13 and area == pytest.approx(2 * 60 * 90)
+    mirrored = torch.stack(
+        [90 - tiles[:, 2], tiles[:, 1], 90 - tiles[:, 0], tiles[:, 3]], 1
+    )
+    assert set(map(tuple, mirrored.tolist())) == set(map(tuple, tiles.tolist()))
+
+
+@pytest.mark.parametrize("sources", [(), ("truth", "owl")])
+def test_unknown_sources_are_refused(sources: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="sources are some of"):
+        make_head(sources=sources)
+
+
+def test_matching_a_batch_is_matching_its_images() -> None:
+    head, locations = make_head(), make_locations(batch=3)
+    regions = [torch.tensor(TRUTH), torch.zeros(0, 4), torch.tensor(TRUTH[1:])]
+    image = torch.tensor([0, 0, 2])
+    where, which, weight = head.match(torch.cat(regions), locations, image)
+    begin = 0
+    for i, boxes in enumerate(regions):
+        here = image[which] == i
+        alone = head.match(boxes, locations, i)
+        assert torch.equal(where[here], alone[0])
+        assert torch.equal(which[here], alone[1] + begin)
+        assert torch.equal(weight[here], alone[2])
+        begin += len(boxes)

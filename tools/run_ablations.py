@@ -79,6 +79,7 @@ SHORT = {
     "region_cached": "the same from a store of embeddings",
     "oracle": "ceiling: novel boxes given",
 }
+NO_PART_OF_A_RUN = ("doctor", "find_unused_parameters")
 PACKAGES = ("torch", "mmengine", "mmdet", "mmyolo", "open_clip_torch")
 
 
@@ -154,7 +155,8 @@ def run_key(config: Path, seed: int) -> dict[str, Any]:
 def config_hash(config: Path) -> str:
     """SHA-256 of the resolved config, its bases merged."""
     content = Config.fromfile(config, lazy_import=False).to_dict()
-    content.pop("doctor", None)  # no part of the run
+    for key in NO_PART_OF_A_RUN:
+        content.pop(key, None)
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -150,10 +150,10 @@ class KDEOVDetector(SingleStageDetector):
         Returns:
             (B, 3, H, W), RGB in [0, 1], the padding black.
         """
-        preprocessor = self.data_preprocessor
-        if not preprocessor._enable_normalize:
-            return batch_inputs / 255
-        pixels = (batch_inputs * preprocessor.std + preprocessor.mean) / 255
+        preprocessor, pixels = self.data_preprocessor, batch_inputs
+        if preprocessor._enable_normalize:
+            pixels = pixels * preprocessor.std + preprocessor.mean
+        pixels = pixels / 255
         for image, (height, width, *_) in zip(pixels, shapes):
             image[:, height:] = 0
             image[..., width:] = 0

@@ -23,4 +23,5 @@ model = dict(
         ),
     ),
 )
+find_unused_parameters = True  # several processes: the spatial projection is unused
 doctor = dict(accept=["no gradient"])  # on purpose
