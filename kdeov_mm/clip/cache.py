@@ -395,6 +395,10 @@ class CachedTeacher:
         self.neutral = tuple(neutral)
         self._store: EmbeddingStore | None = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CachedTeacher":
+        """One teacher for all copies of a student (moving averages): itself."""
+        return self
+
     def admit(self, dataset: Any, heads: Mapping[str, Any], preprocessor: Any) -> None:
         """Check that the store serves this training; to be called before it.
 

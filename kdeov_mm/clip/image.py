@@ -42,6 +42,10 @@ class CLIPImageTeacher:
         self._mean = torch.tensor(statistics["mean"]).view(1, 3, 1, 1)
         self._std = torch.tensor(statistics["std"]).view(1, 3, 1, 1)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CLIPImageTeacher":
+        """One teacher for all copies of a student (moving averages): itself."""
+        return self
+
     def _load(self, device: torch.device) -> Any:
         if self._tower is None:
             self._tower = self.source.load().visual
