@@ -261,6 +261,64 @@ def test_boxes_that_move_are_refused_at_the_start(
         teacher.admit(dataset, dict(crops=head), None)
 
 
+def test_a_pipeline_must_say_whether_it_mirrored(
+    config: Config, store: EmbeddingStore
+) -> None:
+    cfg = Config(config.to_dict()).train_dataloader.dataset
+    pack = cfg.pipeline[-1]
+    pack.meta_keys = tuple(key for key in pack.meta_keys if key != "flip")
+    with pytest.raises(StoreMismatch, match="whether an image was mirrored"):
+        admitted(config, DATASETS.build(cfg))
+    cfg = Config(config.to_dict()).train_dataloader.dataset
+    cfg.pipeline.insert(3, dict(type="RandomFlip", prob=0.5))
+    with pytest.raises(StoreMismatch, match="2 RandomFlip steps"):
+        admitted(config, DATASETS.build(cfg))
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        (dict(sources=("truth", "stored")), "--proposals"),
+        (dict(sources=("truth", "blocks"), grids=(5,)), "the crops of"),
+        (dict(sources=("truth",), scales=(1.0, 2.0)), "the crops of"),
+    ],
+)
+def test_heads_that_ask_for_more_than_the_store_holds_are_refused_at_the_start(
+    changes: dict[str, Any],
+    reason: str,
+    config: Config,
+    dataset: Any,
+    store: EmbeddingStore,
+) -> None:
+    teacher = CachedTeacher(config.model.teacher.store, config.model.teacher.model)
+    head = dict(type="RegionDistillation", distances=COSINE)
+    wanted = MODELS.build({**head, "sources": ("truth",)})
+    teacher.admit(dataset, dict(crops=wanted), None)
+    with pytest.raises(StoreMismatch, match=f"(?s)distill.crops needs .*{reason}"):
+        teacher.admit(dataset, dict(crops=MODELS.build(head | changes)), None)
+
+
+def test_an_unfinished_store_is_refused_at_the_start(
+    config: Config, dataset: Any, store: EmbeddingStore
+) -> None:
+    path = store.shard_file(2)
+    data = path.read_bytes()
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="goes on where it stopped"):
+        admitted(config, dataset)
+    path.write_bytes(data)
+
+
+def test_a_config_without_a_teacher_has_nothing_to_keep(
+    config: Config, tool: Any, tmp_path: Path, capsys: Any
+) -> None:
+    cfg = Config(config.to_dict())
+    cfg.model.update(teacher=None, distill=None)
+    cfg.dump(tmp_path / "none.py")
+    assert tool.main([str(tmp_path / "none.py"), "--store", str(tmp_path / "s")]) == 1
+    assert "no model.teacher" in capsys.readouterr().err
+
+
 def test_a_training_with_an_unfit_pipeline_fails_at_its_start(
     config: Config, store: EmbeddingStore, tmp_path: Path
 ) -> None:
@@ -285,7 +343,7 @@ def test_the_tool_refuses_another_store_with_exit_code_1(
 # ---------------------------------------------------------------- interruptions
 
 
-@pytest.mark.parametrize("harm", ["cut", "changed", "removed", "emptied"])
+@pytest.mark.parametrize("harm", ["cut", "changed", "removed", "emptied", "swapped"])
 def test_a_damaged_shard_is_found_and_made_again(
     harm: str,
     config: Config,
@@ -302,6 +360,8 @@ def test_a_damaged_shard_is_found_and_made_again(
     else:
         middle = len(data) // 2
         data[middle] ^= 1
+        if harm == "swapped":
+            data = bytearray(store.shard_file(0).read_bytes())
         path.write_bytes(data[: dict(cut=middle, emptied=0).get(harm, len(data))])
     with pytest.raises((ValueError, FileNotFoundError), match=r"cache_embeddings.py"):
         EmbeddingStore(store.folder)[dataset.get_data_info(0)["img_id"]]

@@ -132,6 +132,30 @@ def zero_weight(cfg: Config) -> None:
     cfg.model.distill.region.distances.cosine.loss_weight = 0.0
 
 
+def frozen_stage(cfg: Config) -> None:
+    cfg.model.backbone.update(frozen_stages=2, init_cfg=None)
+
+
+def normalised_test(cfg: Config) -> None:
+    step = dict(type="Normalize", mean=[0.0] * 3, std=[255.0] * 3, to_rgb=False)
+    cfg.test_dataloader.dataset.pipeline.insert(-1, step)
+
+
+def normalised_for_the_teacher(cfg: Config) -> None:
+    cfg.model.data_preprocessor.update(mean=None, std=None)
+    normalise(cfg)
+
+
+def leak_beside_the_base(cfg: Config) -> None:
+    base = cfg.train_dataloader.dataset
+    whole = Config(dict(data=base.to_dict())).data
+    whole.update(vocabulary="all", ann_file="annotations/instances_train_all.json")
+    words = dict(type="LoadWords", words=shapes.CLASSES)
+    base.update(vocabulary="all", ann_file="annotations/instances_train_all.json")
+    base.pipeline.insert(2, words)
+    cfg.train_dataloader.dataset = dict(type="ConcatDataset", datasets=[base, whole])
+
+
 @pytest.mark.parametrize(
     "change, name",
     [
@@ -147,6 +171,10 @@ def zero_weight(cfg: Config) -> None:
         (frozen_backbone, "frozen student"),
         (frozen_by_rate, "frozen student"),
         (zero_weight, "zero loss"),
+        (frozen_stage, "frozen student"),
+        (normalised_test, "normalised twice"),
+        (normalised_for_the_teacher, "normalised twice"),
+        (leak_beside_the_base, "novel boxes"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -165,6 +193,7 @@ def test_a_store_of_another_teacher_is_named(
     def cached(cfg: Config) -> None:
         cfg.model.teacher.update(type="CachedTeacher", store=str(tmp_path / "store"))
         cfg.model.distill.region.sources = ("truth",)
+        cfg.default_hooks.cache = dict(type="EmbeddingCacheHook")
 
     cfg = load_config("kdeov_n_shapes.py")
     cached(cfg)
@@ -183,6 +212,40 @@ def test_a_store_of_another_teacher_is_named(
 
     code, report = examine("kdeov_n_shapes.py", half)
     assert (code, named(report)) == (1, ["cache of another teacher"])
+
+
+def test_underscores_are_spaces(examine: Any) -> None:
+    def underscored(cfg: Config) -> None:
+        words = [name.replace(" ", "_") for name in shapes.BASE_CLASSES]
+        pipeline = cfg.train_dataloader.dataset.pipeline
+        pipeline.insert(2, dict(type="LoadWords", words=words))
+
+    assert examine("kdeov_n_shapes.py", underscored)[0] == 0
+
+
+def test_own_boxes_alone_and_no_validation_are_in_order(examine: Any) -> None:
+    def own(cfg: Config) -> None:
+        cfg.model.distill.region.sources = ("own",)
+        cfg.model.vocabulary = None
+        cfg.val_dataloader = cfg.val_evaluator = cfg.val_cfg = None
+
+    assert examine("kdeov_n_shapes.py", own)[0] == 0
+
+
+def test_a_store_without_its_hook_is_named(examine: Any, tmp_path: Path) -> None:
+    def cached(cfg: Config) -> None:
+        cfg.model.teacher.update(type="CachedTeacher", store=str(tmp_path / "store"))
+
+    code, report = examine("kdeov_n_shapes.py", cached)
+    assert (code, named(report)) == (1, ["cache"]) and "EmbeddingCacheHook" in report
+
+
+def test_missing_pictures_are_a_finding(examine: Any) -> None:
+    def elsewhere(cfg: Config) -> None:
+        cfg.train_dataloader.dataset.data_prefix.img = "no/such/folder/"
+
+    code, report = examine("kdeov_n_shapes.py", elsewhere)
+    assert (code, named(report)) == (1, ["pipeline"]) and "no/such" in report
 
 
 def test_what_cannot_be_built_is_a_finding_too(examine: Any) -> None:

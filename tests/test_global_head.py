@@ -271,3 +271,38 @@ def test_any_subset_of_heads_goes_on_one_detector(
     for name, head in model.distill.items():
         for parameter in head.parameters():
             assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+def test_two_heads_of_a_kind_both_count(build_detector: Callable[..., Any]) -> None:
+    region = dict(type="RegionDistillation", distances=COSINE, warmup=0)
+    heads = dict(
+        first=region | dict(sources=("truth",)),
+        second=region | dict(sources=("blocks",)),
+    )
+    model = build_detector(distill=dict(_delete_=True, **heads))
+    pictures = [torch.randint(256, (3, 64, 64), dtype=torch.uint8)]
+    samples = [make_sample([[8.0, 8, 40, 40]], [1])]
+    data = model.data_preprocessor(dict(inputs=pictures, data_samples=samples), True)
+    losses = model.train()(**data, mode="loss")
+    assert {"loss_region_cosine", "loss_region_cosine_second"} < set(losses)
+    assert losses["loss_region_cosine"] != losses["loss_region_cosine_second"]
+
+
+def test_stored_boxes_need_a_store(build_detector: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match="CachedTeacher"):
+        build_detector(**{"distill.region.sources": ("truth", "stored")})
+
+
+def test_dense_loss_does_not_see_the_padding() -> None:
+    feats = make_feats()[:1]
+    locations = make_locations(feats)
+    (said,) = embedding_maps(locations, feats)
+    same = F.normalize(said.detach(), dim=1)
+    target = same.clone()
+    target[..., 4:] = -target[..., 4:]
+    samples = [make_sample(shape=(64, 32)) for _ in range(2)]
+    for sample in samples:
+        sample.set_metainfo(dict(batch_input_shape=(64, 64)))
+    head = DenseDistillation(COSINE)
+    losses = head.loss(feats, None, Known(dense=target), PIXELS, samples, locations)
+    assert losses["loss_dense_cosine"].abs() < 1e-4

@@ -29,13 +29,14 @@ from kdeov_mm.clip import CLIPImageTeacher, EmbeddingStore, StoreMismatch
 from kdeov_mm.clip.cache import (
     FORMAT,
     Record,
+    asked_of,
     data_fingerprint,
     pixel_steps,
     plain_dataset,
     teacher_identity,
 )
 from kdeov_mm.clip.loading import file_sha256
-from kdeov_mm.models import KDEOVDetector, RegionDistillation
+from kdeov_mm.models import KDEOVDetector, words_of
 
 CHUNK = 16  # images that pass the teacher together
 
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--shard-size needs at least one image")
     try:
         made = fill(args)
-    except (StoreMismatch, OSError, ValueError) as error:
+    except (StoreMismatch, OSError, TypeError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     print(made)
@@ -69,6 +70,8 @@ def fill(args: argparse.Namespace) -> str:
     """Write what is missing; say what was done."""
     cfg = Config.fromfile(args.config, lazy_import=False)
     init_default_scope(cfg.get("default_scope", "mmdet"))
+    if not cfg.model.get("teacher"):
+        raise ValueError(f"{args.config} has no model.teacher whose answers to keep")
     folder = args.store or cfg.model.teacher.get("store")
     if folder is None:
         raise ValueError(f"{args.config} names no store: give --store FOLDER")
@@ -124,10 +127,15 @@ class Embedder:
         clip = {k: cfg.model.teacher.get(k) for k in ("model", "pretrained")}
         self.teacher = CLIPImageTeacher(**clip)
         self.proposals, self.dense = proposals, dense
-        student = Config(dict(model=cfg.model.to_dict())).model
-        student.teacher = dict(type="CLIPImageTeacher", **clip)
-        self.student: KDEOVDetector = MODELS.build(student).eval()
-        self.heads = [h for h in self.student.distill.values() if hasattr(h, "scales")]
+        self.student: KDEOVDetector = MODELS.build(cfg.model).eval()
+        heads: list[Any] = list(self.student.distill.values())
+        self.heads = [head for head in heads if hasattr(head, "scales")]
+        self.own: Any = next(
+            (h for h in heads if "stored" in getattr(h, "sources", ())), None
+        )
+        # maps and windows need images that fill their batch
+        self.one_size = dense or any(getattr(h, "window", None) for h in heads)
+        self.size: tuple[int, ...] | None = None
         self._check_proposals()
         if proposals is not None:
             load_checkpoint(self.student, str(proposals), map_location="cpu")
@@ -135,13 +143,12 @@ class Embedder:
             self.student.bbox_head.head_module.training = True
 
     def _check_proposals(self) -> None:
-        wanted = [h for h in self.heads if "stored" in getattr(h, "sources", ())]
-        if wanted and self.proposals is None:
+        if self.own is not None and self.proposals is None:
             raise ValueError(
                 "the config asks for 'stored' boxes, those of an earlier student: give "
                 "--proposals CHECKPOINT, or take 'stored' out of `sources`."
             )
-        if self.proposals is not None and not wanted:
+        if self.proposals is not None and self.own is None:
             raise ValueError(
                 "--proposals are boxes for a distillation head with 'stored' among its "
                 "`sources`, and the config has none."
@@ -155,11 +162,12 @@ class Embedder:
             teacher=teacher_identity(self.teacher.source),
             data=data_fingerprint(self.dataset),
             pixels=self.steps,
-            heads=[repr_of(head) for head in self.heads],
+            heads=[asked_of(head) for head in self.heads],
             scales=[list(s) for s in self.scales()],
             dense=self.dense,
             captions=bool(self.captions),
             proposals_sha256=student,
+            proposals=self.own.proposals if self.own is not None else None,
         )
 
     def scales(self) -> list[tuple[float, ...]]:
@@ -197,11 +205,13 @@ class Embedder:
             boxes = sample.gt_instances.bboxes
             sample.gt_instances.bboxes = getattr(boxes, "tensor", boxes)
         shapes = [s.img_shape for s in samples]
-        if self.dense and len({*shapes, batch["inputs"].shape[-2:]}) > 1:
+        sizes = {*map(tuple, shapes), tuple(batch["inputs"].shape[-2:])}
+        self.size = self.size or next(iter(sizes))
+        if self.one_size and sizes != {self.size}:
             raise ValueError(
-                "dense maps are stored for images of one size that need no padding, "
-                f"got {sorted(set(shapes))[:3]}: resize without keep_ratio to a "
-                "multiple of pad_size_divisor, or do without --dense."
+                "dense maps and windows are stored for images of one size that need no "
+                f"padding, got {sorted(sizes | {self.size})[:3]}: resize without "
+                "keep_ratio to a multiple of pad_size_divisor, or do without them."
             )
         return self.student.pixels(batch["inputs"], shapes), samples
 
@@ -274,25 +284,17 @@ class Embedder:
         self, samples: list[DetDataSample], pixels: Tensor
     ) -> list[Tensor]:
         """The earlier student's boxes of each image: (n, 4)."""
-        head = next((h for h in self.heads if isinstance(h, RegionDistillation)), None)
-        if self.proposals is None or head is None:
+        if self.own is None:
             return [torch.zeros(0, 4) for _ in samples]
         student = self.student
-        words, relabelled = student.vocabulary(samples)
         preprocessor = student.data_preprocessor
         inputs = pixels * 255
         if preprocessor._enable_normalize:
             inputs = (inputs - preprocessor.mean) / preprocessor.std
-        feats, text = student._feats_and_text(inputs, words)
-        _, locations = student.bbox_head.loss_and_locations(feats, text, relabelled)
-        return [head.own_boxes(s, locations, i) for i, s in enumerate(samples)]
-
-
-def repr_of(head: Any) -> str:
-    """What a head asks for, as text."""
-    names = ("sources", "proposals", "grids", "nms_iou", "scales", "window", "stride")
-    values = {n: getattr(head, n) for n in names if hasattr(head, n)}
-    return f"{type(head).__name__}({values})"
+        # all words in their order: with a fusion, the boxes depend on them
+        feats, text = student._feats_and_text(inputs, words_of(samples))
+        _, locations = student.bbox_head.loss_and_locations(feats, text, samples)
+        return [self.own.own_boxes(s, locations, i) for i, s in enumerate(samples)]
 
 
 def mirror(boxes: Tensor, width: int) -> Tensor:

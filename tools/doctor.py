@@ -14,6 +14,7 @@ import sys
 import xml.etree.ElementTree as ET
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,10 +28,20 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from torch import Tensor
 
-from kdeov_mm.clip import CachedTeacher, StoreMismatch
+from kdeov_mm.clip import CachedTeacher, StoreMismatch, clean_name
 from kdeov_mm.clip.cache import teacher_identity
+from kdeov_mm.models import RegionDistillation
 
-LOOKED_AT = 400  # images whose labels are compared with their files
+FAILURES = (
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 class Finding(NamedTuple):
@@ -95,22 +106,30 @@ def examine(cfg: Config, num_batches: int) -> Iterator[Finding]:
     loaders = dict(training="train_dataloader", test="test_dataloader")
     if cfg.get("val_dataloader") != cfg.get("test_dataloader"):
         loaders["validation"] = "val_dataloader"
+    loaders = {name: loader for name, loader in loaders.items() if cfg.get(loader)}
     yield from vocabulary_of(cfg, loaders)
     datas = {name: build_data(cfg, loader) for name, loader in loaders.items()}
-    for name, data in datas.items():
-        yield from class_order(name, data)
     train = datas["training"]
-    yield from novel_leaks(train, datas["test"])
-    samples = attempt("pipeline", lambda: draw(train, num_batches * 8))
+    count = num_batches * 8
+    drawn = {
+        name: attempt("pipeline", partial(draw, data, count))
+        for name, data in datas.items()
+    }
+    for name, data in datas.items():
+        words = words_of(drawn[name])
+        yield from attempt("data set", partial(class_order, name, data, words))
+        yield from pixels_of(cfg, name, drawn[name])
+    words, samples = words_of(drawn["training"]), drawn["training"]
+    if "test" in datas:
+        yield from novel_leaks(train, datas["test"], words)
     yield from pipeline_of(train, samples)
-    yield from pixels_of(cfg, samples)
     model = build_model(cfg)
-    check_teacher(model, train)
+    attempt("teacher", partial(check_teacher, cfg, model, train))
     yield from frozen(cfg, model)
     size = -(-len(samples) // num_batches)
     batches = [samples[i : i + size] for i in range(0, len(samples), size)]
-    yield from attempt("forward", lambda: list(logits_of(model, batches[0])))
-    yield from attempt("training step", lambda: list(some_steps(model, batches)))
+    yield from attempt("forward", partial(logits_of, model, batches[0]))
+    yield from attempt("training step", partial(some_steps, model, batches))
 
 
 def draw(data: Any, count: int) -> list[Any]:
@@ -119,9 +138,10 @@ def draw(data: Any, count: int) -> list[Any]:
 
 
 def attempt(name: str, work: Callable[[], Any]) -> Any:
-    """The result of some work; its failure becomes a finding."""
+    """The result of some work, a generator run to its end; a failure is a finding."""
     try:
-        return work()
+        result = work()
+        return list(result) if isinstance(result, Iterator) else result
     except (
         OSError,
         ValueError,
@@ -147,13 +167,13 @@ def vocabulary_of(cfg: Config, loaders: dict[str, str]) -> Iterator[Finding]:
     """Words before anything is built: building fails on some of these."""
     words: dict[str, Any] = {}
     for name, loader in loaders.items():
-        data = innermost(cfg[loader].dataset)
-        if "classes" in (data.get("metainfo") or {}):
-            words[f"metainfo.classes of the {name} data"] = data.metainfo["classes"]
-        for step in data.get("pipeline", ()):
-            if str(step["type"]).split(".")[-1] == "LoadWords":
-                words[f"words of LoadWords of the {name} data"] = step["words"]
-    if cfg.model.get("vocabulary", {}).get("size", 1) < 1:
+        for data in innermost(cfg[loader].dataset):
+            if "classes" in (data.get("metainfo") or {}):
+                words[f"metainfo.classes of the {name} data"] = data.metainfo["classes"]
+            for step in data.get("pipeline", ()):
+                if str(step["type"]).split(".")[-1] == "LoadWords":
+                    words[f"words of LoadWords of the {name} data"] = step["words"]
+    if (cfg.model.get("vocabulary") or {}).get("size", 1) < 1:
         words["model.vocabulary, by its size"] = ()
     for where, given in words.items():
         given = [given] if isinstance(given, str) else list(given)
@@ -176,18 +196,18 @@ def vocabulary_of(cfg: Config, loaders: dict[str, str]) -> Iterator[Finding]:
             )
 
 
-def innermost(data: Any) -> Any:
-    """The config of the data set inside wrappers."""
-    while "dataset" in data or "datasets" in data:
-        data = data["dataset"] if "dataset" in data else data["datasets"][0]
-    return data
+def innermost(data: Any) -> list[Any]:
+    """The configs of the data sets inside wrappers."""
+    if "datasets" in data:
+        return [part for inner in data["datasets"] for part in innermost(inner)]
+    return innermost(data["dataset"]) if "dataset" in data else [data]
 
 
 def build_data(cfg: Config, loader: str) -> Any:
     """A data set; a failure becomes a finding."""
     try:
         return DATASETS.build(cfg[loader].dataset)
-    except (OSError, ValueError, KeyError, AssertionError, TypeError) as error:
+    except FAILURES as error:
         raise Stop(
             Finding(
                 "data set",
@@ -199,17 +219,30 @@ def build_data(cfg: Config, loader: str) -> Any:
         ) from error
 
 
-def plain(data: Any) -> Any:
-    """The data set inside wrappers."""
-    while hasattr(data, "dataset") or hasattr(data, "datasets"):
-        data = data.dataset if hasattr(data, "dataset") else data.datasets[0]
-    return data
+def parts_of(data: Any) -> list[Any]:
+    """The data sets inside wrappers."""
+    if hasattr(data, "datasets"):
+        return [part for inner in data.datasets for part in parts_of(inner)]
+    return parts_of(data.dataset) if hasattr(data, "dataset") else [data]
 
 
-def class_order(name: str, data: Any) -> Iterator[Finding]:
+def labels_of(data: Any) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each image's record with each of its boxes, as the data set numbers them."""
+    for i in range(len(data)):
+        info = data.get_data_info(i)
+        for box in info.get("instances", ()):
+            yield info, box
+
+
+def words_of(samples: Sequence[Any]) -> tuple[str, ...]:
+    """The words that samples carry, as the CLIP reads them."""
+    words = samples[0]["data_samples"].metainfo.get("text", ()) if samples else ()
+    words = (words,) if isinstance(words, str) else words
+    return tuple(clean_name(word) for word in words)
+
+
+def class_order(name: str, data: Any, words: Sequence[str]) -> Iterator[Finding]:
     """Labels against the names in the annotation files."""
-    data = plain(data)
-    words = words_of(data)
     if not words:
         raise Stop(
             Finding(
@@ -221,22 +254,31 @@ def class_order(name: str, data: Any) -> Iterator[Finding]:
             )
         )
     wrong: Counter[tuple[str, ...]] = Counter()
-    count = 0
-    truth = truth_of(data)
-    for i in range(min(len(data), LOOKED_AT)):
-        info = data.get_data_info(i)
-        for box in info.get("instances", ()):
+    count, beyond, unnamed = 0, 0, Counter[str]()
+    for part in parts_of(data):
+        truth = truth_of(part)
+        for names in truth.values():
+            unnamed.update(names - set(words))
+        for info, box in labels_of(part):
             key = (str(info["img_id"]), *(round(float(v)) for v in box["bbox"]))
             label = box["bbox_label"]
-            said = words[label] if label < len(words) else f"label {label}"
-            if key in truth:
+            beyond += label >= len(words)
+            if key in truth and label < len(words):
                 count += 1
-                if said not in truth[key]:
-                    wrong[(said, *sorted(truth[key]))] += 1
+                if words[label] not in truth[key]:
+                    wrong[(words[label], *sorted(truth[key]))] += 1
     print(
         f"{name} data: {len(data)} images, {len(words)} words, {count} labels "
-        "compared with their files."
+        f"compared with their files; {sum(unnamed.values())} boxes in the files have "
+        f"no word{some(list(unnamed))}."
     )
+    if beyond:
+        yield Finding(
+            "boxes without words",
+            f"{name} data: {beyond} boxes have labels beyond the {len(words)} words.",
+            "LoadWords names fewer classes than the data set has.",
+            "give LoadWords the data set's metainfo.classes.",
+        )
     if wrong:
         examples = ", ".join(
             f"'{' or '.join(real)}' is called '{said}'"
@@ -253,42 +295,26 @@ def class_order(name: str, data: Any) -> Iterator[Finding]:
         )
 
 
-def words_of(data: Any) -> tuple[str, ...]:
-    """The words that samples of a data set carry."""
-    if not len(data):
-        return ()
-    item = data.prepare_data(0)
-    for i in range(1, min(len(data), 50)):
-        if item is not None:
-            break
-        item = data.prepare_data(i)
-    if item is None:
-        return ()
-    words = item["data_samples"].metainfo.get("text", ())
-    return (words,) if isinstance(words, str) else tuple(words)
-
-
 def truth_of(data: Any) -> dict[tuple, set[str]]:
     """(image id, box xyxy rounded) -> names, read from the files themselves."""
     truth: dict[tuple, set[str]] = defaultdict(set)
     if str(getattr(data, "ann_file", "")).endswith(".json"):
         content = json.loads(Path(data.ann_file).read_text())
-        names = {c["id"]: c["name"] for c in content["categories"]}
+        names = {c["id"]: clean_name(c["name"]) for c in content["categories"]}
         for a in content["annotations"]:
             key = (str(a["image_id"]), *xyxy(a["bbox"]))
             truth[key].add(names[a["category_id"]])
         return truth
-    for i in range(min(len(data), LOOKED_AT)):
-        info = data.get_data_info(i)
+    for info in (data.get_data_info(i) for i in range(len(data))):
         if not Path(info.get("xml_path", "")).is_file():
             continue
         for thing in ET.parse(info["xml_path"]).iter("object"):
-            corners = [  # VOC counts pixels from 1
-                round(float(thing.findtext(f"bndbox/{key}") or 0)) - 1
+            corners = [  # as mmdet reads them: VOC counts pixels from 1
+                int(float(thing.findtext(f"bndbox/{key}") or 0)) - 1
                 for key in ("xmin", "ymin", "xmax", "ymax")
             ]
-            key = (str(info["img_id"]), *corners)
-            truth[key].add(thing.findtext("name") or "")
+            name = clean_name(thing.findtext("name") or "")
+            truth[(str(info["img_id"]), *corners)].add(name)
     return truth
 
 
@@ -300,25 +326,24 @@ def xyxy(box: Sequence[float]) -> list[int]:
 
 def held_out(test: Any) -> set[str]:
     """Classes that must not be learnt from boxes, by the test data's groups."""
-    groups = {
-        key.removesuffix("_classes"): set(names)
-        for key, names in test.metainfo.items()
-        if key.endswith("_classes")
-    }
+    groups: dict[str, set[str]] = defaultdict(set)
+    for part in parts_of(test):
+        for key, names in part.metainfo.items():
+            if key.endswith("_classes"):
+                groups[key.removesuffix("_classes")] |= set(map(clean_name, names))
     base = groups.pop("base", None)
     if base is None:
         return groups.get("novel", set()) | groups.get("rare", set())
     return set().union(*groups.values()) - base
 
 
-def novel_leaks(train: Any, test: Any) -> Iterator[Finding]:
+def novel_leaks(train: Any, test: Any, words: Sequence[str]) -> Iterator[Finding]:
     """Held-out classes among the boxes or the words of the training."""
-    train, test = plain(train), plain(test)
-    novel, words = held_out(test), words_of(train)
+    novel = held_out(test)
     boxes = Counter(
         words[box["bbox_label"]]
-        for i in range(len(train))
-        for box in train.get_data_info(i).get("instances", ())
+        for part in parts_of(train)
+        for _, box in labels_of(part)
         if box["bbox_label"] < len(words)
     )
     without = [word for word in words if not boxes[word]]
@@ -358,9 +383,9 @@ def some(names: Sequence[str]) -> str:
 
 def pipeline_of(train: Any, samples: Sequence[Any]) -> Iterator[Finding]:
     """Objects that come out of the pipeline."""
-    data, count = plain(train), len(samples)
-    before = [len(data.get_data_info(i).get("instances", ())) for i in range(count)]
-    wanted = sum(before) / count
+    parts = parts_of(train)
+    boxes = sum(1 for part in parts for _ in labels_of(part))
+    wanted = boxes / max(sum(map(len, parts)), 1)
     left = [len(s["data_samples"].gt_instances) for s in samples]
     found = sum(left) / len(left)
     print(
@@ -378,21 +403,28 @@ def pipeline_of(train: Any, samples: Sequence[Any]) -> Iterator[Finding]:
         )
 
 
-def pixels_of(cfg: Config, samples: Sequence[Any]) -> Iterator[Finding]:
+def pixels_of(cfg: Config, name: str, samples: Sequence[Any]) -> Iterator[Finding]:
     """What the student sees, against what the preprocessor expects."""
     low = min(s["inputs"].min().item() for s in samples)
     high = max(s["inputs"].max().item() for s in samples)
     std = torch.tensor(cfg.model.data_preprocessor.get("std") or [1.0]).float()
-    print(f"pixels out of the pipeline: {low:.2f} to {high:.2f}, expected 0 to 255.")
+    print(f"{name} pixels out of the pipeline: {low:.2f} to {high:.2f} (0 to 255?).")
     normalises = cfg.model.data_preprocessor.get("mean") is not None
+    taught = name == "training" and cfg.model.get("teacher")
     # distortions of colour may leave 0 to 255 a little
-    if normalises and (low < -60 or high <= 20):
+    if (normalises or taught) and (low < -60 or high <= 20):
+        again = (
+            "model.data_preprocessor normalises them once more"
+            if normalises
+            else "the teacher normalises them once more"
+        )
         yield Finding(
             "normalised twice",
-            f"the pipeline hands over pixels of {low:.2f} to {high:.2f}, and "
-            "model.data_preprocessor normalises them once more.",
-            "a Normalize step in the pipeline beside the preprocessor's mean and std.",
-            "keep one of the two: take Normalize out of the pipeline.",
+            f"the {name} pipeline hands over pixels of {low:.2f} to {high:.2f}, and "
+            f"{again}.",
+            "a Normalize step in the pipeline.",
+            "take Normalize out of the pipeline; set mean and std of "
+            "model.data_preprocessor.",
         )
     elif normalises and std.max() < 2:
         yield Finding(
@@ -432,7 +464,7 @@ def build_model(cfg: Config) -> Any:
     return model.train()
 
 
-def check_teacher(model: Any, train: Any) -> None:
+def check_teacher(cfg: Config, model: Any, train: Any) -> None:
     """Hashes of the teacher, and whether a store is its own; else :class:`Stop`."""
     words = model.text_encoder.identity
     print(f"words: CLIP '{words['model']}', weights {words['weights_sha256'][:16]}.")
@@ -444,11 +476,22 @@ def check_teacher(model: Any, train: Any) -> None:
     print(f"teacher: weights {about['weights_sha256'][:16]}.")
     if not isinstance(teacher, CachedTeacher):
         return
+    hooks = [*cfg.get("default_hooks", {}).values(), *cfg.get("custom_hooks", ())]
+    if not any(hook and "EmbeddingCacheHook" in str(hook["type"]) for hook in hooks):
+        raise Stop(
+            Finding(
+                "cache",
+                "no EmbeddingCacheHook: stored embeddings are not checked, and are not "
+                "given out.",
+                "a config written by hand.",
+                "default_hooks=dict(cache=dict(type='EmbeddingCacheHook')).",
+            )
+        )
     try:
         parts = dict(model.distill.items())
         teacher.admit(train, parts, model.data_preprocessor)
         print(f"store: {teacher.folder}, of this teacher, data set and pipeline.")
-    except (StoreMismatch, OSError) as error:
+    except (StoreMismatch, OSError, ValueError) as error:
         another = "is of another teacher" in str(error)
         raise Stop(
             Finding(
@@ -470,7 +513,8 @@ def frozen(cfg: Config, model: Any) -> Iterator[Finding]:
         wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
         for group in wrapper.optimizer.param_groups:
             rates.update({id(p): group["lr"] for p in group["params"]})
-    started = bool(cfg.get("load_from")) or "init_cfg" in cfg.model.backbone
+    init = cfg.model.backbone.get("init_cfg") or {}
+    trained = init.get("type") == "Pretrained" or bool(cfg.get("load_from"))
     for name in ("backbone", "neck", "bbox_head"):
         parameters = list(getattr(model, name).parameters())
         learning = [
@@ -478,7 +522,9 @@ def frozen(cfg: Config, model: Any) -> Iterator[Finding]:
         ]
         share = sum(p.numel() for p in learning) / sum(p.numel() for p in parameters)
         print(f"{name}: {share:.0%} of its parameters are trained.")
-        if share < 0.5 and not (name == "backbone" and started):
+        # of a trained backbone, stages may be frozen; of a new one, nothing
+        enough = 0.0 if trained and name == "backbone" else 0.5 if trained else 1.0
+        if share < enough:
             yield Finding(
                 "frozen student",
                 f"{share:.0%} of the {name}'s parameters are trained.",
@@ -525,6 +571,9 @@ def some_steps(model: Any, batches: Sequence[Sequence[Any]]) -> Iterator[Finding
         for name, module in model.named_modules()
     ]
     watch_positives(model, levels)
+    for module in model.modules():  # past the warm-up
+        if isinstance(module, RegionDistillation):
+            module.steps.fill_(module.warmup)
     for batch in batches:
         data = model.data_preprocessor(pseudo_collate(batch), True)
         losses = model(**data, mode="loss")
@@ -584,7 +633,12 @@ def terms_of(
     """Loss terms that are zero or not finite."""
     for name, value in sums.items():
         head = next(
-            (k for k, h in model.distill.items() if name in loss_names(h)), None
+            (
+                key
+                for key, head in model.distill.items()
+                if {name, name.removesuffix(f"_{key}")} & set(loss_names(head))
+            ),
+            None,
         )
         module = f"distill.{head}" if head else "bbox_head"
         if value != value or abs(value) == float("inf"):

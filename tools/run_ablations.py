@@ -44,6 +44,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEAVES = ROOT / "configs/kdeov/ablations"
 RESULTS = LEAVES / "results.json"
 PLAIN = ROOT / "configs/_base_/models/yolov8_n.py"
+PAGES = ("configs/kdeov/README.md", "README.md")
 GROUPS = ("base", "combo", "novel")
 NOT = "not measured"
 ROWS = (
@@ -80,6 +81,7 @@ SHORT = {
     "oracle": "ceiling: novel boxes given",
 }
 NO_PART_OF_A_RUN = ("doctor", "find_unused_parameters")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PACKAGES = ("torch", "mmengine", "mmdet", "mmyolo", "open_clip_torch")
 
 
@@ -100,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.quick:
         args.work_dir /= "quick"
         args.results = args.work_dir / "results.json"
+    args.work_dir = args.work_dir.resolve()  # the tools run in the project's folder
     configs = [c.resolve() for c in args.configs] or [
         LEAVES / f"{row}.py" for row in ROWS
     ]
@@ -190,7 +193,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def run_one(config: Path, seed: int, work_dir: Path, quick: bool) -> dict[str, Any]:
     """Train and test one row; its figures and where they come from."""
-    folder = work_dir / config.stem / f"seed{seed}"
+    folder = run_folder(config, seed, work_dir)
     origin = provenance()
     cfg = Config.fromfile(config, lazy_import=False)
     prepare(cfg, work_dir)
@@ -216,6 +219,11 @@ def run_one(config: Path, seed: int, work_dir: Path, quick: bool) -> dict[str, A
     )
 
 
+def run_folder(config: Path, seed: int, work_dir: Path) -> Path:
+    """Where a run works; a changed config has another place."""
+    return work_dir / config.stem / f"seed{seed}-{config_hash(config)[:8]}"
+
+
 def prepare(cfg: Config, work_dir: Path) -> None:
     """Run the config's ``prepare`` commands.
 
@@ -224,7 +232,8 @@ def prepare(cfg: Config, work_dir: Path) -> None:
 
     class Checkpoints(dict):
         def __missing__(self, row: str) -> str:
-            path = work_dir / row / "seed0" / "last_checkpoint"
+            folder = run_folder(LEAVES / f"{row}.py", 0, work_dir)
+            path = folder / "last_checkpoint"
             if not path.exists():
                 raise SystemExit(f"run the row '{row}' first: {path} is not there")
             return path.read_text().strip()
@@ -235,8 +244,10 @@ def prepare(cfg: Config, work_dir: Path) -> None:
 
 def provenance() -> dict[str, Any]:
     """Where a figure comes from."""
+    own = [f":!{page}" for page in (RESULTS.relative_to(ROOT), *PAGES)]
+    changed = git("status", "--short", "--", ".", *own)
     return dict(
-        commit=git("rev-parse", "HEAD") + ("+changes" if git("status", "-s") else ""),
+        commit=git("rev-parse", "HEAD") + ("+changes" if changed else ""),
         versions={name: version(name) for name in PACKAGES},
         python=platform.python_version(),
         hardware=hardware(),
@@ -244,7 +255,7 @@ def provenance() -> dict[str, Any]:
 
 
 def call(script: str, *args: Any) -> None:
-    """Run one of the project's tools, its output to a log beside the work dirs."""
+    """Run one of the project's tools; its output is shown when it fails."""
     done = subprocess.run(
         [sys.executable, script, *map(str, args)],
         cwd=ROOT,
@@ -281,7 +292,7 @@ def summary(run: dict[str, Any]) -> str:
     return ", ".join(f"{key} {run['figures'][key]:.3f}" for key in keys)
 
 
-def compare_with_plain(cfg: Config, rounds: int = 20) -> dict[str, Any]:
+def compare_with_plain(cfg: Config, rounds: int = 10) -> dict[str, Any]:
     """Median ratios of step and network times to those of a plain YOLOv8n.
 
     A step is preprocessing, loss, backward and AdamW, on batches of 16 images of
@@ -300,7 +311,7 @@ def compare_with_plain(cfg: Config, rounds: int = 20) -> dict[str, Any]:
     for sample in itertools.chain(*(batch["data_samples"] for batch in closed)):
         sample.gt_instances.labels %= 80
     steps = in_turn(Step(plain, closed), Step(ours, batches), rounds)
-    image = torch.rand(1, 3, 640, 640)
+    image = torch.rand(1, 3, 640, 640, device=DEVICE)
     words = tuple(batches[0]["data_samples"][0].text)[:80]
     sample = DetDataSample(metainfo=dict(text=words))
     with torch.no_grad():
@@ -330,6 +341,7 @@ def build(cfg: Config) -> Any:
     torch.manual_seed(0)
     model = MODELS.build(cfg.model).train().to(memory_format=torch.channels_last)
     model.init_weights()
+    model.to(DEVICE)
     for module in model.modules():
         if isinstance(module, RegionDistillation):
             module.steps.fill_(module.warmup)
@@ -360,6 +372,8 @@ def in_turn(first: Any, second: Any, rounds: int, warmup: int = 3) -> list[float
         for function in (first, second):
             started = time.perf_counter()
             function()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             seconds.append(time.perf_counter() - started)
         ratios.append(seconds[1] / seconds[0])
     return ratios[warmup:]
@@ -408,8 +422,8 @@ def tables(results: dict[str, Any]) -> list[tuple[str, str, str]]:
         cells.append(f"{times['step']:.2f}" if times else NOT)
         short.append(f"| {what} | {' | '.join(cells)} |")
     return [
-        ("configs/kdeov/README.md", "ablations", "\n".join(lines) + "\n"),
-        ("README.md", "ablations", "\n".join(short) + "\n"),
+        (PAGES[0], "ablations", "\n".join(lines) + "\n"),
+        (PAGES[1], "ablations", "\n".join(short) + "\n"),
     ]
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from mmdet.registry import HOOKS, MODELS
 from mmdet.structures import SampleList
 from mmengine.hooks import Hook
@@ -93,7 +94,12 @@ class EmbeddingStore:
                 )
             self.folder.mkdir(parents=True, exist_ok=True)
             _replace(path, json.dumps(manifest, indent=1).encode())
-        self.manifest: dict[str, Any] = json.loads(path.read_text())
+        try:
+            self.manifest: dict[str, Any] = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is damaged ({error}): delete the store, and make it again."
+            ) from error
         if manifest is not None:
             self.check(**manifest)
 
@@ -164,7 +170,8 @@ class EmbeddingStore:
         if vectors:
             tensors["captions"] = torch.stack(vectors).half()
         tensors = {k: v.contiguous() for k, v in tensors.items()}
-        about = dict(ids=list(ids), captions=captions, sha256=_digest(tensors))
+        about: dict[str, Any] = dict(shard=number, ids=list(ids), captions=captions)
+        about["sha256"] = _digest(tensors, about)
         # one entry: safetensors writes several in an order that changes
         data = save(tensors, metadata={"about": json.dumps(about)})
         _replace(self.shard_file(number), data)
@@ -177,14 +184,18 @@ class EmbeddingStore:
         try:
             with safe_open(str(path), framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                return _about(file)["sha256"] == _digest(tensors)
+                about = _about(file)
+                written = about.pop("sha256")
+                return about["shard"] == number and written == _digest(tensors, about)
         except (SafetensorError, OSError, KeyError, ValueError):
             return False  # cut short, or not what safetensors writes
 
-    @cached_property
-    def _images(self) -> dict[Any, "StoredImage"]:
-        """Image id -> where its vectors are."""
-        images: dict[Any, StoredImage] = {}
+    def check_complete(self) -> None:
+        """Refuse a store that was not finished.
+
+        Raises:
+            FileNotFoundError: names the first missing shard.
+        """
         for number in range(self.num_shards):
             path = self.shard_file(number)
             if not path.is_file():
@@ -192,6 +203,14 @@ class EmbeddingStore:
                     f"{self.folder} has no {path.name}: finish the store with "
                     "tools/cache_embeddings.py, which goes on where it stopped."
                 )
+
+    @cached_property
+    def _images(self) -> dict[Any, "StoredImage"]:
+        """Image id -> where its vectors are."""
+        images: dict[Any, StoredImage] = {}
+        self.check_complete()
+        for number in range(self.num_shards):
+            path = self.shard_file(number)
             if not self.is_whole(number):
                 raise ValueError(
                     f"{path} is damaged: tools/cache_embeddings.py finds and renews "
@@ -275,8 +294,8 @@ def _about(file: Any) -> dict[str, Any]:
     return json.loads((file.metadata() or {})["about"])
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(about).encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -326,21 +345,14 @@ def pixel_steps(dataset: Any, neutral: Sequence[str] = ()) -> list[str]:
     Raises:
         StoreMismatch: a step makes other pixels each time, or is not known.
     """
-    steps = []
+    steps, flips, packed = [], 0, ()
     for step in dataset.pipeline.transforms:
         name = type(step).__name__
         if name in PIXEL_STEPS:
             steps.append(repr(step))
         elif name == "RandomFlip":
-            directions = [step.direction] if step.direction else []
-            if isinstance(step.direction, list):
-                directions = step.direction
-            if set(directions) - {"horizontal"}:
-                raise StoreMismatch(
-                    f"RandomFlip with direction {step.direction}: a store holds images "
-                    "as they are and mirrored left to right, no others. Use "
-                    "direction='horizontal', or the live teacher."
-                )
+            flips += 1
+            _check_flip(step)
         elif name not in (*NEUTRAL_STEPS, *neutral):
             raise StoreMismatch(
                 f"{name} does not go with stored embeddings: it may change the picture "
@@ -349,11 +361,35 @@ def pixel_steps(dataset: Any, neutral: Sequence[str] = ()) -> list[str]:
                 "the live teacher (CLIPImageTeacher). If it changes neither pixels nor "
                 f"boxes, say so: teacher.neutral=('{name}',)."
             )
+        if name == "PackDetInputs":
+            packed = step.meta_keys
+    missing = {"img_id", *(["flip"] if flips else [])} - set(packed)
+    if missing or flips > 1:
+        raise StoreMismatch(
+            f"{flips} RandomFlip steps and meta_keys {tuple(packed)}: stored "
+            "embeddings need to know whether an image was mirrored. Use one RandomFlip "
+            "at most, and name 'img_id' and 'flip' among meta_keys of PackDetInputs."
+        )
     return steps
 
 
+def _check_flip(step: Any) -> None:
+    directions = (
+        step.direction if isinstance(step.direction, list) else [step.direction]
+    )
+    if set(directions) - {"horizontal", None}:
+        raise StoreMismatch(
+            f"RandomFlip with direction {step.direction}: a store holds images as they "
+            "are and mirrored left to right, no others. Use direction='horizontal', or "
+            "the live teacher."
+        )
+
+
 def data_fingerprint(dataset: Any) -> str:
-    """SHA-256 of a data set's images (ids, names, sizes in bytes) and boxes."""
+    """SHA-256 of a data set's images (ids, names, sizes in bytes) and boxes.
+
+    The content of the images is not read: others of the same name and size pass.
+    """
     digest = hashlib.sha256()
     for i in range(len(dataset)):
         info = dataset.get_data_info(i)
@@ -362,6 +398,46 @@ def data_fingerprint(dataset: Any) -> str:
         size = path.stat().st_size if path.exists() else -1
         digest.update(json.dumps([info["img_id"], path.name, size, boxes]).encode())
     return digest.hexdigest()
+
+
+def asked_of(head: Any) -> dict[str, Any]:
+    """What a distillation head asks of the teacher that a store can hold."""
+    keys = ("sources", "grids", "scales", "window", "stride")
+    return {key: getattr(head, key) for key in keys if hasattr(head, key)}
+
+
+def _check_heads(store: EmbeddingStore, heads: Mapping[str, Any]) -> None:
+    """Refuse heads that ask for what the store does not hold."""
+    manifest = store.manifest
+    for name, head in heads.items():
+        asked = json.loads(json.dumps(asked_of(head)))
+        sources = set(asked.get("sources", ()))
+        missing = []
+        if "stored" in sources and not manifest["proposals_sha256"]:
+            missing.append("boxes of an earlier student (--proposals CHECKPOINT)")
+        if "window" in asked and asked["window"] is None and not manifest["dense"]:
+            missing.append("dense maps (--dense)")
+        if getattr(head, "contrast", None) is not None and not manifest["captions"]:
+            missing.append("captions (LoadCaptions in the pipeline)")
+        crops = sources or asked.get("window")
+        if crops and not any(_covers(held, asked) for held in manifest["heads"]):
+            missing.append(f"the crops of {asked}, but those of {manifest['heads']}")
+        if missing:
+            raise StoreMismatch(
+                f"distill.{name} needs what the store {store.folder} does not hold: "
+                f"{'; '.join(missing)}. Make it again with this config: "
+                "tools/cache_embeddings.py."
+            )
+
+
+def _covers(held: dict[str, Any], asked: dict[str, Any]) -> bool:
+    """Whether a store with the crops of one head serves another."""
+    same = {"scales", "window", "stride"}
+    if "blocks" in asked.get("sources", ()):
+        same.add("grids")
+    return all(held.get(k) == asked.get(k) for k in same) and set(
+        asked.get("sources", ())
+    ) <= set(held.get("sources", ()))
 
 
 @MODELS.register_module()
@@ -411,6 +487,8 @@ class CachedTeacher:
             StoreMismatch: with the reason.
             FileNotFoundError: there is no store.
         """
+        store = EmbeddingStore(self.folder)
+        store.check(format=FORMAT, teacher=teacher_identity(self.source))
         if getattr(preprocessor, "batch_augments", None):
             raise StoreMismatch(
                 "batch_augments of the data preprocessor change the picture after the "
@@ -424,11 +502,11 @@ class CachedTeacher:
                     f"({', '.join(sorted(moving))}): a store holds 'truth', 'blocks' "
                     "and 'stored' boxes. Change its `sources`, or use the live teacher."
                 )
-        store = EmbeddingStore(self.folder)
         dataset = plain_dataset(dataset)
-        store.check(format=FORMAT, teacher=teacher_identity(self.source))
         store.check(pixels=pixel_steps(dataset, self.neutral))
         store.check(data=data_fingerprint(dataset))
+        _check_heads(store, heads)
+        store.check_complete()
         self._store = store
 
     def for_batch(self, samples: SampleList) -> "CachedBatch":
@@ -452,11 +530,11 @@ class CachedBatch:
         self.ids = [s.metainfo["img_id"] for s in samples]
         self.images = [store[i] for i in self.ids]
         self.mirrored = [int(bool(s.metainfo.get("flip", False))) for s in samples]
-        self.widths = [s.img_shape[1] for s in samples]
+        self.shapes = [tuple(s.img_shape[:2]) for s in samples]
 
     def embed_images(self, pixels: Tensor, shapes: Sequence[Any]) -> Tensor:
         """(B, D) unit vectors of the whole images."""
-        return self._whole("image", pixels)
+        return F.normalize(self._whole("image", pixels), dim=-1)
 
     def embed_dense(self, pixels: Tensor) -> Tensor:
         """(B, D, h, w) unit vectors at each of the patches."""
@@ -464,7 +542,14 @@ class CachedBatch:
             raise ValueError(
                 f"{self.folder} holds no dense maps: make it again with --dense"
             )
-        return self._whole("dense", pixels)
+        padded = [s for s in self.shapes if s != tuple(pixels.shape[-2:])]
+        if padded:
+            raise ValueError(
+                f"images of {padded[0]} are padded to {tuple(pixels.shape[-2:])}, and "
+                "the stored dense maps are without padding: resize all images to one "
+                "size, a multiple of pad_size_divisor."
+            )
+        return F.normalize(self._whole("dense", pixels), dim=1)
 
     def _whole(self, name: str, pixels: Tensor) -> Tensor:
         parts = [image.whole(name, m) for image, m in zip(self.images, self.mirrored)]
@@ -481,7 +566,7 @@ class CachedBatch:
                     f"{image_id!r}: make it again with these captions in the pipeline."
                 )
         vectors = [image.caption(text) for text, image in zip(captions, self.images)]
-        return torch.stack(vectors).to(device).float()
+        return F.normalize(torch.stack(vectors).to(device).float(), dim=-1)
 
     def stored_boxes(self, i: int) -> Tensor:
         """An earlier student's boxes in the i-th image: (n, 4), xyxy, pixels."""
@@ -520,14 +605,14 @@ class CachedBatch:
                     "make it again with this config."
                 )
             parts.append(image.crops(self.mirrored[i])[which.long()])
-        return torch.cat(parts).to(pixels.device).float()
+        return F.normalize(torch.cat(parts).to(pixels.device).float(), dim=-1)
 
     def _mirror(self, boxes: Tensor, i: int) -> Tensor:
         """Boxes (n, 4) of the i-th image, mirrored if it is."""
         if not self.mirrored[i]:
             return boxes
         x1, y1, x2, y2 = boxes.T
-        return torch.stack([self.widths[i] - x2, y1, self.widths[i] - x1, y2], 1)
+        return torch.stack([self.shapes[i][1] - x2, y1, self.shapes[i][1] - x1, y2], 1)
 
 
 @HOOKS.register_module()

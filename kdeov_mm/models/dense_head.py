@@ -63,8 +63,11 @@ class DenseDistillation(nn.Module):
         ]
         student = torch.stack(maps, 1).permute(0, 1, 3, 4, 2)  # (B, L, h, w, D)
         target = target.permute(0, 2, 3, 1)[:, None].expand(student.shape)
-        student, target = student.flatten(0, 3), target.flatten(0, 3)
-        drawn = torch.randperm(len(student), device=student.device)[: self.points]
+        places = torch.nonzero(
+            ~_padding(samples, maps)[:, None].expand(student.shape[:4])
+        )
+        order = torch.randperm(len(places), device=places.device)[: self.points]
+        drawn = places[order].unbind(1)
         factor = len(samples) * get_world_size()
         return {
             f"loss_dense_{name}": distance(student[drawn], target[drawn]).mean()
@@ -90,6 +93,19 @@ class DenseDistillation(nn.Module):
         boxes = [windows.to(pixels.device)] * len(pixels)
         embeds = teacher.embed_crops(pixels, boxes, self.scales)
         return embeds.reshape(len(pixels), rows, columns, -1).permute(0, 3, 1, 2)
+
+
+def _padding(samples: SampleList, maps: Sequence[Tensor]) -> Tensor:
+    """Which places of a map (B, D, h, w) are padding: (B, h, w) bool."""
+    height, width = maps[0].shape[-2:]
+    filled = [
+        [part / whole for part, whole in zip(s.img_shape, s.batch_input_shape)]
+        for s in samples
+    ]
+    rows, columns = torch.tensor(filled, device=maps[0].device).T
+    y = (torch.arange(height, device=maps[0].device) + 0.5) / height
+    x = (torch.arange(width, device=maps[0].device) + 0.5) / width
+    return (y > rows[:, None])[:, :, None] | (x > columns[:, None])[:, None]
 
 
 def window_grid(

@@ -87,6 +87,13 @@ class KDEOVDetector(SingleStageDetector):
                 f"{words}: give model.teacher and model.text_encoder the same "
                 "`model` and `pretrained`."
             )
+        if self.teacher.sees_pixels and any(
+            "stored" in getattr(head, "sources", ()) for head in self.distill.values()
+        ):
+            raise ValueError(
+                "'stored' boxes come from a store: use model.teacher.type="
+                "'CachedTeacher', or take 'stored' out of the heads' `sources`."
+            )
         if not self.data_preprocessor._channel_conversion:
             raise ValueError(
                 "the teacher sees RGB: distillation needs "
@@ -107,8 +114,10 @@ class KDEOVDetector(SingleStageDetector):
         if self.teacher.sees_pixels:
             pixels = self.pixels(batch_inputs, [s.img_shape for s in samples])
         head: Any
-        for head in self.distill.values():
-            losses.update(head.loss(feats, text, teacher, pixels, samples, locations))
+        for name, head in self.distill.items():
+            terms = head.loss(feats, text, teacher, pixels, samples, locations)
+            for key, value in terms.items():  # of two heads of a kind, both count
+                losses[f"{key}_{name}" if key in losses else key] = value
         return losses
 
     def predict(
