@@ -199,7 +199,8 @@ def run_one(config: Path, seed: int, work_dir: Path, quick: bool) -> dict[str, A
     prepare(cfg, work_dir)
     options = [f"randomness.seed={seed}"]
     if quick:
-        options += ["train_cfg.max_iters=2", "test_dataloader.dataset.indices=8"]
+        options += ["train_cfg.max_iters=2", "param_scheduler=None"]
+        options += ["test_dataloader.dataset.indices=8"]
     resume = ["--resume"] if (folder / "last_checkpoint").exists() else []
     arguments = ["--work-dir", folder, *resume, "--cfg-options", *options]
     started = time.time()
