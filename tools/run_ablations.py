@@ -293,7 +293,7 @@ def summary(run: dict[str, Any]) -> str:
     return ", ".join(f"{key} {run['figures'][key]:.3f}" for key in keys)
 
 
-def compare_with_plain(cfg: Config, rounds: int = 10) -> dict[str, Any]:
+def compare_with_plain(cfg: Config, rounds: int = 8) -> dict[str, Any]:
     """Median ratios of step and network times to those of a plain YOLOv8n.
 
     A step is preprocessing, loss, backward and AdamW, on batches of 16 images of
