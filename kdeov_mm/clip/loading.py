@@ -120,10 +120,11 @@ class CLIPSource:
     @property
     def identity(self) -> dict[str, str]:
         """Hashes of architecture and weights, wherever the files are."""
+        weights = self.weights_hash()  # first: its message names what is missing
         config = json.dumps(self.model_config(), sort_keys=True)
         return {
             "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
-            "weights_sha256": self.weights_hash(),
+            "weights_sha256": weights,
         }
 
     def load(self) -> nn.Module:
