@@ -249,7 +249,11 @@ def test_a_step_that_the_config_calls_neutral_passes(
 ) -> None:
     cfg = Config(config.to_dict()).train_dataloader.dataset
     cfg.pipeline.insert(3, dict(type="RandomErasing", n_patches=1, ratio=0.1))
-    admitted(config, DATASETS.build(cfg), neutral=["RandomErasing"])
+    data = DATASETS.build(cfg)
+    with pytest.raises(StoreMismatch, match="RandomErasing"):
+        admitted(config, data)
+    teacher = admitted(config, data, neutral=["RandomErasing"])
+    assert teacher.for_batch([]).images == []
 
 
 def test_boxes_that_move_are_refused_at_the_start(
