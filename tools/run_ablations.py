@@ -77,7 +77,7 @@ SHORT = {
     "feature_alignment": "its FeatureAlignment loss on this detector",
     "region_l1": "crops, ViLD's L1",
     "default": "**crops, cosine and relations: the default**",
-    "region_cached": "the same from a store of embeddings",
+    "region_cached": "crops, the teacher read from a store",
     "oracle": "ceiling: novel boxes given",
 }
 NO_PART_OF_A_RUN = ("doctor", "find_unused_parameters")
