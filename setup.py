@@ -35,7 +35,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["kdeov_mm", "kdeov_mm.*"]),
-    package_data={"kdeov_mm": ["clip/shapes_teacher/*"]},
+    package_data={"kdeov_mm": ["clip/shapes_*teacher/*"]},
     install_requires=[
         "torch>=2.4",
         "torchvision",
@@ -44,6 +44,7 @@ setup(
         "safetensors",
         "tqdm",
         "faster-coco-eval",
+        "ijson",
     ],
     extras_require={"mm": MM, "dev": DEV},
 )

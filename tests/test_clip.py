@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdeov_mm.clip import CLIPImageTeacher, CLIPSource, CLIPTextEncoder, clean_name
+from kdeov_mm.clip import CLIPImageTeacher, CLIPSource, CLIPTextEncoder
+from kdeov_mm.vocabulary import clean_name
 
 from .conftest import CLIP_CONFIG, EMBED_DIMS, IMAGE_SIZE, WORDS, write_clip
 

@@ -1,8 +1,11 @@
 """Figures of open-vocabulary detection."""
 
 import contextlib
+import copy
 import io
+import json
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,16 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from kdeov_mm.datasets import OVCocoDataset
-from kdeov_mm.evaluation import OpenVocabularyMetric, coco_average_precision
+from kdeov_mm.evaluation import (
+    RULES,
+    OpenVocabularyMetric,
+    Predictions,
+    Rules,
+    Truth,
+    precision_table,
+    summary,
+)
+from kdeov_mm.evaluation import precision as precision_module
 
 from .test_datasets import NAMES, load, make_coco, permuted
 
@@ -76,12 +88,20 @@ def hard_truth(seed: int) -> dict[str, Any]:
     return coco
 
 
-# ------------------------------------------------------------------------ core
+def coco_figures(
+    coco: dict[str, Any], found: list[dict[str, Any]], groups: Any, boxes: int = 100
+) -> dict[str, float]:
+    truth, rules = Truth(coco), Rules("test", per_pair=boxes)
+    table = precision_table(truth, Predictions.from_coco(found), rules)
+    return summary(truth, table, groups)
+
+
+# ------------------------------------------------------------------------ COCO
 
 
 def test_the_truth_scores_one_everywhere() -> None:
     coco = make_coco()
-    figures = coco_average_precision(coco, truth_as_predictions(coco), GROUPS)
+    figures = coco_figures(coco, truth_as_predictions(coco), GROUPS)
     assert set(figures) == {
         "AP", "AP50", "AP75", "base_AP", "base_AP50", "novel_AP", "novel_AP50"
     }  # fmt: skip
@@ -93,17 +113,17 @@ def test_annotation_ids_do_not_matter_not_even_zero() -> None:
     coco = make_coco()
     for annotation in coco["annotations"]:
         annotation["id"] -= 1
-    figures = coco_average_precision(coco, truth_as_predictions(coco), GROUPS)
+    figures = coco_figures(coco, truth_as_predictions(coco), GROUPS)
     assert all(value == pytest.approx(1) for value in figures.values())
 
 
 def test_nothing_found_scores_zero_and_no_objects_score_nan() -> None:
     groups = {**GROUPS, "absent": ("never there",)}
-    figures = coco_average_precision(hard_truth(0), [], groups)
+    figures = coco_figures(hard_truth(0), [], groups)
     assert figures["AP"] == figures["AP50"] == figures["novel_AP50"] == 0
     assert math.isnan(figures["absent_AP"]) and math.isnan(figures["absent_AP50"])
     found = truth_as_predictions(hard_truth(0))
-    figures = coco_average_precision(hard_truth(0), found, groups)
+    figures = coco_figures(hard_truth(0), found, groups)
     assert math.isnan(figures["absent_AP"])
 
 
@@ -111,7 +131,7 @@ def test_nothing_found_scores_zero_and_no_objects_score_nan() -> None:
 def test_figures_agree_with_pycocotools(seed: int) -> None:
     coco = hard_truth(seed)
     found = random_predictions(coco, seed)
-    figures = coco_average_precision(coco, found, GROUPS)
+    figures = coco_figures(coco, found, GROUPS)
     every = tuple(c["name"] for c in coco["categories"])
     for prefix, names in {"": every, "base_": GROUPS["base"],
                           "novel_": GROUPS["novel"]}.items():  # fmt: skip
@@ -128,7 +148,7 @@ def test_a_group_is_its_names_and_nothing_else() -> None:
     found = [
         p for p in truth_as_predictions(coco) if names[p["category_id"]] in NAMES[:2]
     ]
-    figures = coco_average_precision(coco, found, GROUPS)
+    figures = coco_figures(coco, found, GROUPS)
     assert figures["base_AP50"] == pytest.approx(1)
     assert figures["novel_AP50"] == 0
     assert 0 < figures["AP50"] < 1
@@ -142,8 +162,8 @@ def test_only_so_many_boxes_per_image_count() -> None:
         for _ in range(3)
     ]
     found = truth_as_predictions(coco) + wrong
-    few = coco_average_precision(coco, found, {}, max_dets=1)
-    many = coco_average_precision(coco, found, {}, max_dets=100)
+    few = coco_figures(coco, found, {}, boxes=1)
+    many = coco_figures(coco, found, {}, boxes=100)
     assert few["AP50"] == 0 < many["AP50"]
 
 
@@ -152,10 +172,241 @@ def test_the_order_of_the_predictions_does_not_matter() -> None:
     found = random_predictions(coco, 3)
     for i, prediction in enumerate(found):
         prediction["score"] = i / len(found)  # no ties, whose order is the file's
-    forward, backward = (
-        coco_average_precision(coco, f, GROUPS) for f in (found, found[::-1])
-    )
+    forward, backward = (coco_figures(coco, f, GROUPS) for f in (found, found[::-1]))
     assert forward == pytest.approx(backward)
+
+
+# ------------------------------------------------------------------------ LVIS
+
+
+def lvis_truth(seed: int, images: int = 30, classes: int = 12) -> dict[str, Any]:
+    """Shuffled ids, images without objects, classes without, unfinished ones."""
+    rng = np.random.default_rng(seed)
+    ids = rng.permutation(np.arange(1, 3 * classes, 3)).tolist()
+    kinds = dict(zip(ids, "rcf" * classes))
+    records, annotations = [], []
+    for image in rng.permutation(np.arange(5, 5 + images)).tolist():
+        there = rng.choice(ids, rng.integers(0, 4), False).tolist()
+        absent = [i for i in rng.choice(ids, 3, False).tolist() if i not in there]
+        open_ids = [i for i in there + absent if rng.random() < 0.25]
+        records.append(
+            dict(id=image, width=100, height=100, coco_url=f"http://x/val/{image}.jpg",
+                 neg_category_ids=absent, not_exhaustive_category_ids=open_ids)
+        )  # fmt: skip
+        for label in there:
+            for _ in range(rng.integers(1, 4)):
+                box = rng.uniform(1, 50, 4).round(1).tolist()
+                annotations.append(
+                    dict(id=len(annotations) + 1, image_id=image, category_id=label,
+                         bbox=box, area=box[2] * box[3],
+                         iscrowd=int(rng.random() < 0.1),
+                         segmentation=[[1, 1, 2, 2, 3, 3]])
+                )  # fmt: skip
+    return dict(
+        images=records,
+        annotations=annotations,
+        categories=[
+            dict(id=i, name=f"thing {i}", frequency=kinds[i], synonyms=[], synset="",
+                 image_count=1, instance_count=1, **{"def": ""})
+            for i in ids
+        ],
+    )  # fmt: skip
+
+
+def official_lvis(
+    coco: dict[str, Any], found: list[dict[str, Any]], cap: int, tmp_path: Path
+) -> dict[str, float]:
+    """The figures of the lvis package, which asks for a numpy of before 1.24."""
+    lvis = pytest.importorskip("lvis")
+    (tmp_path / "lvis.json").write_text(json.dumps(coco))
+    truth = lvis.LVIS(str(tmp_path / "lvis.json"))
+    results = lvis.LVISResults(truth, [dict(f) for f in found], max_dets=cap)
+    run = lvis.LVISEval(truth, results, "bbox")
+    run.params.max_dets = cap
+    run.run()
+    return run.results
+
+
+def lvis_figures(
+    coco: dict[str, Any], found: list[dict[str, Any]], rules: Rules
+) -> dict[str, float]:
+    truth = Truth(coco)
+    table = precision_table(truth, Predictions.from_coco(found), rules)
+    kinds = {
+        kind: [n for n, f in zip(truth.names, truth.frequency) if f == kind]
+        for kind in "rcf"
+    }
+    figures = summary(truth, table, kinds)
+    return {f"AP{k}": figures[f"{k}_AP"] for k in kinds} | figures
+
+
+KEYS = ("AP", "AP50", "AP75", "APr", "APc", "APf")
+
+
+@pytest.fixture
+def old_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(np, "float", float, raising=False)
+
+
+@pytest.mark.usefixtures("old_numpy")
+@pytest.mark.parametrize("cap", [300, 7])
+@pytest.mark.parametrize("seed", range(8))
+def test_figures_agree_with_the_official_lvis(
+    seed: int, cap: int, tmp_path: Path
+) -> None:
+    coco = lvis_truth(seed)
+    found = random_predictions(coco, seed)
+    random.Random(seed).shuffle(found)
+    wanted = official_lvis(coco, found, cap, tmp_path)
+    got = lvis_figures(coco, found, Rules("test", federated=True, per_image=cap))
+    for key in KEYS:
+        assert got[key] == pytest.approx(wanted[key], abs=1e-4), key
+    assert 0.05 < got["AP"] < 0.95
+
+
+@pytest.mark.usefixtures("old_numpy")
+@pytest.mark.parametrize("cap", [20, 10_000])
+def test_fixed_ap_is_the_official_one_of_the_best_boxes_of_a_class(
+    cap: int, tmp_path: Path
+) -> None:
+    coco = lvis_truth(3)
+    found = random_predictions(coco, 3)
+    kept = []
+    for category in coco["categories"]:
+        mine = [f for f in found if f["category_id"] == category["id"]]
+        kept += sorted(mine, key=lambda f: f["score"], reverse=True)[:cap]
+    wanted = official_lvis(coco, kept, -1, tmp_path)
+    got = lvis_figures(coco, found, Rules("test", federated=True, per_class=cap))
+    for key in KEYS:
+        assert got[key] == pytest.approx(wanted[key], abs=1e-4), key
+
+
+def test_the_fixed_cap_is_of_a_class_and_not_of_an_image() -> None:
+    """400 right boxes in one image: 300 count by the standard rules, all by fixed."""
+    boxes = [[float(i % 20) * 5, float(i // 20) * 5, 4.0, 4.0] for i in range(400)]
+    coco = dict(
+        images=[dict(id=1, neg_category_ids=[], not_exhaustive_category_ids=[])],
+        annotations=[
+            dict(id=i + 1, image_id=1, category_id=1, bbox=b, area=16)
+            for i, b in enumerate(boxes)
+        ],
+        categories=[dict(id=1, name="cell", frequency="f")],
+    )
+    found = [dict(image_id=1, category_id=1, bbox=b, score=1.0) for b in boxes]
+    standard = lvis_figures(coco, found, RULES["lvis"])
+    fixed = lvis_figures(coco, found, RULES["lvis-fixed"])
+    assert standard["AP"] == pytest.approx(0.75, abs=0.01)
+    assert fixed["AP"] == pytest.approx(1)
+
+
+def test_lvis_truth_as_predictions_scores_one() -> None:
+    coco = lvis_truth(1)
+    for rule in ("lvis", "lvis-fixed"):
+        figures = lvis_figures(coco, truth_as_predictions(coco), RULES[rule])
+        assert all(figures[key] == pytest.approx(1) for key in KEYS)
+
+
+def test_nothing_found_in_lvis_scores_zero() -> None:
+    figures = lvis_figures(lvis_truth(1), [], RULES["lvis"])
+    assert all(figures[key] == 0 for key in KEYS)
+
+
+def one_image(**lists: list[int]) -> dict[str, Any]:
+    image = dict(id=1, neg_category_ids=[], not_exhaustive_category_ids=[])
+    return dict(
+        images=[dict(image, **lists)],
+        annotations=[
+            dict(id=1, image_id=1, category_id=1, bbox=[0, 0, 10, 10], area=100)
+        ],
+        categories=[dict(id=i, name=str(i), frequency="f") for i in (1, 2)],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "lists, category, ap",
+    [
+        ({}, 1, 0.5),  # a wrong box of a class that is there, scored above the right
+        (dict(not_exhaustive_category_ids=[1]), 1, 1.0),  # may be right after all
+        ({}, 2, 1.0),  # nobody looked for class 2
+        (dict(neg_category_ids=[2]), 2, 1.0),  # class 2 has no object: no figure
+    ],
+)
+def test_what_an_image_does_not_verify_does_not_count(
+    lists: dict[str, list[int]], category: int, ap: float
+) -> None:
+    right = dict(image_id=1, category_id=1, bbox=[0, 0, 10, 10], score=0.5)
+    wrong = dict(image_id=1, category_id=category, bbox=[50, 50, 9, 9], score=0.9)
+    figures = lvis_figures(one_image(**lists), [right, wrong], RULES["lvis"])
+    assert figures["AP"] == pytest.approx(ap)
+
+
+# ------------------------------------------------------------------------ laws
+
+
+def shuffled(coco: dict[str, Any], seed: int) -> tuple[dict[str, Any], dict[int, int]]:
+    """Other ids of categories, images and boxes, in another order, everywhere."""
+    rng = random.Random(seed)
+    coco = copy.deepcopy(coco)
+    new = {}
+    for key in ("categories", "images"):
+        ids = [item["id"] for item in coco[key]]
+        new[key] = dict(zip(ids, rng.sample(range(1, 5000), len(ids))))
+        for item in coco[key]:
+            item["id"] = new[key][item["id"]]
+    for image in coco["images"]:
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            if key in image:
+                image[key] = [new["categories"][i] for i in image[key]]
+    for number, box in enumerate(rng.sample(coco["annotations"],
+                                            len(coco["annotations"]))):  # fmt: skip
+        box["id"] = number + 7
+        box["category_id"] = new["categories"][box["category_id"]]
+        box["image_id"] = new["images"][box["image_id"]]
+    for key in ("categories", "images", "annotations"):
+        rng.shuffle(coco[key])
+    coco = {key: coco[key] for key in rng.sample(sorted(coco), len(coco))}
+    return coco, new
+
+
+@pytest.mark.parametrize("rule", ["coco", "lvis", "lvis-fixed"])
+def test_twenty_ways_to_write_the_same_file_give_the_same_figures(rule: str) -> None:
+    coco = lvis_truth(4)
+    found = random_predictions(coco, 4)
+    for i, box in enumerate(found):
+        box["score"] = i / len(found)  # between ties the file's order decides
+    wanted = lvis_figures(coco, found, RULES[rule])
+    for seed in range(20):
+        other, new = shuffled(coco, seed)
+        renamed = [
+            dict(f, category_id=new["categories"][f["category_id"]],
+                 image_id=new["images"][f["image_id"]])
+            for f in random.Random(seed).sample(found, len(found))
+        ]  # fmt: skip
+        got = lvis_figures(other, renamed, RULES[rule])
+        assert got == pytest.approx(wanted, abs=1e-12)
+
+
+@pytest.mark.parametrize("boxes, pairs", [(1, 10**9), (10**9, 1), (40, 60)])
+def test_the_parts_that_are_evaluated_at_a_time_do_not_matter(
+    boxes: int, pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coco = lvis_truth(5)
+    found = Predictions.from_coco(random_predictions(coco, 5))
+    truth = Truth(coco)
+    wanted = {name: precision_table(truth, found, RULES[name]) for name in RULES}
+    monkeypatch.setattr(precision_module, "CHUNK_BOXES", boxes)
+    monkeypatch.setattr(precision_module, "CHUNK_PAIRS", pairs)
+    for name, table in wanted.items():
+        assert (precision_table(truth, found, RULES[name]) == table).all()
+
+
+def test_predictions_of_another_file_are_refused() -> None:
+    truth = Truth(make_coco())
+    for key, value in (("image_id", 99), ("category_id", 99)):
+        box = dict(image_id=1, category_id=3, bbox=[0, 0, 1, 1], score=1.0)
+        found = Predictions.from_coco([dict(box, **{key: value})])
+        with pytest.raises(ValueError, match=r"ids \[99\].*another one"):
+            precision_table(truth, found, RULES["coco"])
 
 
 # ---------------------------------------------------------------------- metric
@@ -232,10 +483,58 @@ def test_the_protocol_stands_beside_its_figures(
             lines.append(message)
 
     monkeypatch.setattr(
-        "kdeov_mm.evaluation.MMLogger.get_current_instance", lambda: Logger()
+        "kdeov_mm.evaluation.metric.MMLogger.get_current_instance", lambda: Logger()
     )
     dataset = load(OVCocoDataset, make_coco(), tmp_path / "a.json")
     evaluate(make_coco(), dataset, tmp_path)
     (text,) = lines
-    assert "Protocol: a test (6 images, 5 words, 100 boxes per word and image)" in text
+    name = "COCO AP (100 boxes per class and image)"
+    assert f"Protocol: a test (6 images, 5 words), {name}" in text
     assert "AP50" in text
+
+
+def test_unknown_rules_are_refused(tmp_path: Path) -> None:
+    file = load(OVCocoDataset, make_coco(), tmp_path / "a.json").ann_file
+    with pytest.raises(ValueError, match=r"lvis-fixed.*'voc'"):
+        OpenVocabularyMetric(file, protocol="a test", rules=("voc",))
+
+
+def test_all_figures_stand_in_the_file_under_their_protocols(tmp_path: Path) -> None:
+    coco = lvis_truth(2)
+    names = tuple(c["name"] for c in coco["categories"])
+    (tmp_path / "a.json").write_text(json.dumps(coco))
+    metric = OpenVocabularyMetric(
+        str(tmp_path / "a.json"),
+        "a test",
+        rules=("lvis", "lvis-fixed"),
+        reliability=True,
+        out_file=str(tmp_path / "deep/figures.json"),
+    )
+    metric.dataset_meta = dict(classes=names, novel_classes=names[:4], r_classes=names)
+    ids = {c["id"]: names.index(c["name"]) for c in coco["categories"]}
+    for image in coco["images"]:
+        mine = [a for a in coco["annotations"] if a["image_id"] == image["id"]]
+        boxes = torch.tensor([a["bbox"] for a in mine]).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        found = dict(
+            bboxes=boxes,
+            scores=torch.full((len(mine),), 0.7),
+            labels=torch.tensor([ids[a["category_id"]] for a in mine], dtype=int),
+        )
+        metric.process({}, [dict(img_id=image["id"], pred_instances=found)])
+    figures = metric.evaluate(len(coco["images"]))
+    report = json.loads((tmp_path / "deep/figures.json").read_text())
+    assert set(report["figures"]) == {RULES["lvis"].name, RULES["lvis-fixed"].name}
+    for name, lead in (
+        (RULES["lvis"].name, ""),
+        (RULES["lvis-fixed"].name, "lvis-fixed_"),
+    ):
+        for key in ("AP", "AP50", "APr", "APc", "APf", "novel_AP50"):
+            assert report["figures"][name][key] == figures[f"ov/{lead}{key}"]
+            assert figures[f"ov/{lead}{key}"] == pytest.approx(1)
+    assert "r_AP" not in figures  # it is APr
+    assert figures["ov/novel_FPPI@R0.5"] == 0
+    assert figures["ov/all_right@0.7"] == 1
+    assert figures["ov/all_ECE"] == pytest.approx(0.3, abs=1e-6)
+    assert (report["images"], report["words"]) == (30, 12)
+    assert report["protocol"] == "a test"

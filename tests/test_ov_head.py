@@ -74,7 +74,7 @@ def test_logits_equal_the_slow_formula(build_detector: Build, l2_norm: bool) -> 
 @pytest.mark.parametrize("words", [1, 2, 90])
 def test_there_are_as_many_scores_as_words(head: OVHead, words: int) -> None:
     feats, text = make_feats(), make_text(words)
-    logits = head.head_module((feats, text))[0]
+    logits = head.head_module((feats, text, None))[0]
     assert [m.shape for m in logits] == [(2, words, s, s) for s in (8, 4, 2)]
     losses, locations = head.loss_and_locations(
         feats, text, [make_sample(TRUTH[0], [0, words - 1]), make_sample()]

@@ -6,15 +6,15 @@ import re
 import open_clip
 import pytest
 
-from kdeov_mm.clip import SHAPES_TEACHER, CLIPSource
+from kdeov_mm.clip import TEACHERS, CLIPSource
 
 from .conftest import load_tool
 
-WEIGHTS = SHAPES_TEACHER / "open_clip_model.safetensors"
+WEIGHTS = TEACHERS["shapes"] / "open_clip_model.safetensors"
 
 
 def test_weights_are_small_and_the_recorded_ones():
-    record = (SHAPES_TEACHER / "RECORD.md").read_text()
+    record = (TEACHERS["shapes"] / "RECORD.md").read_text()
     digest = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
     assert WEIGHTS.stat().st_size <= 8e6
     assert re.search(r"`([0-9a-f]{64})`", record).group(1) == digest
@@ -23,7 +23,7 @@ def test_weights_are_small_and_the_recorded_ones():
 
 def test_open_clip_loads_it_by_itself():
     model = open_clip.create_model(
-        f"local-dir:{SHAPES_TEACHER}", require_pretrained=True
+        f"local-dir:{TEACHERS['shapes']}", require_pretrained=True
     )
     assert isinstance(model, open_clip.CLIP)
 
@@ -31,7 +31,7 @@ def test_open_clip_loads_it_by_itself():
 def test_it_names_unseen_crops(tmp_path, monkeypatch):
     monkeypatch.setenv("KDEOV_CACHE", str(tmp_path))
     tool = load_tool("train_teacher")
-    report = tool.evaluate(SHAPES_TEACHER, seed=91, count=250)
+    report = tool.evaluate(TEACHERS["shapes"], seed=91, count=250)
     assert report["objects"] > 800
     assert report["top1"] >= 0.93  # 0.95 on many crops; these are few
     assert report["cosine_own"] > report["cosine_runner_up"] + 0.05

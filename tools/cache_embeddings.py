@@ -292,7 +292,7 @@ class Embedder:
         if preprocessor._enable_normalize:
             inputs = (inputs - preprocessor.mean) / preprocessor.std
         # all words in their order: with a fusion, the boxes depend on them
-        feats, text = student._feats_and_text(inputs, words_of(samples))
+        feats, text, _ = student._feats_and_text(inputs, words_of(samples))
         _, locations = student.bbox_head.loss_and_locations(feats, text, samples)
         return [self.own.own_boxes(s, locations, i) for i, s in enumerate(samples)]
 

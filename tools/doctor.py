@@ -28,9 +28,10 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from torch import Tensor
 
-from kdeov_mm.clip import CachedTeacher, StoreMismatch, clean_name
+from kdeov_mm.clip import CachedTeacher, StoreMismatch
 from kdeov_mm.clip.cache import teacher_identity
 from kdeov_mm.models import RegionDistillation
+from kdeov_mm.vocabulary import clean_name
 
 FAILURES = (
     AssertionError,

@@ -15,37 +15,37 @@ import numpy as np
 from pycocotools import mask as mask_utils
 from tqdm import tqdm
 
-from kdeov_mm.datasets.shapes import (
-    BASE_CLASSES,
-    CLASSES,
-    FREQUENCY,
-    SIZE,
-    Scene,
-    draw_scene,
-    scene_rng,
-)
+from kdeov_mm.datasets.shapes import SIZE, WORLDS, Scene, World, draw_scene, scene_rng
 
 FORMAT = 1
 BYTES_PER_IMAGE = 25_000
 SPLITS = ("train", "val")
+SCENES = {"360": (4000, 500), "1203": (6000, 1000)}  # train, val
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
+        "--world",
+        choices=list(WORLDS),
+        default="360",
+        help="number of classes: the demo's, or LVIS's (default: %(default)s)",
+    )
+    parser.add_argument(
         "--root",
         type=Path,
-        default=Path("data/shapes"),
-        help="folder of the world (default: %(default)s)",
+        help="folder of the world (default: data/shapes, data/shapes_1203)",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--train", type=int, default=4000, help="training images (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--val", type=int, default=500, help="validation images (default: %(default)s)"
-    )
+    parser.add_argument("--train", type=int, help="training images (4000, 6000)")
+    parser.add_argument("--val", type=int, help="validation images (500, 1000)")
     args = parser.parse_args()
+    train, val = SCENES[args.world]
+    args.train = train if args.train is None else args.train
+    args.val = val if args.val is None else args.val
+    args.root = args.root or Path(
+        "data/shapes" if args.world == "360" else "data/shapes_1203"
+    )
     if min(args.train, args.val) < 1:
         parser.error("--train and --val need at least one image each")
     if args.seed in (7000, 7001):
@@ -69,6 +69,7 @@ def main() -> int:
             args.train,
             args.val,
             lambda jobs: tqdm(jobs, desc="drawing", unit="image"),
+            args.world,
         )
     except OSError as error:
         print(error, file=sys.stderr)
@@ -86,6 +87,7 @@ def write_world(
     num_train: int = 4000,
     num_val: int = 500,
     progress: Callable[[Iterable], Iterable] = iter,
+    world: str = "360",
 ) -> bool:
     """Write images, LVIS-format instances, captions and semantic maps.
 
@@ -98,6 +100,9 @@ def write_world(
         num_train: training images.
         num_val: validation images.
         progress: wraps the loop over images, e.g. ``tqdm``.
+        world: ``'360'`` or ``'1203'``. The larger draws training scenes with a
+            long tail, and leaves some boxes out of classes that it then lists as
+            not exhaustively annotated.
 
     Returns:
         True when written, False when this very world was there already.
@@ -108,6 +113,9 @@ def write_world(
     """
     root = Path(root)
     recipe = dict(format=FORMAT, seed=seed, num_train=num_train, num_val=num_val)
+    if world != "360":
+        recipe["world"] = int(world)
+    drawn = WORLDS[world]
     if _is_there(root, recipe):
         return False
     scratch = root.with_name(f"{root.name}.partial")
@@ -124,12 +132,12 @@ def write_world(
 
     for split, index in progress([(s, i) for s in SPLITS for i in range(counts[s])]):
         rng = scene_rng(seed, SPLITS.index(split), index)
-        scene = draw_scene(rng)
+        scene = draw_scene(rng, drawn, long_tail=split == "train")
         name = f"{split}/{index + 1:06d}"
-        records[split].append(_record(rng, scene, name, index + 1))
+        records[split].append(_record(rng, scene, name, index + 1, drawn))
         for path, data in _pictures(scene, name):
             write(path, data)
-    for path, content in _annotation_files(records):
+    for path, content in _annotation_files(records, drawn):
         write(path, json.dumps(content).encode())
     manifest = dict(recipe, sha256=digest.hexdigest())
     (scratch / "world.json").write_text(json.dumps(manifest, indent=2) + "\n")
@@ -178,12 +186,12 @@ def _pictures(scene: Scene, name: str) -> list[tuple[str, bytes]]:
 
 
 def _record(
-    rng: np.random.Generator, scene: Scene, name: str, image_id: int
+    rng: np.random.Generator, scene: Scene, name: str, image_id: int, world: World
 ) -> dict[str, Any]:
     """One image in LVIS's terms, its objects and its captions."""
     present = set(scene.labels.tolist())
-    absent = [i + 1 for i in range(len(CLASSES)) if i not in present]
-    names = [CLASSES[i] for i in scene.labels]
+    absent = [i + 1 for i in range(len(world.classes)) if i not in present]
+    names = [world.classes[i] for i in scene.labels]
     order = [names[i] for i in rng.permutation(len(names))]
     captions = [
         "a picture of " + " and ".join(f"a {n}" for n in names),
@@ -214,18 +222,28 @@ def _record(
         neg_category_ids=sorted(rng.choice(absent, 20, False).tolist()),
         not_exhaustive_category_ids=[],
     )
+    if world.repeats and (left_out := _left_out(rng, objects)) is not None:
+        image["not_exhaustive_category_ids"] = [objects.pop(left_out)["category_id"]]
     return dict(image=image, objects=objects, captions=captions)
 
 
+def _left_out(rng: np.random.Generator, objects: list[dict[str, Any]]) -> int | None:
+    """An object whose class is there twice, in one of four images that have one."""
+    counts = Counter(o["category_id"] for o in objects)
+    twice = [i for i, o in enumerate(objects) if counts[o["category_id"]] > 1]
+    return int(rng.choice(twice)) if twice and rng.random() < 0.25 else None
+
+
 def _annotation_files(
-    records: dict[str, list[dict[str, Any]]],
+    records: dict[str, list[dict[str, Any]]], world: World
 ) -> Iterable[tuple[str, dict[str, Any]]]:
     """Path and content of every annotation file."""
-    kept = dict(train_base=BASE_CLASSES, train_all=CLASSES, val=CLASSES)
+    everything = world.classes
+    kept = dict(train_base=world.groups["base"], train_all=everything, val=everything)
     for name, classes in kept.items():
         yield (
             f"annotations/instances_{name}.json",
-            _instances(records[name.split("_")[0]], classes),
+            _instances(records[name.split("_")[0]], classes, world),
         )
     for split, items in records.items():
         sentences = [
@@ -243,10 +261,11 @@ def _annotation_files(
 
 
 def _instances(
-    records: list[dict[str, Any]], classes: tuple[str, ...]
+    records: list[dict[str, Any]], classes: tuple[str, ...], world: World
 ) -> dict[str, Any]:
     """LVIS-format instances; boxes of other classes are left out."""
-    ids = {CLASSES.index(name) + 1: name for name in classes}
+    number = {name: i for i, name in enumerate(world.classes, 1)}
+    ids = {number[name]: name for name in classes}
     objects = [o for r in records for o in r["objects"] if o["category_id"] in ids]
     instances = Counter(o["category_id"] for o in objects)
     images = Counter(c for _, c in {(o["image_id"], o["category_id"]) for o in objects})
@@ -261,7 +280,7 @@ def _instances(
                 name=name,
                 synset=name.replace(" ", "_") + ".n.01",
                 synonyms=[name],
-                frequency=FREQUENCY[name],
+                frequency=world.frequency[name],
                 image_count=images[i],
                 instance_count=instances[i],
             )

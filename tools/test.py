@@ -1,4 +1,8 @@
-"""Evaluate a checkpoint: mm's command line over mmengine's Runner."""
+"""Evaluate a checkpoint: mm's command line over mmengine's Runner.
+
+Writes figures.json, every figure with its protocol, and leaks.json, the novel classes
+that the checkpoint had labels of.
+"""
 
 import argparse
 import os
@@ -11,7 +15,11 @@ import kdeov_mm  # isort: skip  # noqa: F401  (compat comes before mmdet)
 from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config, DictAction
+from mmengine.dist import is_main_process
+from mmengine.fileio import dump
 from mmengine.runner import Runner
+
+from kdeov_mm.evaluation import describe_leaks, leak_report
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -58,10 +66,31 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
+    write_figures(cfg)
     runner = Runner.from_cfg(cfg)
     if args.out:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
-    return runner.test()
+    figures = runner.test()
+    report_leaks(runner, args.checkpoint)
+    return figures
+
+
+def write_figures(cfg: Config) -> None:
+    """Let our metric write its figures, with their protocols, to the work directory."""
+    evaluators = cfg.get("test_evaluator") or []
+    for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+        if evaluator.type == "OpenVocabularyMetric":
+            evaluator.setdefault("out_file", f"{cfg.work_dir}/figures.json")
+
+
+def report_leaks(runner: Runner, checkpoint: str) -> None:
+    """Log which novel classes the checkpoint had labels of, and write leaks.json."""
+    novel = runner.test_loop.dataloader.dataset.metainfo.get("novel_classes")
+    if not novel or not is_main_process():
+        return
+    report = leak_report(checkpoint, novel)
+    runner.logger.info(describe_leaks(report))
+    dump(report, f"{runner.work_dir}/leaks.json", indent=1)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Train the tiny CLIP that teaches in the built-in world.
+"""Train the tiny CLIPs that teach in the built-in worlds.
 
     python tools/train_teacher.py
+    python tools/train_teacher.py --world 1203 --scenes 8000 --lr 1e-3
 
 open_clip's model, tokenizer and contrastive loss on crops and captions of all
-360 classes. The scenes are not those of the world. The result replaces the
-one that ships with the package, so the text caches of students start anew.
+classes; the larger world's starts from the smaller's weights. The scenes are not
+those of the world. The result replaces the one that ships with the package, so the
+text caches of students start anew.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from torch import Tensor
 from torchvision.ops import box_iou, roi_align
 from tqdm import tqdm
 
-from kdeov_mm.clip import SHAPES_TEACHER, CLIPImageTeacher, CLIPSource, CLIPTextEncoder
+from kdeov_mm.clip import TEACHERS, CLIPImageTeacher, CLIPSource, CLIPTextEncoder
 from kdeov_mm.clip.text import DEFAULT_TEMPLATES
 from kdeov_mm.datasets import shapes
 
@@ -37,7 +39,7 @@ class Crops(NamedTuple):
 
     Attributes:
         patches: (n, 3, PATCH, PATCH) uint8 RGB, ``CONTEXT`` times the box.
-        labels: (n,) class indices; ``len(CLASSES)`` is background.
+        labels: (n,) class indices; the one after the last is background.
     """
 
     patches: Tensor
@@ -48,6 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
+    parser.add_argument("--world", choices=list(shapes.WORLDS), default="360")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scenes", type=int, default=5000)
     parser.add_argument("--steps", type=int, default=1800)
@@ -55,42 +58,68 @@ def main() -> None:
         "--batch", type=int, default=256, help="different names in a batch"
     )
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--out", type=Path, default=SHAPES_TEACHER)
+    parser.add_argument("--out", type=Path, help="folder (default: the package's)")
     args = parser.parse_args()
+    world = shapes.WORLDS[args.world]
+    shipped = TEACHERS["shapes" if args.world == "360" else "shapes-1203"]
+    args.out = args.out or shipped
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
-    crops = collect(args.seed + SEED_OFFSET, args.scenes, rng)
-    model = new_model()
-    train(model, crops, args, rng)
+    crops = collect(args.seed + SEED_OFFSET, args.scenes, rng, world)
+    if args.world == "360":
+        model = new_model()
+    else:
+        model = CLIPSource("shapes").load().train().requires_grad_(True)
+    train(model, crops, args, rng, world)
+    forget_unheard_tokens(model, world)
     args.out.mkdir(parents=True, exist_ok=True)
-    if args.out.resolve() != SHAPES_TEACHER.resolve():
-        shutil.copy(SHAPES_TEACHER / "open_clip_config.json", args.out)
+    config = TEACHERS["shapes"] / "open_clip_config.json"
+    if args.out.resolve() != config.parent.resolve():
+        shutil.copy(config, args.out)
     save_file(
         {k: v.half().contiguous() for k, v in model.state_dict().items()},
         str(args.out / "open_clip_model.safetensors"),
     )
-    report = evaluate(args.out, args.seed + SEED_OFFSET + 1)
+    report = evaluate(args.out, args.seed + SEED_OFFSET + 1, world=world)
     print(json.dumps(report, indent=2))
 
 
 def new_model() -> Any:
     """An untrained CLIP of the shipped config."""
-    config = json.loads((SHAPES_TEACHER / "open_clip_config.json").read_text())
+    config = json.loads((TEACHERS["shapes"] / "open_clip_config.json").read_text())
     return open_clip.CLIP(**config["model_cfg"])
 
 
-def collect(seed: int, count: int, rng: np.random.Generator) -> Crops:
+def forget_unheard_tokens(model: Any, world: shapes.World) -> None:
+    """Set the vectors of tokens that no caption has to 0: the file packs better.
+
+    They were random, and said as little.
+    """
+    sentences = [t.format(n) for n in world.classes for t in DEFAULT_TEMPLATES]
+    heard = CLIPSource("shapes").tokenizer()([*sentences, BACKGROUND]).unique()
+    weight = model.token_embedding.weight.data
+    keep = torch.zeros(len(weight), 1)
+    keep[heard] = 1
+    weight.mul_(keep)
+
+
+def collect(
+    seed: int,
+    count: int,
+    rng: np.random.Generator,
+    world: shapes.World = shapes.WORLD_360,
+) -> Crops:
     """Draw scenes; cut out their objects and one background box each."""
     patches, labels = [], []
     for i in tqdm(range(count), desc="drawing scenes", unit="scene"):
-        scene = shapes.draw_scene(shapes.scene_rng(seed, 0, i))
+        scene = shapes.draw_scene(shapes.scene_rng(seed, 0, i), world)
         empty = background_box(scene.boxes, rng)
         image = torch.from_numpy(scene.image).permute(2, 0, 1)[None].float()
         boxes = torch.from_numpy(np.concatenate([scene.boxes, empty]))
         patches.append(
             roi_align(image, [grow(boxes, CONTEXT)], PATCH, aligned=True).round().byte()
         )
-        labels += [*scene.labels.tolist(), *[len(shapes.CLASSES)] * len(empty)]
+        labels += [*scene.labels.tolist(), *[len(world.classes)] * len(empty)]
     return Crops(torch.cat(patches), torch.tensor(labels))
 
 
@@ -138,9 +167,10 @@ def train(
     crops: Crops,
     args: argparse.Namespace,
     rng: np.random.Generator,
+    world: shapes.World,
 ) -> None:
     """CLIP's contrastive loss; each batch holds different names only."""
-    names = [*shapes.CLASSES, BACKGROUND]
+    names = [*world.classes, BACKGROUND]
     members = [
         torch.nonzero(crops.labels == i)[:, 0].numpy() for i in range(len(names))
     ]
@@ -191,13 +221,18 @@ def train(
 
 
 @torch.no_grad()
-def evaluate(folder: Path, seed: int, count: int = 1200) -> dict[str, float]:
-    """Zero-shot top-1 over 360 classes on crops of fresh scenes."""
+def evaluate(
+    folder: Path,
+    seed: int,
+    count: int = 1200,
+    world: shapes.World = shapes.WORLD_360,
+) -> dict[str, float]:
+    """Zero-shot top-1 over all classes on crops of fresh scenes."""
     source = f"local-dir:{folder}"
     teacher = CLIPImageTeacher(source)
-    text = CLIPTextEncoder(source)(shapes.CLASSES)
-    crops = collect(seed, count, np.random.default_rng(seed))
-    objects = torch.nonzero(crops.labels < len(shapes.CLASSES))[:, 0]
+    text = CLIPTextEncoder(source)(world.classes)
+    crops = collect(seed, count, np.random.default_rng(seed), world)
+    objects = torch.nonzero(crops.labels < len(world.classes))[:, 0]
     embeds = {}
     for key, scales in dict(top1=(1.0, 1.5), top1_1x=(1.0,)).items():
         parts = []
@@ -211,9 +246,8 @@ def evaluate(folder: Path, seed: int, count: int = 1200) -> dict[str, float]:
     labels = crops.labels[objects]
     right = {k: (e @ text.T).argmax(1) == labels for k, e in embeds.items()}
     report = {k: r.float().mean().item() for k, r in right.items()}
-    for group in ("base", "combo", "novel"):
-        names = set(getattr(shapes, f"{group.upper()}_CLASSES"))
-        member = torch.tensor([n in names for n in shapes.CLASSES])[labels]
+    for group, names in world.groups.items():
+        member = torch.tensor([n in set(names) for n in world.classes])[labels]
         report[f"top1_{group}"] = right["top1"][member].float().mean().item()
     similar = embeds["top1"] @ text.T
     own = similar.gather(1, labels[:, None])[:, 0]

@@ -2,8 +2,8 @@
 
 from .cache import CachedTeacher, EmbeddingCacheHook, EmbeddingStore, StoreMismatch
 from .image import CLIPImageTeacher
-from .loading import SHAPES_TEACHER, CLIPSource
-from .text import CLIPTextEncoder, clean_name
+from .loading import TEACHERS, CLIPSource
+from .text import CLIPTextEncoder
 
 __all__ = [
     "CLIPImageTeacher",
@@ -12,7 +12,6 @@ __all__ = [
     "CachedTeacher",
     "EmbeddingCacheHook",
     "EmbeddingStore",
-    "SHAPES_TEACHER",
     "StoreMismatch",
-    "clean_name",
+    "TEACHERS",
 ]

@@ -12,7 +12,10 @@ import open_clip
 from mmengine.logging import print_log
 from torch import nn
 
-SHAPES_TEACHER = Path(__file__).parent / "shapes_teacher"
+TEACHERS = {  # the tiny CLIPs of the built-in worlds of 360 and 1203 classes
+    "shapes": Path(__file__).parent / "shapes_teacher",
+    "shapes-1203": Path(__file__).parent / "shapes_1203_teacher",
+}
 
 
 @dataclass(frozen=True)
@@ -20,12 +23,12 @@ class CLIPSource:
     """One CLIP: its architecture and the file that holds its weights.
 
     Args:
-        model: ``'shapes'`` (the tiny CLIP shipped with this package), an
-            open_clip architecture name (``'ViT-B-32'``), an open_clip JSON
-            model config (``'my_clip.json'``), or ``'local-dir:FOLDER'`` as
-            open_clip writes them.
+        model: ``'shapes'`` or ``'shapes-1203'`` (the tiny CLIPs shipped with
+            this package), an open_clip architecture name (``'ViT-B-32'``), an
+            open_clip JSON model config (``'my_clip.json'``), or
+            ``'local-dir:FOLDER'`` as open_clip writes them.
         pretrained: a local weights file or an open_clip tag (``'openai'``;
-            open_clip downloads it). Not used for ``'shapes'`` and
+            open_clip downloads it). Not used for those two and
             ``'local-dir:'``, which bring their weights.
     """
 
@@ -35,11 +38,16 @@ class CLIPSource:
     @property
     def folder(self) -> Path | None:
         """The folder with config and weights, where the source is one."""
-        if self.model == "shapes":
-            return SHAPES_TEACHER
+        if self.model in TEACHERS:
+            return TEACHERS[self.model]
         if self.model.startswith("local-dir:"):
             return Path(self.model.removeprefix("local-dir:")).expanduser()
         return None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the weights are at hand without a download."""
+        return self.folder is not None or Path(self.pretrained or "").is_file()
 
     @property
     def architecture(self) -> str:

@@ -15,14 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..vocabulary import Vocabulary, clean_name
 from .loading import CLIPSource
 
 DEFAULT_TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}")
-
-
-def clean_name(name: str) -> str:
-    """``'aerosol_can'`` -> ``'aerosol can'``, as CLIP's captions write it."""
-    return " ".join(name.replace("_", " ").split())
 
 
 @MODELS.register_module()
@@ -41,6 +37,8 @@ class CLIPTextEncoder:
         templates: prompts with one ``{}`` each.
         cache_dir: folder of the cache; ``$KDEOV_CACHE``, else
             ``~/.cache/kdeov_mm``.
+        vocabulary: file of :meth:`Vocabulary.save`, whose vectors are taken as they
+            are: words that it has need neither cache nor tower.
     """
 
     def __init__(
@@ -49,6 +47,7 @@ class CLIPTextEncoder:
         pretrained: str | None = None,
         templates: Sequence[str] = DEFAULT_TEMPLATES,
         cache_dir: str | None = None,
+        vocabulary: str | None = None,
     ) -> None:
         if not templates or any(t.count("{}") != 1 for t in templates):
             raise ValueError(
@@ -63,7 +62,28 @@ class CLIPTextEncoder:
         ).expanduser()
         self._tower: Any = None
         self._tokenize: Any = None
+        self._given = self._load_vocabulary(vocabulary) if vocabulary else {}
         self._vectors: dict[str, Tensor] = {}
+
+    def _load_vocabulary(self, path: str) -> dict[str, Tensor]:
+        """The vectors of a vocabulary that this CLIP made.
+
+        Raises:
+            ValueError: another CLIP or other templates did.
+        """
+        vocabulary = Vocabulary.load(path)
+        theirs, mine = vocabulary.encoder, encoder_identity(self.source, self.templates)
+        keys = {"model", "pretrained", "templates"}
+        if "weights_sha256" in theirs and "weights_sha256" in mine:
+            keys = {"config_sha256", "weights_sha256", "templates"}
+        if any(theirs.get(key) != mine.get(key) for key in keys):
+            raise ValueError(
+                f"the vectors of {path} were made by {dict(theirs)}, but this model "
+                f"uses {mine}. Vectors of two CLIPs or of other templates do not "
+                "compare: set model.text_encoder to the former, or embed the words "
+                "anew."
+            )
+        return dict(vocabulary.vectors)
 
     @property
     def identity(self) -> dict[str, str]:
@@ -99,15 +119,18 @@ class CLIPTextEncoder:
             raise ValueError(
                 f"expected at least one word and no empty words, got {list(names)[:10]}"
             )
-        if not self._vectors and self.cache_file.exists():
+        others = [w for w in dict.fromkeys(words) if w not in self._given]
+        if others and not self._vectors and self.cache_file.exists():
             self._vectors = self.load_cache(self.cache_file)
-        missing = [w for w in dict.fromkeys(words) if w not in self._vectors]
+        missing = [w for w in others if w not in self._vectors]
         if missing:
-            self._vectors.update(zip(missing, self._encode(missing)))
+            self._vectors.update(zip(missing, self.encode(missing)))
             self._save_cache()
-        return torch.stack([self._vectors[word] for word in words])
+        known = {**self._vectors, **self._given}
+        return torch.stack([known[word] for word in words])
 
-    def _encode(self, words: Sequence[str]) -> Tensor:
+    def encode(self, words: Sequence[str]) -> Tensor:
+        """K words as they are -> (K, D) unit vectors, without the cache."""
         embeds = [
             self.embed_prompts([template.format(word) for word in words])
             for template in self.templates
@@ -182,3 +205,13 @@ class CLIPTextEncoder:
             metadata={"names": json.dumps(list(self._vectors)), **self.identity},
         )
         scratch.replace(target)
+
+
+def encoder_identity(source: CLIPSource, templates: Sequence[str]) -> dict[str, str]:
+    """What vectors depend on; the hashes only where the weights are at hand."""
+    identity = {"model": source.model, "templates": json.dumps(tuple(templates))}
+    if source.pretrained:
+        identity["pretrained"] = str(source.pretrained)
+    if source.is_local:
+        identity.update(source.identity)
+    return identity

@@ -1,12 +1,16 @@
 """Data sets whose labels and words cannot drift apart."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.registry import DATASETS
 
+from ..vocabulary import Vocabulary
 from . import shapes
+from .splits import COCO_BASE, COCO_NOVEL
 
 
 class COCOByName(COCO):
@@ -40,31 +44,91 @@ class COCOByName(COCO):
         return [by_name[name][0] for name in cat_names]
 
 
+def groups_of(frequency: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """LVIS's groups as metainfo: base is frequent and common, novel is rare."""
+    groups = dict(base="fc", novel="r", r="r", c="c", f="f")
+    return {
+        f"{group}_classes": tuple(n for n, f in frequency.items() if f in members)
+        for group, members in groups.items()
+    }
+
+
 @DATASETS.register_module()
 class OVCocoDataset(CocoDataset):
     """COCO-format data whose samples carry their vocabulary.
 
     Each sample has ``text``, the tuple of class names; label i is ``text[i]``
     whatever the order of categories in the file.
+
+    Args:
+        vocabulary: which words are asked: ``'all'`` classes of the metainfo, one of
+            its groups (``'base'``, ``'novel'``, ...), or a file of
+            :meth:`kdeov_mm.vocabulary.Vocabulary.load`.
+        synonyms: carry the synonyms of the vocabulary's file too: ``text[i]`` is
+            then a tuple of words.
+        kwargs: those of ``mmdet.CocoDataset``.
     """
 
+    METAINFO = dict(
+        CocoDataset.METAINFO,
+        base_classes=COCO_BASE,
+        novel_classes=COCO_NOVEL,
+        base_novel_classes=tuple(
+            n for n in CocoDataset.METAINFO["classes"] if n in {*COCO_BASE, *COCO_NOVEL}
+        ),
+    )
     COCOAPI = COCOByName
+
+    def __init__(
+        self,
+        *args: Any,
+        vocabulary: str | None = None,
+        synonyms: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.synonyms: dict[str, tuple[str, ...]] = {}
+        if vocabulary is not None:
+            if kwargs.get("metainfo"):
+                raise ValueError("give `vocabulary` or `metainfo`, not both")
+            kwargs["metainfo"] = self._asked(vocabulary)
+        if synonyms and not self.synonyms:
+            raise ValueError(
+                "synonyms=True needs a vocabulary file that has them, got "
+                f"vocabulary={vocabulary!r}"
+            )
+        self.synonyms = self.synonyms if synonyms else {}
+        super().__init__(*args, **kwargs)
+
+    def _asked(self, vocabulary: str) -> dict[str, Any]:
+        """The metainfo that differs from the class's own."""
+        if Path(vocabulary).suffix:
+            words = Vocabulary.load(vocabulary)
+            self.synonyms = dict(zip(words.names, words.words))
+            return words.metainfo
+        if vocabulary == "all":
+            return {}
+        meta = self.METAINFO
+        groups = [k.removesuffix("_classes") for k in meta if k.endswith("_classes")]
+        if vocabulary not in groups:
+            raise ValueError(
+                f"vocabulary is 'all', one of {groups}, or a file such as words.txt, "
+                f"got {vocabulary!r}"
+            )
+        names = meta[f"{vocabulary}_classes"]
+        palette = dict(zip(meta["classes"], meta["palette"]))
+        return dict(classes=names, palette=[palette[n] for n in names])
 
     def get_data_info(self, idx: int) -> dict[str, Any]:
         """One image's record, with ``text``."""
         info = super().get_data_info(idx)
-        info["text"] = tuple(self.metainfo["classes"])
+        names = self.metainfo["classes"]
+        info["text"] = tuple(self.synonyms.get(name, name) for name in names)
         return info
 
 
 @DATASETS.register_module()
 class ShapesDataset(OVCocoDataset):
-    """The built-in world; see :mod:`kdeov_mm.datasets.shapes`.
-
-    Args:
-        vocabulary: ``'all'`` 360 words, or the 200 ``'base'`` words.
-        kwargs: those of ``mmdet.CocoDataset``.
-    """
+    """The built-in world; see :mod:`kdeov_mm.datasets.shapes`."""
 
     METAINFO = dict(
         classes=shapes.CLASSES,
@@ -73,14 +137,3 @@ class ShapesDataset(OVCocoDataset):
         novel_classes=shapes.NOVEL_CLASSES,
         palette=list(shapes.PALETTE),
     )
-
-    def __init__(self, *args: Any, vocabulary: str = "all", **kwargs: Any) -> None:
-        if vocabulary not in ("all", "base"):
-            raise ValueError(f"vocabulary is 'all' or 'base', got {vocabulary!r}")
-        if vocabulary == "base":
-            colour = dict(zip(shapes.CLASSES, shapes.PALETTE))
-            kwargs["metainfo"] = dict(
-                classes=shapes.BASE_CLASSES,
-                palette=[colour[name] for name in shapes.BASE_CLASSES],
-            )
-        super().__init__(*args, **kwargs)

@@ -5,8 +5,12 @@ classes. Two colours and two shapes are held out: the 120 classes with one of
 them are *novel*, no box of theirs is in the base training file. Of the other
 240 classes 40 are *combo*: new combinations of seen concepts, without boxes
 too. The remaining 200 are *base*.
+
+A second world has 1203 classes, as many frequent, common and rare ones as LVIS:
+5 x 14 x 18 concepts, of which the rare classes have a held-out one.
 """
 
+import hashlib
 import math
 from itertools import product
 from typing import Any, NamedTuple
@@ -42,6 +46,14 @@ SHAPES = (
     "drop",
     "arch",
 )
+MORE_FILLS = ("checked", "split")
+MORE_COLORS = {
+    "lime": (150, 235, 60),
+    "teal": (10, 125, 125),
+    "magenta": (225, 25, 160),
+    "beige": (230, 205, 160),
+}
+MORE_SHAPES = ("diamond", "house", "bolt", "crown", "hourglass", "chevron")
 HELD_OUT_COLORS = ("purple", "orange")
 HELD_OUT_SHAPES = ("ring", "star")
 
@@ -70,6 +82,72 @@ FREQUENCY = {
     **dict.fromkeys(COMBO_CLASSES, "c"),
     **dict.fromkeys(NOVEL_CLASSES, "r"),
 }
+
+
+class World(NamedTuple):
+    """Which classes are drawn, what is known of them, and how often they appear.
+
+    Attributes:
+        classes: names, "fill colour shape".
+        groups: group -> its classes; ``base`` is what has boxes in training.
+        frequency: name -> LVIS's ``'f'``, ``'c'`` or ``'r'``.
+        palette: RGB of each class.
+        odds: (K,) how often a training scene draws each class; None for all alike.
+        repeats: how often an object is of the class of the one before.
+    """
+
+    classes: tuple[str, ...]
+    groups: dict[str, tuple[str, ...]]
+    frequency: dict[str, str]
+    palette: tuple[tuple[int, int, int], ...]
+    odds: np.ndarray | None = None
+    repeats: float = 0.0
+
+
+WORLD_360 = World(
+    CLASSES,
+    dict(base=BASE_CLASSES, combo=COMBO_CLASSES, novel=NOVEL_CLASSES),
+    FREQUENCY,
+    PALETTE,
+)
+
+
+def _by_hash(name: str) -> str:
+    """A shuffled order that is the same everywhere."""
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def _world_1203() -> World:
+    """LVIS's size: 405 frequent, 461 common and 337 rare classes of 1203.
+
+    Rare classes have a held-out concept: purple, orange, ring, star or bolt.
+    Of the 5 x 14 x 18 combinations as many are kept as LVIS has classes.
+    """
+    colors = {**COLORS, **MORE_COLORS}
+    named = list(product((*FILLS, *MORE_FILLS), colors, (*SHAPES, *MORE_SHAPES)))
+    held_out = {*HELD_OUT_COLORS, *HELD_OUT_SHAPES, "bolt"}
+    seen = sorted((" ".join(n) for n in named if not held_out & {*n}), key=_by_hash)
+    rare = sorted((" ".join(n) for n in named if held_out & {*n}), key=_by_hash)[:337]
+    groups = dict(r=rare, c=seen[405 : 405 + 461], f=seen[:405])
+    frequency = {n: key for key, names in groups.items() for n in names}
+    classes = tuple(n for n in map(" ".join, named) if n in frequency)
+    odds = np.array([dict(f=3.0, c=2.0, r=1.0)[frequency[n]] for n in classes])
+    return World(
+        classes,
+        dict(
+            base=tuple(n for n in classes if frequency[n] != "r"),
+            novel=tuple(n for n in classes if frequency[n] == "r"),
+        ),
+        {n: frequency[n] for n in classes},
+        tuple(colors[n.split()[1]] for n in classes),
+        odds / odds.sum(),
+        repeats=0.2,
+    )
+
+
+WORLD_1203 = _world_1203()
+_PAINT = {**COLORS, **MORE_COLORS}
+WORLDS = {"360": WORLD_360, "1203": WORLD_1203}
 _DARK = np.array((28, 28, 32), np.float32)
 
 
@@ -78,7 +156,7 @@ class Scene(NamedTuple):
 
     Attributes:
         image: (SIZE, SIZE, 3) uint8 RGB.
-        labels: (n,) indices into ``CLASSES``.
+        labels: (n,) indices into the world's classes.
         boxes: (n, 4) float32, xyxy in pixels, tight around the visible part.
         masks: (n, SIZE, SIZE) bool, the visible part.
     """
@@ -94,8 +172,16 @@ def scene_rng(seed: int, split: int, index: int) -> np.random.Generator:
     return np.random.default_rng([seed, split, index])
 
 
-def draw_scene(rng: np.random.Generator) -> Scene:
-    """2 to 6 objects of 22 to 72 px on a noisy background; about 3 ms."""
+def draw_scene(
+    rng: np.random.Generator, world: World = WORLD_360, long_tail: bool = False
+) -> Scene:
+    """2 to 6 objects of 22 to 72 px on a noisy background; about 3 ms.
+
+    Args:
+        rng: of :func:`scene_rng`.
+        world: what is drawn.
+        long_tail: draw classes by the world's odds, as for training scenes.
+    """
     canvas = _background(rng)
     labels: list[int] = []
     masks = np.zeros((0, SIZE, SIZE), bool)
@@ -108,8 +194,13 @@ def draw_scene(rng: np.random.Generator) -> Scene:
         x, y = rng.uniform(side / 2 + 1, SIZE - side / 2 - 1, 2)
         if any(_overlap((x, y, side), other) > 0.12 for other in placed):
             continue
-        label = int(rng.integers(len(CLASSES)))
-        cover = _draw_object(rng, canvas, CLASSES[label], x, y, side)
+        if world.repeats and labels and rng.random() < world.repeats:
+            label = labels[-1]
+        elif long_tail and world.odds is not None:
+            label = int(rng.choice(len(world.classes), p=world.odds))
+        else:
+            label = int(rng.integers(len(world.classes)))
+        cover = _draw_object(rng, canvas, world.classes[label], x, y, side)
         masks = np.concatenate([masks & ~cover, cover[None]])
         labels.append(label)
         placed.append((x, y, side))
@@ -177,7 +268,7 @@ def _draw_object(
         ).astype(np.float32)
         / 255
     )
-    paint = np.array(COLORS[color], np.float32) * rng.uniform(0.9, 1.05)
+    paint = np.array(_PAINT[color], np.float32) * rng.uniform(0.9, 1.05)
     paint = (paint + rng.normal(0, 6, 3)).astype(np.float32)
     dark = _pattern(rng, fill, side, _X[window], _Y[window])[..., None]
     surface = paint * (1 - dark) + _DARK * dark
@@ -199,8 +290,14 @@ def _pattern(
         period = max(6.0, side / 5)
         wave = np.sin(2 * math.pi * u / period + rng.uniform(0, 6.28))
         return (wave * period / 3 + 0.5).clip(0, 1)
+    if fill == "split":
+        return (u - u.mean() + 0.5).clip(0, 1)
     pitch = max(7.0, side / 4.5)
     v = y * math.cos(angle) - x * math.sin(angle)
+    if fill == "checked":
+        turn = math.pi / pitch
+        wave = np.sin(turn * u + rng.uniform(0, 6.28)) * np.sin(turn * v)
+        return (wave * pitch / 3 + 0.5).clip(0, 1)
     du = (u + rng.uniform(0, pitch)) % pitch - pitch / 2
     dv = (v + rng.uniform(0, pitch)) % pitch - pitch / 2
     return (pitch * 0.32 - np.hypot(du, dv) + 0.5).clip(0, 1)
@@ -280,6 +377,24 @@ _POLYGONS: dict[str, list[Any]] = {
         np.concatenate(
             [_arc(1, 180, 360, 40, cy=0.45), _arc(0.45, 360, 180, 30, cy=0.45)]
         )
+    ],
+    "diamond": [[(0, -1), (0.62, 0), (0, 1), (-0.62, 0)]],
+    "house": [
+        [(0, -1), (1, -0.15), (0.7, -0.15), (0.7, 0.9), (-0.7, 0.9)]
+        + [(-0.7, -0.15), (-1, -0.15)]
+    ],
+    "bolt": [
+        [(0.25, -1), (-0.65, 0.15), (-0.08, 0.15), (-0.3, 1), (0.65, -0.25)]
+        + [(0.08, -0.25)]
+    ],
+    "crown": [
+        [(-0.95, 0.8), (-0.95, -0.7), (-0.45, 0.05), (0, -0.9), (0.45, 0.05)]
+        + [(0.95, -0.7), (0.95, 0.8)]
+    ],
+    "hourglass": [[(-0.8, -1), (0.8, -1), (0.2, 0), (0.8, 1), (-0.8, 1), (-0.2, 0)]],
+    "chevron": [
+        [(-0.9, -0.15), (0, -0.9), (0.9, -0.15), (0.9, 0.75), (0, 0.05)]
+        + [(-0.9, 0.75)]
     ],
 }
 _Y, _X = np.mgrid[:SIZE, :SIZE].astype(np.float32)

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmdet.models.detectors import SingleStageDetector
 from mmdet.registry import MODELS
 from mmdet.structures import OptSampleList, SampleList
 from torch import Tensor, nn
 
+from ..vocabulary import Words, merge_synonyms
 from .vocabulary import RandomVocabulary, words_of
 
 
@@ -31,6 +33,9 @@ class KDEOVDetector(SingleStageDetector):
         teacher: :class:`kdeov_mm.clip.CLIPImageTeacher`; needed by ``distill``.
         distill: name -> distillation head.
         vocabulary: arguments of :class:`RandomVocabulary`.
+        synonyms: how the synonyms of a class answer for it at test time: the
+            ``'mean'`` of their vectors (one vector for a class), or the ``'max'`` of
+            their scores.
         train_cfg, test_cfg, data_preprocessor, init_cfg: mmdet's.
     """
 
@@ -44,6 +49,7 @@ class KDEOVDetector(SingleStageDetector):
         teacher: dict[str, Any] | None = None,
         distill: dict[str, dict[str, Any]] | None = None,
         vocabulary: dict[str, Any] | None = None,
+        synonyms: str = "mean",
         train_cfg: dict[str, Any] | None = None,
         test_cfg: dict[str, Any] | None = None,
         data_preprocessor: dict[str, Any] | None = None,
@@ -59,6 +65,9 @@ class KDEOVDetector(SingleStageDetector):
             {name: MODELS.build(cfg) for name, cfg in (distill or {}).items()}
         )
         self.vocabulary = RandomVocabulary(**(vocabulary or {}))
+        if synonyms not in ("mean", "max"):
+            raise ValueError(f"synonyms is 'mean' or 'max', got {synonyms!r}")
+        self.synonyms = synonyms
         self._check_clip()
         # a tenth faster on a CPU, and what half precision wants on a GPU
         self.to(memory_format=torch.channels_last)
@@ -105,7 +114,7 @@ class KDEOVDetector(SingleStageDetector):
     ) -> dict[str, Tensor]:
         """Images (B, 3, H, W) and samples with boxes -> named losses."""
         words, samples = self.vocabulary(batch_data_samples)
-        feats, text = self._feats_and_text(batch_inputs, words)
+        feats, text, _ = self._feats_and_text(batch_inputs, words)
         losses, locations = self.bbox_head.loss_and_locations(feats, text, samples)
         if not self.distill or self.teacher is None:
             return losses
@@ -130,8 +139,9 @@ class KDEOVDetector(SingleStageDetector):
             batch_data_samples,
             rescale=rescale,
         )
+        names = [word if isinstance(word, str) else word[0] for word in words]
         for result in results:
-            result.label_names = [words[i] for i in result.labels.tolist()]
+            result.label_names = [names[i] for i in result.labels.tolist()]
         return self.add_pred_to_datasample(batch_data_samples, results)
 
     def _forward(
@@ -142,12 +152,24 @@ class KDEOVDetector(SingleStageDetector):
         return self.bbox_head(self._feats_and_text(batch_inputs, words))
 
     def _feats_and_text(
-        self, images: Tensor, words: tuple[str, ...]
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Images (B, 3, H, W) -> P3, P4, P5, fused if asked, and (K, D)."""
-        text = self.text_encoder(words).to(images.device)
+        self, images: Tensor, words: Sequence[Words]
+    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None]:
+        """Images (B, 3, H, W) and K classes -> what the head is given.
+
+        Returns:
+            P3, P4, P5, fused if asked; vectors (K, D), or of all W synonyms (W, D);
+            then also the class of each (W,).
+        """
+        flat, owner = merge_synonyms(words)
+        text = self.text_encoder(flat).to(images.device)
+        if owner is not None:
+            owner = owner.to(images.device)
+            if self.synonyms == "mean":
+                total = text.new_zeros(len(words), text.shape[1])
+                text = F.normalize(total.index_add(0, owner, text), dim=1)
+                owner = None
         feats = self.extract_feat(images)
-        return (self.fusion(feats, text) if self.fusion else feats), text
+        return (self.fusion(feats, text) if self.fusion else feats), text, owner
 
     def pixels(self, batch_inputs: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
         """Undo the student's normalisation, for the teacher.

@@ -120,11 +120,20 @@ class OVHeadModule(YOLOv8HeadModule):
             for e, b in zip(embeds, biases)
         ]
 
-    def forward(self, x: tuple[Sequence[Tensor], Tensor]) -> tuple[list[Tensor], ...]:
-        """``(feats, text)`` -> logits and boxes, as the parent's outputs."""
-        feats, text = x
+    def forward(
+        self, x: tuple[Sequence[Tensor], Tensor, Tensor | None]
+    ) -> tuple[list[Tensor], ...]:
+        """``(feats, text, owner)`` -> logits and boxes, as the parent's outputs.
+
+        ``owner`` (W,) is the class of each of W words, in order: a class scores what
+        the best of its words does. None: every class has one word.
+        """
+        feats, text, owner = x
         embeds, *boxes = self.embed(feats)
-        return self.classify(embeds, text), *boxes
+        logits = self.classify(embeds, text)
+        if owner is not None:
+            logits = [_best_of(each, owner) for each in logits]
+        return logits, *boxes
 
 
 @MODELS.register_module()
@@ -259,6 +268,15 @@ class OVHead(YOLOv8Head):
             bins.amax(-1).mean(-1),
             priors[:, :2],
         )
+
+
+def _best_of(logits: Tensor, owner: Tensor) -> Tensor:
+    """Logits (B, W, H, W_l) of words -> (B, K, H, W_l), the best of each class's."""
+    index = owner[:, None, None].expand_as(logits)
+    shape = (len(logits), int(owner[-1]) + 1, *logits.shape[2:])
+    return logits.new_empty(shape).scatter_reduce(
+        1, index, logits, "amax", include_self=False
+    )
 
 
 def _flatten(maps: Sequence[Tensor]) -> Tensor:

@@ -6,9 +6,14 @@ import numpy as np
 import torch
 from mmdet.structures import DetDataSample, SampleList
 
+from ..vocabulary import Words
 
-def words_of(samples: SampleList | None) -> tuple[str, ...]:
+
+def words_of(samples: SampleList | None) -> tuple[Words, ...]:
     """The vocabulary that all samples of a test batch share.
+
+    Returns:
+        K classes: a word, or a tuple of synonyms.
 
     Raises:
         ValueError: samples without ``text``, or with different words.
@@ -29,7 +34,7 @@ class RandomVocabulary:
     step, so the student learns to answer for each word by itself. Words are
     matched by name, so samples of different data sets can share a batch: a
     word that is not in a sample's own vocabulary is not verified there and
-    gets weight 0 in its class loss.
+    gets weight 0 in its class loss. Of synonyms one is drawn for the step.
 
     Args:
         size: words of a step, at most; more when more have boxes.
@@ -52,9 +57,13 @@ class RandomVocabulary:
         The given samples are not changed. Random numbers are numpy's global
         ones, which mmengine seeds.
         """
-        asked = {word: None for s in samples for word in _words(s)}
+        drawn = {entry: _draw(entry) for s in samples for entry in _words(s)}
+        own = [[drawn[entry] for entry in _words(s)] for s in samples]
+        asked = {word: None for words in own for word in words}
         present = {
-            _words(s)[i]: None for s in samples for i in s.gt_instances.labels.tolist()
+            words[i]: None
+            for words, s in zip(own, samples)
+            for i in s.gt_instances.labels.tolist()
         }
         others = [word for word in asked if word not in present]
         size = np.random.randint(self.min_size, self.size + 1)
@@ -63,12 +72,16 @@ class RandomVocabulary:
         words = [words[i] for i in np.random.permutation(len(words))]
         if not words:
             raise ValueError("the samples of this batch name no words at all")
-        return tuple(words), [_relabel(s, words) for s in samples]
+        return tuple(words), [_relabel(s, o, words) for s, o in zip(samples, own)]
 
 
-def _relabel(sample: DetDataSample, words: list[str]) -> DetDataSample:
-    """A copy whose labels index ``words``, with its ``word_weight``."""
-    own = _words(sample)
+def _draw(entry: Words) -> str:
+    """A word as it is, or one of synonyms."""
+    return entry if isinstance(entry, str) else entry[np.random.randint(len(entry))]
+
+
+def _relabel(sample: DetDataSample, own: list[str], words: list[str]) -> DetDataSample:
+    """A copy whose labels, of its own words, index ``words``, with ``word_weight``."""
     index = {word: i for i, word in enumerate(words)}
     relabelled = sample.new()  # copy.copy shares the set of metainfo keys
     instances = copy.copy(sample.gt_instances)
@@ -84,7 +97,7 @@ def _relabel(sample: DetDataSample, words: list[str]) -> DetDataSample:
     return relabelled
 
 
-def _words(sample: DetDataSample) -> tuple[str, ...]:
+def _words(sample: DetDataSample) -> tuple[Words, ...]:
     words = sample.metainfo.get("text")
     if words is None:
         raise ValueError(

@@ -1,0 +1,425 @@
+"""The words that are asked: names, synonyms, groups, and their vectors.
+
+One object for training, evaluation, inference and export. It is made from a data
+set's categories, a text file, JSON, or an embedding matrix that another program wrote.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .clip.loading import CLIPSource
+    from .clip.text import CLIPTextEncoder
+
+FORMAT = "kdeov_mm vocabulary 1"
+# LVIS v1's own typing error, which CLIP would read
+_MISSPELT = {"speaker (stero equipment)": "speaker (stereo equipment)"}
+Words = str | tuple[str, ...]
+
+
+def clean_name(name: str) -> str:
+    """``'aerosol_can'`` -> ``'aerosol can'``, as CLIP's captions write it."""
+    words = " ".join(name.replace("_", " ").split())
+    return _MISSPELT.get(words, words)
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """K classes and how to ask for them.
+
+    Attributes:
+        names: as the data set writes them; they tie labels to annotations.
+        words: per class its cleaned name, then its synonyms.
+        groups: group -> names: ``base`` and ``novel``, ``r``, ``c`` and ``f``.
+        vectors: word -> (D,) unit vector; empty, or every class's first word.
+        encoder: what made the vectors: ``model``, ``pretrained``, ``templates``,
+            and the SHA-256 of config and weights where they are known.
+    """
+
+    names: tuple[str, ...]
+    words: tuple[tuple[str, ...], ...] = ()
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    vectors: Mapping[str, Tensor] = field(default_factory=dict)
+    encoder: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", _listed(self.names))
+        words = self.words or tuple((n,) for n in self.names)
+        if len(words) != len(self.names):
+            raise ValueError(
+                f"{len(words)} lists of synonyms for {len(self.names)} names"
+            )
+        cleaned = tuple(tuple(dict.fromkeys(map(clean_name, (*own,)))) for own in words)
+        object.__setattr__(self, "words", cleaned)
+        self._check_words()
+        for group, members in self.groups.items():
+            if unknown := set(members) - {*self.names}:
+                raise ValueError(
+                    f"group {group!r} has names that are no classes: "
+                    f"{sorted(unknown)[:5]}"
+                )
+
+    def _check_words(self) -> None:
+        """Every class has a first word of its own; vectors cover all of them."""
+        firsts = [own[0] if own else "" for own in self.words]
+        if not all(map(all, self.words)) or not all(firsts):
+            empty = [
+                n for n, own in zip(self.names, self.words) if not own or "" in own
+            ]
+            raise ValueError(f"classes with an empty word: {empty[:5]}")
+        for what, values in (("names", self.names), ("words", firsts)):
+            twice = sorted({v for v in values if list(values).count(v) > 1})[:5]
+            if len(set(values)) != len(values):
+                raise ValueError(
+                    f"two classes have the same {what}, and could not be told apart: "
+                    f"{twice}. Rename one."
+                )
+        missing = [w for w in firsts if self.vectors and w not in self.vectors]
+        if missing:
+            raise ValueError(f"words without a vector: {missing[:5]}")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def text(self) -> tuple[Words, ...]:
+        """What a sample carries: per class a word, or its synonyms."""
+        return tuple(own if len(own) > 1 else own[0] for own in self.words)
+
+    @property
+    def metainfo(self) -> dict[str, Any]:
+        """The classes and groups, for a data set."""
+        colors = [((67 * i + 40) % 256, 101 * i % 256, 173 * i % 256)
+                  for i in range(len(self))]  # fmt: skip
+        groups = {f"{group}_classes": names for group, names in self.groups.items()}
+        return dict(groups, classes=self.names, palette=colors)
+
+    def without_synonyms(self) -> "Vocabulary":
+        """Each class by its name alone."""
+        return replace(self, words=tuple(own[:1] for own in self.words))
+
+    def subset(self, group: str) -> "Vocabulary":
+        """The classes of a group.
+
+        Raises:
+            ValueError: there is no such group.
+        """
+        if group not in self.groups:
+            raise ValueError(f"no group {group!r}; there are {[*self.groups]}")
+        return self.take([self.names.index(n) for n in self.groups[group]])
+
+    def take(self, indices: Sequence[int]) -> "Vocabulary":
+        """Some classes, in the order asked."""
+        names = tuple(self.names[i] for i in indices)
+        words = tuple(self.words[i] for i in indices)
+        kept = {w for own in words for w in own}
+        return replace(
+            self,
+            names=names,
+            words=words,
+            groups={
+                group: tuple(n for n in names if n in {*members})
+                for group, members in self.groups.items()
+            },
+            vectors={w: v for w, v in self.vectors.items() if w in kept},
+        )
+
+    # ------------------------------------------------------------ where from
+
+    @classmethod
+    def from_categories(cls, categories: Iterable[Mapping[str, Any]]) -> "Vocabulary":
+        """From COCO's or LVIS's categories, in the order of their ids.
+
+        LVIS's ``synonyms`` follow the name; its ``frequency`` makes the groups r, c,
+        f, base (f and c) and novel (r).
+        """
+        chosen = sorted(categories, key=lambda c: c["id"])
+        names = tuple(c["name"] for c in chosen)
+        words = tuple((c["name"], *c.get("synonyms", ())) for c in chosen)
+        groups = {}
+        if chosen and all("frequency" in c for c in chosen):
+            for group, kinds in dict(base="fc", novel="r", r="r", c="c", f="f").items():
+                groups[group] = tuple(
+                    c["name"] for c in chosen if c["frequency"] in kinds
+                )
+        return cls(names, words, groups)
+
+    @classmethod
+    def from_matrix(
+        cls,
+        matrix: np.ndarray | Tensor | str | Path,
+        names: "Vocabulary | Sequence[str]",
+        encoder: "CLIPSource",
+        templates: Sequence[str],
+    ) -> "Vocabulary":
+        """From text embeddings that another program made.
+
+        The number of rows and of columns is checked, and that the rows are in the
+        order of the names (:func:`check_order`). Where the weights are a local file,
+        some words are embedded anew and compared.
+
+        Args:
+            matrix: (K, D), or a ``.npy`` file; any length, any float type.
+            names: the K classes, in the order of the rows.
+            encoder: the CLIP that made it.
+            templates: its prompts, with one ``{}`` each.
+
+        Raises:
+            ValueError: a row or a column too many or too few, rows that are no
+                numbers or all zero, another order, another CLIP.
+        """
+        from .clip.text import CLIPTextEncoder, encoder_identity
+
+        if isinstance(matrix, (str, Path)):
+            matrix = np.load(matrix)
+        rows = torch.as_tensor(np.asarray(matrix)).float()
+        vocabulary = names if isinstance(names, Vocabulary) else cls(tuple(names))
+        width = encoder.model_config()["embed_dim"]
+        if rows.shape != (len(vocabulary), width):
+            raise ValueError(
+                f"expected a matrix ({len(vocabulary)}, {width}): a row for each name, "
+                f"and the dimensions of CLIP '{encoder.model}'; got "
+                f"{tuple(rows.shape)}"
+            )
+        if not rows.isfinite().all() or (rows.norm(dim=1) == 0).any():
+            raise ValueError("the matrix has rows that are all zero, or no numbers")
+        firsts = [own[0] for own in vocabulary.words]
+        vectors = F.normalize(rows, dim=1)
+        check_order(firsts, vectors)
+        made_by = CLIPTextEncoder(encoder.model, encoder.pretrained, templates)
+        if encoder.is_local:
+            _check_sample(firsts, vectors, made_by)
+        return replace(
+            vocabulary,
+            vectors=dict(zip(firsts, vectors)),
+            encoder=encoder_identity(encoder, templates),
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Vocabulary":
+        """Read a file.
+
+        - ``.txt``: a class per line, its synonyms after commas; ``#`` begins a
+          comment.
+        - ``.json``: a list of names or of lists of synonyms; a dictionary with
+          ``names``, ``synonyms`` and ``groups``; or COCO's and LVIS's annotation
+          files, or a list of their categories.
+        - ``.safetensors``: of :meth:`save`, with vectors.
+
+        Raises:
+            FileNotFoundError, ValueError: there is none, or it holds something else.
+        """
+        path = Path(path)
+        readers = {
+            ".txt": cls._from_text,
+            ".json": cls._from_json,
+            ".safetensors": cls._from_safetensors,
+        }
+        if path.suffix not in readers:
+            raise ValueError(f"a vocabulary is one of {[*readers]}, got {path}")
+        if not path.is_file():
+            raise FileNotFoundError(f"vocabulary {path} does not exist")
+        try:
+            return readers[path.suffix](path)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} holds no vocabulary: {error}") from error
+
+    @classmethod
+    def _from_text(cls, path: Path) -> "Vocabulary":
+        lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
+        words = [[w.strip() for w in line.split(",")] for line in lines if line]
+        return cls(tuple(own[0] for own in words), tuple(map(tuple, words)))
+
+    @classmethod
+    def _from_json(cls, path: Path) -> "Vocabulary":
+        content = json.loads(path.read_text())
+        if isinstance(content, dict) and "categories" in content:
+            content = content["categories"]
+        if isinstance(content, dict):
+            groups = {g: tuple(n) for g, n in content.get("groups", {}).items()}
+            names = tuple(content["names"])
+            return cls(names, tuple(map(tuple, content.get("synonyms", ()))), groups)
+        if content and isinstance(content[0], dict):
+            return cls.from_categories(content)
+        words = [(own,) if isinstance(own, str) else tuple(own) for own in content]
+        return cls(tuple(own[0] for own in words), tuple(words))
+
+    @classmethod
+    def _from_safetensors(cls, path: Path) -> "Vocabulary":
+        with safe_open(str(path), framework="pt") as file:
+            meta = file.metadata() or {}
+            if meta.get("format") != FORMAT:
+                raise ValueError(
+                    f"its format is {meta.get('format')!r}, not {FORMAT!r}"
+                )
+            content = json.loads(meta["vocabulary"])
+            rows = file.get_tensor("vectors")
+        return cls(
+            tuple(content["names"]),
+            tuple(map(tuple, content["words"])),
+            {g: tuple(n) for g, n in content["groups"].items()},
+            dict(zip(content["rows"], rows)),
+            content["encoder"],
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write names, words, groups, vectors and what made them, as safetensors.
+
+        Raises:
+            ValueError: there are no vectors yet.
+        """
+        if not self.vectors:
+            raise ValueError("no vectors to save: call embed(text_encoder) first")
+        content = dict(
+            names=self.names,
+            words=self.words,
+            groups=dict(self.groups),
+            rows=[*self.vectors],
+            encoder=dict(self.encoder),
+        )
+        save_file(
+            {"vectors": torch.stack([*self.vectors.values()]).contiguous()},
+            str(path),
+            metadata=dict(format=FORMAT, vocabulary=json.dumps(content)),
+        )
+
+    # --------------------------------------------------------------- vectors
+
+    def embed(self, text_encoder: "CLIPTextEncoder") -> "Vocabulary":
+        """The same classes with the vectors of all their words."""
+        from .clip.text import encoder_identity
+
+        every = tuple(dict.fromkeys(w for own in self.words for w in own))
+        identity = encoder_identity(text_encoder.source, text_encoder.templates)
+        return replace(
+            self, vectors=dict(zip(every, text_encoder(every))), encoder=identity
+        )
+
+    def matrix(self) -> Tensor:
+        """(K, D) unit vectors: per class the mean of its words that have one."""
+        return torch.stack(
+            [
+                F.normalize(
+                    torch.stack([self.vectors[w] for w in own if w in self.vectors])
+                    .mean(0),
+                    dim=0,
+                )
+                for own in self.words
+            ]
+        )  # fmt: skip
+
+    def neighbours(self, name: str, number: int = 5) -> list[tuple[str, float]]:
+        """The classes closest to one, with their cosine, closest first."""
+        vectors = self.matrix()
+        similar = vectors @ vectors[self.names.index(name)]
+        similar[self.names.index(name)] = -2
+        best = similar.topk(min(number, len(self) - 1))
+        return [
+            (self.names[i], s)
+            for i, s in zip(best.indices.tolist(), best.values.tolist())
+        ]
+
+
+def merge_synonyms(text: Sequence[Words]) -> tuple[tuple[str, ...], Tensor | None]:
+    """Classes, some with synonyms -> all their words, and whose each is.
+
+    Returns:
+        W words; (W,) class of each, or None where every class has one.
+    """
+    own = [(w,) if isinstance(w, str) else w for w in text]
+    words = tuple(word for group in own for word in group)
+    if len(words) == len(own):
+        return words, None
+    sizes = torch.tensor([len(group) for group in own])
+    return words, torch.arange(len(own)).repeat_interleave(sizes)
+
+
+def check_order(words: Sequence[str], vectors: Tensor, shuffles: int = 200) -> None:
+    """Refuse vectors that are not in the order of their words.
+
+    CLIP puts names that are spelt alike close together ("wine bottle", "water
+    bottle"; "skateboard", "snowboard"). How much so is compared with random orders
+    (a Mantel test of shared letters and cosines): five standard deviations are asked
+    for. A few rows in each other's place are not noticed, and with fewer than 20 pairs
+    that share four letters in a row nothing can be told: no error.
+
+    Args:
+        words: K.
+        vectors: (K, D) unit vectors.
+        shuffles: random orders.
+
+    Raises:
+        ValueError: the order is no better than a random one.
+    """
+    parts = [{w[i : i + 4] for i in range(len(w) - 3)} for w in
+             (f" {word.lower()} " for word in words)]  # fmt: skip
+    pairs, alike = [], []
+    for i in range(len(words)):
+        for j in range(i):
+            if shared := len(parts[i] & parts[j]):
+                pairs.append((i, j))
+                alike.append(shared / len(parts[i] | parts[j]))
+    if len(pairs) < 20:
+        return
+    # what all rows have in common would hide the differences
+    centred = F.normalize(vectors - vectors.mean(0), dim=1).numpy()
+    similar, (left, right) = centred @ centred.T, np.array(pairs).T
+    rng = np.random.default_rng(0)
+    number = len(words)
+
+    def closeness(order: np.ndarray) -> float:
+        return np.dot(alike, similar[order[left], order[right]])
+
+    own = closeness(np.arange(number))
+    sums = np.array([closeness(rng.permutation(number)) for _ in range(shuffles)])
+    score = (own - sums.mean()) / max(sums.std(), 1e-12)
+    if score < 5:
+        raise ValueError(
+            f"the rows are not in the order of the names: the {len(pairs)} pairs of "
+            "names that are spelt alike are no closer than in a random order "
+            f"({score:.1f} standard deviations). Give the names in the order in which "
+            "the matrix was made."
+        )
+    # sorted names are near each other, so they fit when moved, too
+    moves = {f"moved by {-n}": np.roll(np.arange(number), n) for n in range(-50, 51)}
+    moves["in reverse"] = np.arange(number)[::-1]
+    fits = {name: closeness(order) for name, order in moves.items()}
+    best = max(fits, key=lambda name: fits[name])
+    if fits[best] > own + 5 * sums.std():
+        raise ValueError(
+            f"the rows are not in the order of the names: {best}, they fit better. Is "
+            "there a row for the background?"
+        )
+
+
+def _listed(names: Any) -> tuple[str, ...]:
+    """Names as a tuple; a single string is a mistake."""
+    if isinstance(names, str) or not names:
+        raise ValueError(f"expected a list of class names, got {names!r}")
+    return tuple(names)
+
+
+def _check_sample(
+    words: Sequence[str], vectors: Tensor, encoder: "CLIPTextEncoder", number: int = 8
+) -> None:
+    """Embed some words anew and compare."""
+    which = np.linspace(0, len(words) - 1, min(number, len(words))).astype(int)
+    own = encoder.encode([words[i] for i in which])
+    similar = (own * vectors[which]).sum(1)
+    worst = int(similar.argmin())
+    if similar[worst] < 0.99:
+        raise ValueError(
+            f"the matrix is not of CLIP '{encoder.source.model}' with the templates "
+            f"{list(encoder.templates)}, or its rows are in another order: "
+            f"{words[which[worst]]!r} has a cosine of {similar[worst]:.3f} to its row"
+        )

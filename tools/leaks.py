@@ -1,0 +1,45 @@
+"""Which novel classes had labels in what a checkpoint was trained on.
+
+    python tools/leaks.py CONFIG CHECKPOINT [--pretraining objects365v1 imagenet-1k]
+
+The novel classes are those of the config's test data. tools/test.py prints the same.
+Ends with 0 when none had, 1 when some had, 2 when it cannot be told.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import kdeov_mm  # isort: skip  # noqa: F401  (compat comes before mmdet)
+
+from mmdet.registry import DATASETS
+from mmengine.config import Config
+
+from kdeov_mm.evaluation import LABEL_SETS, describe_leaks, leak_report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="config file")
+    parser.add_argument("checkpoint", help="checkpoint file")
+    parser.add_argument(
+        "--pretraining",
+        nargs="*",
+        choices=list(LABEL_SETS),
+        help="label sets of the weights it began with (default: what its config says)",
+    )
+    args = parser.parse_args(argv)
+    data = Config.fromfile(args.config, lazy_import=False).test_dataloader.dataset
+    data = dict(data, lazy_init=True, pipeline=[])
+    novel = DATASETS.build(data).metainfo.get("novel_classes")
+    if not novel:
+        parser.error(f"the test data of {args.config} name no novel classes")
+    report = leak_report(args.checkpoint, novel, args.pretraining)
+    print(describe_leaks(report))
+    return {True: 0, False: 1, None: 2}[report["clean"]]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
