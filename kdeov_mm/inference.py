@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .models import KDEOVDetector
+from .vocabulary import Vocabulary, Words
 
 
 @dataclass
@@ -79,7 +80,9 @@ def read_image(path: str | Path) -> np.ndarray:
 
 @torch.no_grad()
 def detect(
-    model: KDEOVDetector, paths: Sequence[str | Path], words: Sequence[str]
+    model: KDEOVDetector,
+    paths: Sequence[str | Path],
+    words: Sequence[Words] | Vocabulary,
 ) -> Iterator[Detections]:
     """Find words in images, one result per path, in order.
 
@@ -89,10 +92,12 @@ def detect(
     Args:
         model: from :func:`load_model`.
         paths: image files.
-        words: any words; their number and order do not matter.
+        words: any words; their number and order do not matter. A tuple of words are
+            synonyms of the first one, as in a :class:`Vocabulary`.
     """
     if isinstance(paths, (str, Path)) or isinstance(words, str):
         raise ValueError("expected lists of paths and of words, got a single one")
+    text = words.text if isinstance(words, Vocabulary) else tuple(words)
     pipeline = Compose(
         [
             dict(type="mmdet.LoadImageFromNDArray"),
@@ -105,7 +110,7 @@ def detect(
     )
     for path in map(Path, paths):
         try:
-            data = _prepare(pipeline, path, words)
+            data = _prepare(pipeline, path, text)
         except OSError as error:
             print_log(str(error), "current", level=40)
             yield Detections(path, error=str(error))
@@ -114,13 +119,11 @@ def detect(
         yield Detections(path, sample)
 
 
-def _prepare(pipeline: Compose, path: Path, words: Sequence[str]) -> dict:
+def _prepare(pipeline: Compose, path: Path, text: tuple[Words, ...]) -> dict:
     """Read and resize; OSError names the file when either cannot be done."""
     image = read_image(path)
     try:
-        return pipeline(
-            dict(img=image, img_id=0, img_path=str(path), text=tuple(words))
-        )
+        return pipeline(dict(img=image, img_id=0, img_path=str(path), text=text))
     except cv2.error as error:  # a side of less than a pixel
         raise OSError(
             f"cannot resize image {path}, {image.shape[1]} x "

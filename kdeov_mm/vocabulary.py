@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .clip.loading import CLIPSource
     from .clip.text import CLIPTextEncoder
 
+GROUP_SUFFIX = "_classes"
 FORMAT = "kdeov_mm vocabulary 1"
 # LVIS v1's own typing error, which CLIP would read
 _MISSPELT = {"speaker (stero equipment)": "speaker (stereo equipment)"}
@@ -328,6 +329,20 @@ class Vocabulary:
             (self.names[i], s)
             for i, s in zip(best.indices.tolist(), best.values.tolist())
         ]
+
+
+def asked_groups(metainfo: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The groups of a data set, ``<group>_classes``, whose classes are all asked.
+
+    A group of which only some are asked (COCO's base classes, of a data set of cats and
+    dogs) is not that group.
+    """
+    classes = set(metainfo.get("classes") or ())
+    return {
+        key.removesuffix(GROUP_SUFFIX): tuple(names)
+        for key, names in metainfo.items()
+        if key.endswith(GROUP_SUFFIX) and names and classes.issuperset(names)
+    }
 
 
 def merge_synonyms(text: Sequence[Words]) -> tuple[tuple[str, ...], Tensor | None]:

@@ -22,6 +22,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kdeov_mm.clip.loading import TEACHERS
+from kdeov_mm.datasets import OVCocoDataset
+from kdeov_mm.datasets.lvis import LVIS_CLASSES, LVIS_FREQUENCY
+from kdeov_mm.datasets.splits import make_splits
 from kdeov_mm.models import KDEOVDetector
 
 ROOT = Path(kdeov_mm.__file__).resolve().parents[1]
@@ -198,20 +202,94 @@ def raccoons(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def load_config(world: Path, raccoons: Path, tiny_clip: str) -> Callable[..., Config]:
+def world_1203(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in world of LVIS's size, tiny."""
+    root = tmp_path_factory.mktemp("world") / "shapes_1203"
+    load_tool("make_shapes").write_world(root, num_train=12, num_val=8, world="1203")
+    return root
+
+
+@pytest.fixture(scope="session")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """COCO and LVIS: a few pictures of noise, stock annotation files, their splits."""
+    root, rng = tmp_path_factory.mktemp("stock"), np.random.default_rng(0)
+    coco = [
+        dict(id=i, name=name)
+        for i, name in enumerate(OVCocoDataset.METAINFO["classes"], 1)
+    ]
+    lvis = [
+        dict(id=i, name=name, frequency=kind, synonyms=[name])
+        for i, (name, kind) in enumerate(zip(LVIS_CLASSES, LVIS_FREQUENCY), 1)
+    ]
+    for name, categories in (("coco", coco), ("lvis", lvis)):
+        for part, number in (("train", 8), ("val", 4)):
+            folder = root / name / f"{part}2017"
+            folder.mkdir(parents=True)
+            content = stock_annotations(rng, categories, folder, number)
+            stem = f"instances_{part}2017" if name == "coco" else f"lvis_v1_{part}"
+            file = root / name / f"annotations/{stem}.json"
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(json.dumps(content))
+        ids = file if name == "lvis" else None
+        make_splits(name, file.parent, ids, say=lambda line: None)
+    return root
+
+
+def stock_annotations(
+    rng: np.random.Generator,
+    categories: list[dict[str, Any]],
+    folder: Path,
+    number: int,
+) -> dict[str, Any]:
+    """Pictures with a box of every sixth class, of those in turn."""
+    images, boxes = [], []
+    for image in range(1, number + 1):
+        pixels = rng.integers(256, size=(96, 128, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{image:012d}.jpg")
+        chosen = categories[image % 6 :: len(categories) // 12]
+        images.append(
+            dict(
+                id=image,
+                file_name=f"{image:012d}.jpg",
+                coco_url=f"http://x.org/{folder.name}/{image:012d}.jpg",
+                width=128,
+                height=96,
+                neg_category_ids=[categories[-1]["id"]],
+                not_exhaustive_category_ids=[],
+            )
+        )
+        for category in chosen:
+            x, y, w, h = rng.uniform(4, 48, 4).round(2).tolist()
+            boxes.append(
+                dict(id=len(boxes) + 1, image_id=image, category_id=category["id"],
+                     bbox=[x, y, w, h], area=w * h, iscrowd=0, segmentation=[])
+            )  # fmt: skip
+    return dict(images=images, annotations=boxes, categories=categories)
+
+
+@pytest.fixture(scope="session")
+def load_config(
+    world: Path, world_1203: Path, raccoons: Path, stock: Path, tiny_clip: str
+) -> Callable[..., Config]:
     """Read a config of ours, with tiny data and (unless `clip` is False) CLIP."""
-    places = {"data/shapes/": f"{world}/", "data/raccoon/": f"{raccoons}/"}
+    places = {
+        "data/shapes/": f"{world}/",
+        "data/shapes_1203/": f"{world_1203}/",
+        "data/raccoon/": f"{raccoons}/",
+        "data/coco/": f"{stock}/coco/",
+        "data/lvis/": f"{stock}/lvis/",
+    }
 
     def load(name: str | Path, clip: bool = True) -> Config:
         cfg = Config.fromfile(ROOT / "configs/kdeov" / name, lazy_import=False)
         cfg = Config(moved(cfg.to_dict(), places))
         for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
             loader.update(batch_size=4, num_workers=0, persistent_workers=False)
-        if not clip:
+        if not clip and cfg.model.text_encoder.model in TEACHERS:
             return cfg
-        cfg.model.text_encoder.model = tiny_clip
-        if cfg.model.get("teacher"):
-            cfg.model.teacher.model = tiny_clip
+        towers = [cfg.model.text_encoder, cfg.model.get("teacher")]
+        for tower in filter(None, towers):
+            tower.update(model=tiny_clip, pretrained=None)
         if cfg.model.get("fusion"):
             cfg.model.fusion.text_dims = EMBED_DIMS
         cfg.model.bbox_head.head_module.embed_dims = EMBED_DIMS
@@ -221,7 +299,9 @@ def load_config(world: Path, raccoons: Path, tiny_clip: str) -> Callable[..., Co
 
 
 def moved(value: Any, places: dict[str, str]) -> Any:
-    """The config with each of `places`, at the start of a string, moved."""
+    """The config with each of `places`, at the start of a string, moved; smaller."""
+    if value == (640, 640):
+        return (160, 160)
     if isinstance(value, dict):
         return {key: moved(v, places) for key, v in value.items()}
     if isinstance(value, (list, tuple)):

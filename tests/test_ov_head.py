@@ -9,14 +9,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmdet.structures import DetDataSample
+from mmengine.config import Config
 from mmengine.structures import InstanceData
+from mmyolo.models.dense_heads import YOLOv8Head
 from torch import Tensor
 from torchvision.ops import box_iou
 
 from kdeov_mm.datasets import shapes
 from kdeov_mm.models import KDEOVDetector, OVHead, WordBCELoss
 
-from .conftest import EMBED_DIMS, WORDS, make_sample
+from .conftest import EMBED_DIMS, WORDS, enliven, make_sample
 
 Build = Callable[..., KDEOVDetector]
 GROUP_NORM = dict(type="GN", num_groups=8, _delete_=True)
@@ -61,7 +63,7 @@ def test_logits_equal_the_slow_formula(build_detector: Build, l2_norm: bool) -> 
     module.log_scale.data.fill_(0.7)
     module.bias.data.copy_(torch.tensor([-1.0, 0.5, 2.0]))
     feats, text = make_feats(), make_text(3)
-    logits = module((feats, text))[0]
+    logits = module((feats, text, None))[0]
     for level, (feat, got) in enumerate(zip(feats, logits, strict=True)):
         embeds = module.cls_preds[level](feat)
         for b, k, y, x in ((0, 0, 0, 0), (1, 2, 1, 0), (0, 1, 1, 1)):
@@ -330,7 +332,7 @@ def test_locations_are_those_of_the_detections(build_detector: Build) -> None:
     head.test_cfg.update(multi_label=True, score_thr=0, nms_pre=10**6)
     meta = make_sample(shape=(10**4, 10**4)).metainfo
     (found,) = head.predict_by_feat(
-        *head((feats, text)), batch_img_metas=[meta], with_nms=False
+        *head((feats, text, None)), batch_img_metas=[meta], with_nms=False
     )
     boxes, scale = locations.boxes[0].clamp(min=0), head.head_module.log_scale.exp()
     bias = head.head_module.bias.repeat_interleave(torch.tensor([64, 16, 4]))
@@ -399,3 +401,102 @@ def test_film_by_class_is_the_identity_at_the_start(build_detector: Build) -> No
     text = make_text(4)
     vectors, offsets = film.bbox_head.head_module.adapter(text)
     assert torch.equal(vectors, text) and not offsets.any()
+
+
+# ------------------------------------------------------------- folding, many words
+
+
+@pytest.mark.parametrize(
+    "adapter", [None, dict(type="ClassFiLM", text_dims=EMBED_DIMS)]
+)
+def test_folded_and_unfolded_scores_are_the_same(
+    build_detector: Build, adapter: dict[str, Any] | None
+) -> None:
+    model = enliven(
+        build_detector(**{"bbox_head.head_module.adapter": adapter}, teacher=None,
+                       distill=None)
+    )  # fmt: skip
+    module, feats, text = model.bbox_head.head_module, make_feats(2), make_text(7)
+    assert module.folds
+    folded, sides = module((feats, text, None))
+    embeds, wanted = module.embed(feats)
+    for a, b in zip(folded, module.classify(embeds, text), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    assert all(torch.equal(a, b) for a, b in zip(sides, wanted, strict=True))
+    assert [(k.shape[1], b.shape) for k, b in module.folded(text)] == [(80, (7,))] * 3
+
+
+@pytest.mark.parametrize(
+    "changes", [dict(l2_norm=True), dict(projection_norm=GROUP_NORM)]
+)
+def test_what_is_not_linear_does_not_fold(
+    build_detector: Build, changes: dict[str, Any]
+) -> None:
+    model = build_detector(
+        **{f"bbox_head.head_module.{k}": v for k, v in changes.items()}
+    )
+    module = model.bbox_head.head_module
+    assert not module.eval().folds
+    linear = build_detector().bbox_head.head_module
+    assert linear.eval().folds and not linear.train().folds
+
+
+def head_outputs(words: int, seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    torch.manual_seed(seed)
+    sizes = (16, 8, 4)
+    logits = [torch.randn(2, words, s, s) * 2.5 - 4 for s in sizes]
+    return logits, [torch.rand(2, 4, s, s) * 3 for s in sizes]
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+@pytest.mark.parametrize("nms_pre, most", [(30_000, 300), (500, 300), (30_000, 5)])
+@pytest.mark.parametrize("words", [1, 5, 300])
+def test_boxes_are_those_of_the_parents_post_processing(
+    head: OVHead, words: int, nms_pre: int, most: int, rescale: bool
+) -> None:
+    logits, sides = head_outputs(words, seed=words)
+    cfg = Config(
+        dict(multi_label=True, score_thr=0.001, nms_pre=nms_pre, max_per_img=most,
+             nms=dict(type="nms", iou_threshold=0.7))
+    )  # fmt: skip
+    meta = dict(ori_shape=(50, 100), scale_factor=(2.0, 1.5))
+    metas = [meta, dict(meta, pad_param=(0, 0, 8, 8))]
+    got = head.predict_by_feat(
+        logits, sides, batch_img_metas=metas, cfg=cfg, rescale=rescale
+    )
+    head.num_classes = words
+    wanted = YOLOv8Head.predict_by_feat(
+        head, logits, sides, batch_img_metas=metas, cfg=cfg, rescale=rescale
+    )
+    for a, b in zip(got, wanted, strict=True):
+        assert len(a) == len(b) > 0
+        torch.testing.assert_close(a.scores, b.scores)
+        same = (a.labels == b.labels) & ((a.bboxes - b.bboxes).abs().amax(1) < 1e-3)
+        # the parent moves classes apart in single precision: a box on the edge of
+        # the threshold may differ
+        assert same.float().mean() > 0.99
+
+
+def test_nothing_above_the_threshold_is_no_box(head: OVHead) -> None:
+    logits, sides = head_outputs(5, seed=0)
+    cfg = Config(
+        dict(multi_label=True, score_thr=0.5, nms_pre=100, max_per_img=10,
+             nms=dict(type="nms", iou_threshold=0.7))
+    )  # fmt: skip
+    metas = [dict(ori_shape=(50, 100), scale_factor=(2.0, 1.5))] * 2
+    found = head.predict_by_feat(
+        [m - 100 for m in logits], sides, batch_img_metas=metas, cfg=cfg
+    )
+    assert [len(f) for f in found] == [0, 0]
+
+
+def test_what_is_asked_for_beyond_that_is_the_parents(head: OVHead) -> None:
+    logits, sides = head_outputs(5, seed=0)
+    cfg = Config(
+        dict(multi_label=False, score_thr=0.001, nms_pre=1000, max_per_img=300,
+             nms=dict(type="nms", iou_threshold=0.7))
+    )  # fmt: skip
+    metas = [dict(ori_shape=(200, 200), scale_factor=(1.0, 1.0))] * 2
+    for found in head.predict_by_feat(logits, sides, batch_img_metas=metas, cfg=cfg):
+        places = {tuple(box) for box in found.bboxes.round(decimals=2).tolist()}
+        assert len(places) == len(found) > 0  # one label for each box

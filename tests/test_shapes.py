@@ -155,3 +155,79 @@ def test_captions_and_semantic_maps_agree_with_the_boxes(world):
         semantic = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
         drawn = {shapes.CLASSES[i - 1] for i in np.unique(semantic) if i}
         assert semantic.dtype == np.uint16 and drawn == present
+
+
+# -------------------------------------------------------- the world of 1203 classes
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    root = tmp_path_factory.mktemp("world") / "shapes_1203"
+    assert make_shapes.write_world(root, num_train=300, num_val=60, world="1203")
+    return root
+
+
+def test_the_larger_world_has_lvis_numbers_of_classes():
+    world = shapes.WORLD_1203
+    assert Counter(world.frequency.values()) == dict(f=405, c=461, r=337)
+    assert len(set(world.classes)) == len(world.palette) == len(world.odds) == 1203
+    base, novel = world.groups["base"], world.groups["novel"]
+    assert (len(base), len(novel)) == (866, 337)
+    held_out = set(shapes.HELD_OUT_1203)
+    assert all(set(n.split()) & held_out for n in novel)
+    seen = {w for n in base for w in n.split()}
+    assert not seen & held_out and len(seen) == 5 + 14 + 18 - 5
+
+
+def test_training_scenes_have_a_long_tail_and_no_rare_boxes(wide):
+    everything, base = (
+        load(wide, "instances_train_all"),
+        load(wide, "instances_train_base"),
+    )
+    kind = {c["id"]: c["frequency"] for c in everything["categories"]}
+    drawn = Counter(kind[a["category_id"]] for a in everything["annotations"])
+    per_class = {k: drawn[k] / n for k, n in dict(f=405, c=461, r=337).items()}
+    assert per_class["f"] > 1.2 * per_class["c"] > 1.4 * per_class["r"] > 0
+    boxed = {kind[a["category_id"]] for a in base["annotations"]}
+    assert boxed == {"f", "c"}
+    assert len(base["categories"]) == 866 and len(everything["categories"]) == 1203
+
+
+def test_confusable_classes_are_verified_to_be_absent(wide):
+    val = load(wide, "instances_val")
+    name = {c["id"]: c["name"] for c in val["categories"]}
+    for image in val["images"]:
+        there = {a["category_id"] for a in val["annotations"]
+                 if a["image_id"] == image["id"]}  # fmt: skip
+        there |= set(image["not_exhaustive_category_ids"])
+        negative = set(image["neg_category_ids"])
+        assert not there & negative
+        alike = {
+            i
+            for i, n in name.items()
+            for t in there
+            if len({*n.split()} & {*name[t].split()}) == 2
+        }
+        assert alike - there <= negative
+        assert len(negative) - len(alike - there) <= 40
+
+
+def test_an_unfinished_class_has_an_object_more_than_boxes(wide):
+    val = load(wide, "instances_val")
+    unfinished = [i for i in val["images"] if i["not_exhaustive_category_ids"]]
+    assert unfinished
+    for image in unfinished:
+        (label,) = image["not_exhaustive_category_ids"]
+        file = wide / f"semantic/val/{image['id']:06d}.png"
+        semantic = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+        pair = (image["id"], label)
+        boxes = [
+            a for a in val["annotations"] if (a["image_id"], a["category_id"]) == pair
+        ]
+        labelled = sum(a["area"] for a in boxes)
+        assert boxes and (semantic == label).sum() > labelled
+
+
+def test_both_worlds_do_not_share_a_folder(wide):
+    with pytest.raises(FileExistsError, match="another world"):
+        make_shapes.write_world(wide, num_train=300, num_val=60)

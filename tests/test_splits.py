@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mmdet.datasets import CocoDataset, LVISV1Dataset
+from mmdet.datasets import CocoDataset
 
-from kdeov_mm.datasets import COCOByName, splits
+from kdeov_mm.datasets import COCOByName, OVLVISDataset, splits
+from kdeov_mm.evaluation import RULES, Predictions, Truth, precision_table
 
 from .conftest import ROOT, run_env
 
@@ -81,7 +82,7 @@ def lvis_file(seed: int = 0) -> Record:
     rng = random.Random(seed)
     frequencies = list("f" * 405 + "c" * 461 + "r" * 337)
     rng.shuffle(frequencies)
-    names = LVISV1Dataset.METAINFO["classes"]
+    names = OVLVISDataset.METAINFO["classes"]
     categories = [
         dict(
             frequency=frequency,
@@ -674,3 +675,38 @@ def test_the_size_of_train2017_in_little_memory(tmp_path: Path) -> None:
         ids = sum(1 for _ in re.finditer(rb'"bbox":', m))
     assert ids == entry["boxes"]["base"]
     shutil.rmtree(path.parent)
+
+
+@pytest.mark.parametrize("name", ["coco", "lvis"])
+def test_a_file_of_full_size_is_loaded_and_evaluated(name: str, tmp_path: Path) -> None:
+    """118,287 images and 1.2 million boxes: the truth as predictions scores one."""
+    path = tmp_path / "full.json"
+    write_full_size(path)
+    content = json.loads(path.read_text())
+    path.unlink()
+    if name == "lvis":
+        as_lvis(content)
+        (tmp_path / "lvis.json").write_text(json.dumps(content))
+        dataset: Any = OVLVISDataset(
+            ann_file=str(tmp_path / "lvis.json"), pipeline=[], data_prefix=dict(img="")
+        )
+        assert len(dataset) == FULL_IMAGES
+        info = dataset.get_data_info(5)
+        assert len(info["text"]) == 1203 and info["instances"]
+        del dataset
+    truth = Truth(content)
+    boxes = Predictions.from_coco([dict(a, score=0.5) for a in content["annotations"]])
+    del content
+    table = precision_table(truth, boxes, RULES[name])
+    assert table[table > -1].mean() == pytest.approx(1)
+
+
+def as_lvis(content: Record) -> None:
+    """The same file with LVIS's fields and classes; box k is of class k % 1203."""
+    content["categories"] = lvis_file()["categories"]
+    for k, box in enumerate(content["annotations"]):
+        box["category_id"] = 1 + k % 1203
+        del box["iscrowd"]
+    for image in content["images"]:
+        del image["file_name"]
+        image.update(neg_category_ids=[1, 2, 3], not_exhaustive_category_ids=[4])

@@ -31,7 +31,7 @@ from torch import Tensor
 from kdeov_mm.clip import CachedTeacher, StoreMismatch
 from kdeov_mm.clip.cache import teacher_identity
 from kdeov_mm.models import RegionDistillation
-from kdeov_mm.vocabulary import clean_name
+from kdeov_mm.vocabulary import asked_groups, clean_name
 
 FAILURES = (
     AssertionError,
@@ -239,7 +239,7 @@ def words_of(samples: Sequence[Any]) -> tuple[str, ...]:
     """The words that samples carry, as the CLIP reads them."""
     words = samples[0]["data_samples"].metainfo.get("text", ()) if samples else ()
     words = (words,) if isinstance(words, str) else words
-    return tuple(clean_name(word) for word in words)
+    return tuple(clean_name(w if isinstance(w, str) else w[0]) for w in words)
 
 
 def class_order(name: str, data: Any, words: Sequence[str]) -> Iterator[Finding]:
@@ -329,9 +329,8 @@ def held_out(test: Any) -> set[str]:
     """Classes that must not be learnt from boxes, by the test data's groups."""
     groups: dict[str, set[str]] = defaultdict(set)
     for part in parts_of(test):
-        for key, names in part.metainfo.items():
-            if key.endswith("_classes"):
-                groups[key.removesuffix("_classes")] |= set(map(clean_name, names))
+        for group, names in asked_groups(part.metainfo).items():
+            groups[group] |= set(map(clean_name, names))
     base = groups.pop("base", None)
     if base is None:
         return groups.get("novel", set()) | groups.get("rare", set())

@@ -16,6 +16,7 @@ from mmdet.registry import DATASETS
 from mmengine.config import Config
 
 from kdeov_mm.evaluation import LABEL_SETS, describe_leaks, leak_report
+from kdeov_mm.vocabulary import asked_groups
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     data = Config.fromfile(args.config, lazy_import=False).test_dataloader.dataset
     data = dict(data, lazy_init=True, pipeline=[])
-    novel = DATASETS.build(data).metainfo.get("novel_classes")
+    novel = asked_groups(DATASETS.build(data).metainfo).get("novel")
     if not novel:
         parser.error(f"the test data of {args.config} name no novel classes")
     report = leak_report(args.checkpoint, novel, args.pretraining)

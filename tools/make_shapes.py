@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -219,12 +220,33 @@ def _record(
         width=SIZE,
         height=SIZE,
         coco_url=f"file:///shapes/{name}.jpg",
-        neg_category_ids=sorted(rng.choice(absent, 20, False).tolist()),
+        neg_category_ids=sorted(_negatives(rng, present, absent, world)),
         not_exhaustive_category_ids=[],
     )
     if world.repeats and (left_out := _left_out(rng, objects)) is not None:
         image["not_exhaustive_category_ids"] = [objects.pop(left_out)["category_id"]]
     return dict(image=image, objects=objects, captions=captions)
+
+
+def _negatives(
+    rng: np.random.Generator, present: set[int], absent: list[int], world: World
+) -> list[int]:
+    """Category ids that are verified to be absent.
+
+    20 random ones; in the larger world 40, and all that differ from an object in one
+    concept: those that a detector could take it for.
+    """
+    if world.odds is None:
+        return rng.choice(absent, 20, False).tolist()
+    alike = {i for label in present for i in _alike(world, label)} - present
+    return list({i + 1 for i in alike} | {*rng.choice(absent, 40, False).tolist()})
+
+
+@cache
+def _alike(world: World, label: int) -> tuple[int, ...]:
+    """The classes that share two of three concepts with one."""
+    parts = [{*name.split()} for name in world.classes]
+    return tuple(i for i, p in enumerate(parts) if len(p & parts[label]) == 2)
 
 
 def _left_out(rng: np.random.Generator, objects: list[dict[str, Any]]) -> int | None:

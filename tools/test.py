@@ -20,6 +20,7 @@ from mmengine.fileio import dump
 from mmengine.runner import Runner
 
 from kdeov_mm.evaluation import describe_leaks, leak_report
+from kdeov_mm.vocabulary import asked_groups
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -85,8 +86,9 @@ def write_figures(cfg: Config) -> None:
 
 def report_leaks(runner: Runner, checkpoint: str) -> None:
     """Log which novel classes the checkpoint had labels of, and write leaks.json."""
-    novel = runner.test_loop.dataloader.dataset.metainfo.get("novel_classes")
-    if not novel or not is_main_process():
+    meta = runner.test_loop.dataloader.dataset.metainfo
+    novel = asked_groups(meta).get("novel")
+    if novel is None or not is_main_process():
         return
     report = leak_report(checkpoint, novel)
     runner.logger.info(describe_leaks(report))

@@ -12,10 +12,10 @@ from mmengine.fileio import load
 from mmengine.logging import MMLogger
 from torch import Tensor
 
+from ..vocabulary import asked_groups
 from .precision import RULES, Predictions, Truth, precision_table, summary
 from .reliability import reliability
 
-GROUP_SUFFIX = "_classes"
 FREQUENCIES = ("r", "c", "f")
 
 
@@ -85,7 +85,9 @@ class OpenVocabularyMetric(BaseMetric):
         names = tuple(meta["classes"])
         truth = Truth(self.annotations, names)
         found = self._predictions(results, truth, names)
-        groups = self._groups(meta, names)
+        groups = asked_groups(meta)
+        for kind in FREQUENCIES:  # LVIS's rules have figures of their own for them
+            groups.pop(kind, None)
         report: dict[str, Any] = dict(
             protocol=self.protocol,
             images=len(results),
@@ -127,21 +129,6 @@ class OpenVocabularyMetric(BaseMetric):
             boxes,
             np.concatenate([np.zeros(0), *(r[2] for r in results)]),
         )
-
-    def _groups(
-        self, meta: dict[str, Any], names: Sequence[str]
-    ) -> dict[str, Sequence[str]]:
-        """The groups that are asked in full; LVIS's have figures of their own."""
-        groups = {
-            key.removesuffix(GROUP_SUFFIX): members
-            for key, members in meta.items()
-            if key.endswith(GROUP_SUFFIX)
-        }
-        return {
-            group: members
-            for group, members in groups.items()
-            if members and set(members) <= set(names) and group not in FREQUENCIES
-        }
 
     def _average_precision(
         self, truth: Truth, found: Predictions, rule: str, groups: dict

@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from mmdet.models.utils import unpack_gt_instances
+from mmdet.models.utils import multi_apply, unpack_gt_instances
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from mmengine.model import BaseModule
+from mmengine.structures import InstanceData
 from mmyolo.models.dense_heads import YOLOv8Head, YOLOv8HeadModule
 from torch import Tensor, nn
+from torchvision.ops import nms
 
 from .projection import SpatialProjection
 
@@ -95,30 +97,55 @@ class OVHeadModule(YOLOv8HeadModule):
         with torch.no_grad():  # in place: the model may be on its device already
             self.bias.copy_((5 * strides**2 / self.prior).log())
 
-    def embed(self, feats: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
-        """L maps (B, C_l, H_l, W_l) -> embeddings and boxes per level.
+    def trunk(self, feats: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
+        """L maps (B, C_l, H_l, W_l) -> what is projected, and boxes, per level.
 
         Returns:
-            L embeddings (B, D, H_l, W_l); L box sides (B, 4, H_l, W_l) in
-            strides; in training, also L box logits (B, H_l * W_l, 4, reg_max).
+            L maps (B, C, H_l, W_l); L box sides (B, 4, H_l, W_l) in strides; in
+            training, also L box logits (B, H_l * W_l, 4, reg_max).
         """
-        embeds, *boxes = super().forward(feats)
+        trunks = [branch[:-1] for branch in self.cls_preds]
+        return multi_apply(self.forward_single, feats, trunks, self.reg_preds)
+
+    def embed(self, feats: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
+        """As :meth:`trunk`, projected: embeddings (B, D, H_l, W_l), and boxes."""
+        hidden, *boxes = self.trunk(feats)
+        return self._project(hidden), *boxes
+
+    def _project(self, hidden: Sequence[Tensor]) -> list[Tensor]:
+        embeds = [branch[-1](h) for branch, h in zip(self.cls_preds, hidden)]
         if self.l2_norm:
-            embeds = [F.normalize(e, dim=1) for e in embeds]
-        else:
-            embeds = [e / self.embed_dims**0.5 for e in embeds]
-        return embeds, *boxes
+            return [F.normalize(e, dim=1) for e in embeds]
+        return [e / self.embed_dims**0.5 for e in embeds]
 
     def classify(self, embeds: Sequence[Tensor], text: Tensor) -> list[Tensor]:
-        """L maps (B, D, H_l, W_l) and words (K, D) -> logits (B, K, H_l, W_l)."""
+        """L maps (B, D, H, W) and words (K, D) -> logits (B, K, H, W)."""
+        kernel, biases = self._kernel(text)
+        return [_one_by_one(e, kernel, b) for e, b in zip(embeds, biases)]
+
+    def _kernel(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Words (K, D) -> what embeddings are multiplied by (K, D); biases (L, K)."""
         scale = self.log_scale.exp()
         vectors, offsets = self.adapter(text) if self.adapter else (text, 0)
-        kernel = (scale * vectors)[..., None, None]
         biases = (scale * offsets + self.bias[:, None]).expand(-1, len(text))
-        return [
-            F.conv2d(e, kernel.to(e.dtype), b.to(e.dtype))
-            for e, b in zip(embeds, biases)
-        ]
+        return scale * vectors, biases
+
+    @property
+    def folds(self) -> bool:
+        """Whether projection, norm and text product now are one linear map."""
+        return not self.l2_norm and all(b[-1].is_linear for b in self.cls_preds)
+
+    def folded(self, text: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Words (K, D) -> per level the 1x1 convolution of all three: (K, C), (K,).
+
+        Features have fewer channels C than embeddings have dimensions D, so it is
+        cheaper than to embed first, the more the more words are asked.
+        """
+        with torch.autocast(text.device.type, enabled=False):
+            kernel, biases = self._kernel(text)
+            kernel = kernel / self.embed_dims**0.5
+            maps = [branch[-1].linear() for branch in self.cls_preds]
+            return [(kernel @ w, kernel @ v + b) for (w, v), b in zip(maps, biases)]
 
     def forward(
         self, x: tuple[Sequence[Tensor], Tensor, Tensor | None]
@@ -129,8 +156,14 @@ class OVHeadModule(YOLOv8HeadModule):
         the best of its words does. None: every class has one word.
         """
         feats, text, owner = x
-        embeds, *boxes = self.embed(feats)
-        logits = self.classify(embeds, text)
+        hidden, *boxes = self.trunk(feats)
+        if self.folds:
+            logits = [
+                _one_by_one(h, kernel, bias)
+                for h, (kernel, bias) in zip(hidden, self.folded(text))
+            ]
+        else:
+            logits = self.classify(self._project(hidden), text)
         if owner is not None:
             logits = [_best_of(each, owner) for each in logits]
         return logits, *boxes
@@ -151,11 +184,11 @@ class GridHeadModule(OVHeadModule):
         super().__init__(**kwargs)
         self.grid_side = grid_side
 
-    def embed(self, feats: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
+    def trunk(self, feats: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
         """As the parent's, with the same box sides everywhere."""
-        embeds, sides, *logits = super().embed(feats)
+        hidden, sides, *logits = super().trunk(feats)
         fixed = [torch.full_like(s, self.grid_side / 2) for s in sides]
-        return embeds, fixed, *logits
+        return hidden, fixed, *logits
 
 
 @MODELS.register_module()
@@ -245,11 +278,45 @@ class OVHead(YOLOv8Head):
             self.loss_cls.word_weight = None
 
     def predict_by_feat(
-        self, cls_scores: Sequence[Tensor], *args: Any, **kwargs: Any
+        self,
+        cls_scores: Sequence[Tensor],
+        bbox_preds: Sequence[Tensor],
+        objectnesses: Any = None,
+        batch_img_metas: Sequence[dict[str, Any]] | None = None,
+        cfg: Any = None,
+        rescale: bool = True,
+        with_nms: bool = True,
     ) -> list:
-        """The parent's boxes, for as many words as there are scores."""
+        """The parent's boxes, at a cost that hardly grows with the number of words.
+
+        The parent takes the sigmoid of all scores, and the non-maximum suppression of
+        up to ``nms_pre`` boxes, of which ``max_per_img`` stay. Here the threshold is
+        one of logits, and the suppression begins with the best boxes and ends when
+        enough of them stay, which gives the same ones. Where the config asks for
+        something else (one label per box, another suppression, boxes of a least
+        size), it is the parent's.
+        """
+        cfg = self.test_cfg if cfg is None else cfg
         self.num_classes = cls_scores[0].shape[1]
-        return super().predict_by_feat(cls_scores, *args, **kwargs)
+        metas = batch_img_metas or []
+        simple = cfg.multi_label and with_nms and cfg.nms.get("type") == "nms"
+        if not simple or {"min_bbox_size", "yolox_style"} & {*cfg}:
+            return super().predict_by_feat(
+                cls_scores, bbox_preds, objectnesses, metas, cfg, rescale, with_nms
+            )
+        sizes = [scores.shape[2:] for scores in cls_scores]
+        priors = self.prior_generator.grid_priors(
+            sizes, bbox_preds[0].dtype, bbox_preds[0].device, with_stride=True
+        )
+        points = torch.cat(priors)
+        sides = _flatten(bbox_preds)
+        boxes = self.bbox_coder.decode(points[None, :, :2], sides, points[:, 2])
+        results = []
+        for i, meta in enumerate(metas):
+            logits = [scores[i].permute(1, 2, 0) for scores in cls_scores]
+            found = _best_boxes(logits, boxes[i], meta, cfg, rescale)
+            results.append(found)
+        return results
 
     def _locations(
         self,
@@ -270,6 +337,13 @@ class OVHead(YOLOv8Head):
         )
 
 
+def _one_by_one(feats: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+    """Maps (B, C, H, W), kernel (K, C), bias (K,) -> (B, K, H, W)."""
+    return F.conv2d(
+        feats, kernel[..., None, None].to(feats.dtype), bias.to(feats.dtype)
+    )
+
+
 def _best_of(logits: Tensor, owner: Tensor) -> Tensor:
     """Logits (B, W, H, W_l) of words -> (B, K, H, W_l), the best of each class's."""
     index = owner[:, None, None].expand_as(logits)
@@ -277,6 +351,66 @@ def _best_of(logits: Tensor, owner: Tensor) -> Tensor:
     return logits.new_empty(shape).scatter_reduce(
         1, index, logits, "amax", include_self=False
     )
+
+
+def _best_boxes(
+    logits: Sequence[Tensor],
+    boxes: Tensor,
+    meta: dict[str, Any],
+    cfg: Any,
+    rescale: bool,
+) -> InstanceData:
+    """One image's boxes after threshold, suppression class by class, and cap.
+
+    Args:
+        logits: L maps (H_l, W_l, K).
+        boxes: (sum H_l * W_l, 4) xyxy, pixels of the padded input.
+        meta: the image's metainfo.
+        cfg: ``test_cfg``.
+        rescale: boxes in pixels of the original image.
+    """
+    threshold = torch.logit(torch.tensor(float(cfg.get("score_thr", 0)))).item()
+    places, start = [], 0
+    values = []
+    for level in logits:
+        level = level.flatten(0, 1)  # (H, W, K) -> (H*W, K)
+        where = (level > threshold).nonzero()
+        values.append(level[where[:, 0], where[:, 1]])
+        places.append(where + where.new_tensor([start, 0]))
+        start += len(level)
+    scores, order = torch.cat(values).float().sigmoid().sort(descending=True)
+    order = order[: cfg.get("nms_pre", 100000)]
+    location, labels = torch.cat(places)[order].unbind(1)
+    boxes, scores = boxes[location], scores[: len(order)]
+    if rescale:
+        if (pad := meta.get("pad_param")) is not None:
+            boxes = boxes - boxes.new_tensor([pad[2], pad[0], pad[2], pad[0]])
+        boxes = boxes / boxes.new_tensor(meta["scale_factor"]).repeat(2)
+    keep = _suppress(boxes, scores, labels, cfg.nms.iou_threshold, cfg.max_per_img)
+    boxes = boxes[keep]
+    height, width = meta["ori_shape"][:2]
+    boxes[:, 0::2].clamp_(0, width)
+    boxes[:, 1::2].clamp_(0, height)
+    return InstanceData(bboxes=boxes, scores=scores[keep], labels=labels[keep])
+
+
+def _suppress(
+    boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, most: int
+) -> Tensor:
+    """The best ``most`` boxes after non-maximum suppression within each class.
+
+    Boxes come best first, and a box is only ever suppressed by better ones: what stays
+    of the best n is the beginning of what stays of all.
+    """
+    # classes are moved apart, in double precision: 1203 of them reach far
+    reach = boxes.max().double() + 1 if len(boxes) else 1
+    apart = boxes.double() + (labels * reach)[:, None]
+    number = 4 * most
+    while True:
+        keep = nms(apart[:number], scores[:number].double(), iou)
+        if len(keep) >= most or number >= len(boxes):
+            return keep[:most]
+        number *= 4
 
 
 def _flatten(maps: Sequence[Tensor]) -> Tensor:

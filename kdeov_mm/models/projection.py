@@ -38,6 +38,25 @@ class SpatialProjection(nn.Module):
         """(B, C, H, W) -> (B, D, H, W), each entry of about unit variance."""
         return self.project(feats)
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether it now is a matrix and a vector: at test time, without GroupNorm."""
+        norm = self.project.norm if self.project.with_norm else None
+        return norm is None or (
+            isinstance(norm, nn.modules.batchnorm._BatchNorm) and not norm.training
+        )
+
+    def linear(self) -> tuple[Tensor, Tensor]:
+        """The matrix (D, C) and the vector (D,) that it then is."""
+        conv = self.project.conv
+        weight = conv.weight[..., 0, 0]
+        bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias
+        if not self.project.with_norm:
+            return weight, bias
+        norm = self.project.norm
+        factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        return weight * factor[:, None], (bias - norm.running_mean) * factor + norm.bias
+
 
 @MODELS.register_module()
 class GlobalProjection(nn.Module):

@@ -1,0 +1,25 @@
+"""OV-LVIS: boxes of the 866 frequent and common classes; 1203 words at test time.
+
+docs/data.md says what to download; ``tools/prepare_splits.py lvis`` writes the files.
+"""
+
+_base_ = "./ov_coco.py"
+data_root = "data/lvis/"
+dataset = dict(
+    type="OVLVISDataset",
+    data_root=data_root,
+    data_prefix=dict(img=""),  # LVIS names a file with its folder, train2017/...
+)
+train_dataloader = dict(
+    dataset=dict(ann_file="annotations/lvis_v1_train_base.json", **dataset)
+)
+val_dataloader = dict(
+    dataset=dict(vocabulary="all", ann_file="annotations/lvis_v1_val.json", **dataset)
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(
+    rules=("lvis", "lvis-fixed"),
+    protocol="OV-LVIS 866/337, LVIS v1 val",
+    ann_file=data_root + "annotations/lvis_v1_val.json",
+)
+test_evaluator = val_evaluator
