@@ -165,8 +165,8 @@ def test_the_three_groups_reach_the_evaluation(world: Path) -> None:
 
 
 def test_an_unknown_vocabulary_is_refused(world: Path) -> None:
-    with pytest.raises(ValueError, match="'all' or 'base'"):
-        ShapesDataset(ann_file=str(world), vocabulary="novel")
+    with pytest.raises(ValueError, match=r"'all', one of \['base', 'combo', 'novel'"):
+        ShapesDataset(ann_file=str(world), vocabulary="rare")
 
 
 def test_boxes_of_novel_objects_never_reach_the_loss(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,15 +14,17 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from PIL import Image
 
+from kdeov_mm.vocabulary import Vocabulary
+
 from .conftest import EMBED_DIMS, ROOT, moved, run_env
 from .test_configs import OneStep
 
 PAGE = (ROOT / "docs/custom_dataset.md").read_text()
 
 
-def block(language: str, beginning: str) -> str:
+def block(language: str, beginning: str, page: str = PAGE) -> str:
     """The code block of the page that holds `beginning`."""
-    blocks = re.findall(rf"```{language}\n(.*?)```", PAGE, re.S)
+    blocks = re.findall(rf"```{language}\n(.*?)```", page, re.S)
     (found,) = (code for code in blocks if beginning in code)
     return found
 
@@ -115,3 +118,17 @@ def test_the_lists_and_the_count_of_the_page(raccoons: Path, tmp_path: Path) -> 
     assert "5 images, 5 boxes, words ('raccoon',)" in done.stdout
     test = (tmp_path / "data/raccoon/test.txt").read_text().split()
     assert test == ["r-5", "r-6", "r-7"]
+
+
+def test_the_page_about_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs/vocabulary.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    Path("words.txt").write_text("cat, kitty\ndog\n")
+    Path("words.json").write_text('[["cat", "kitty"], "dog"]')
+    lvis = dict(id=1, name="cat", synonyms=["cat"], frequency="r")
+    Path("lvis_v1_val.json").write_text(json.dumps(dict(categories=[lvis])))
+    scope: dict[str, Any] = {}
+    exec(block("python", "words.txt", page), scope)
+    assert scope["words"].groups["novel"] == ("cat",)
+    exec(block("python", "neighbours", page), scope)
+    assert Vocabulary.load("words.safetensors").names == scope["words"].names

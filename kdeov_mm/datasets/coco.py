@@ -1,6 +1,7 @@
 """Data sets whose labels and words cannot drift apart."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.registry import DATASETS
 
-from ..vocabulary import Vocabulary
+from ..vocabulary import Vocabulary, Words, asked_groups
 from . import shapes
 from .splits import COCO_BASE, COCO_NOVEL
 
@@ -57,7 +58,7 @@ def groups_of(frequency: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
 class OVCocoDataset(CocoDataset):
     """COCO-format data whose samples carry their vocabulary.
 
-    Each sample has ``text``, the tuple of class names; label i is ``text[i]``
+    Each sample has ``text``, the tuple of cleaned class names; label i is ``text[i]``
     whatever the order of categories in the file.
 
     Args:
@@ -118,12 +119,20 @@ class OVCocoDataset(CocoDataset):
         palette = dict(zip(meta["classes"], meta["palette"]))
         return dict(classes=names, palette=[palette[n] for n in names])
 
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The classes that are asked, in the order of the labels."""
+        meta = self.metainfo  # a copy, each time
+        words = tuple(self.synonyms.get(name, (name,)) for name in meta["classes"])
+        return Vocabulary(tuple(meta["classes"]), words, asked_groups(meta))
+
+    @cached_property
+    def _text(self) -> tuple[Words, ...]:
+        return self.vocabulary.text
+
     def get_data_info(self, idx: int) -> dict[str, Any]:
         """One image's record, with ``text``."""
-        info = super().get_data_info(idx)
-        names = self.metainfo["classes"]
-        info["text"] = tuple(self.synonyms.get(name, name) for name in names)
-        return info
+        return dict(super().get_data_info(idx), text=self._text)
 
 
 @DATASETS.register_module()
