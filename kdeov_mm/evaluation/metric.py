@@ -1,6 +1,7 @@
 """mmengine's metric: keeps the boxes of a run and prints the figures."""
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 from mmdet.registry import METRICS
 from mmengine.evaluator import BaseMetric
 from mmengine.fileio import load
-from mmengine.logging import MMLogger
+from mmengine.logging import MMLogger, print_log
 from torch import Tensor
 
 from ..vocabulary import asked_groups
@@ -84,6 +85,14 @@ class OpenVocabularyMetric(BaseMetric):
         meta = self.dataset_meta or {}
         names = tuple(meta["classes"])
         truth = Truth(self.annotations, names)
+        results = [*{result[0]: result for result in results}.values()]
+        if len(results) != len(truth.images):
+            print_log(
+                f"{len(results)} images were tested, the annotation file has "
+                f"{len(truth.images)}: what is in the others counts as missed.",
+                "current",
+                level=logging.WARNING,
+            )
         found = self._predictions(results, truth, names)
         groups = asked_groups(meta)
         for kind in FREQUENCIES:  # LVIS's rules have figures of their own for them
@@ -110,7 +119,8 @@ class OpenVocabularyMetric(BaseMetric):
         MMLogger.get_current_instance().info(describe(report))
         if self.out_file:
             Path(self.out_file).parent.mkdir(parents=True, exist_ok=True)
-            Path(self.out_file).write_text(json.dumps(report, indent=1) + "\n")
+            text = json.dumps(_no_nan(report), indent=1, allow_nan=False)
+            Path(self.out_file).write_text(text + "\n")
         return figures
 
     def _predictions(
@@ -122,10 +132,14 @@ class OpenVocabularyMetric(BaseMetric):
         counts = [len(r[2]) for r in results]
         boxes = np.concatenate([np.zeros((0, 4)), *(r[1] for r in results)])
         boxes[:, 2:] -= boxes[:, :2]
-        labels = np.concatenate([np.zeros(0, np.int64), *(r[3] for r in results)])
+        labels = np.concatenate([np.zeros(0), *(r[3] for r in results)]).astype(int)
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
+            raise ValueError(
+                f"labels from {labels.min()} to {labels.max()} for {len(names)} words"
+            )
         return Predictions(
             np.repeat(np.array([r[0] for r in results], np.int64), counts),
-            category[labels.astype(np.int64)],
+            category[labels],
             boxes,
             np.concatenate([np.zeros(0), *(r[2] for r in results)]),
         )
@@ -166,11 +180,21 @@ def describe(report: dict[str, Any]) -> str:
                 )
         curve = values["calibration"]
         right = "none" if curve["at_0.7"] is None else f"{curve['at_0.7']:.3f}"
+        error = "none" if curve["ece"] is None else f"{curve['ece']:.4f}"
         lines.append(
             f"  of the {curve['boxes_at_0_7']} boxes scored 0.65 to 0.75 are right: "
-            f"{right}; expected calibration error {curve['ece']:.4f}"
+            f"{right}; expected calibration error: {error}"
         )
     return "\n".join(lines)
+
+
+def _no_nan(value: Any) -> Any:
+    """NaN as null, which JSON has."""
+    if isinstance(value, dict):
+        return {key: _no_nan(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_no_nan(v) for v in value]
+    return None if value != value else value
 
 
 def _flat(groups: dict[str, dict[str, Any]]) -> dict[str, float]:
@@ -182,7 +206,7 @@ def _flat(groups: dict[str, dict[str, Any]]) -> dict[str, float]:
             per_image = at["per_image"]
             flat[f"{group}_FPPI@R{recall}"] = nan if per_image is None else per_image
         curve = values["calibration"]
-        flat[f"{group}_ECE"] = curve["ece"]
+        flat[f"{group}_ECE"] = nan if curve["ece"] is None else curve["ece"]
         flat[f"{group}_right@0.7"] = nan if curve["at_0.7"] is None else curve["at_0.7"]
     return flat
 
@@ -200,4 +224,7 @@ def newest_figures(folder: Path) -> dict[str, float]:
 
 
 def _numpy(values: Any) -> np.ndarray:
-    return values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if isinstance(values, Tensor):
+        values = values.float() if values.is_floating_point() else values
+        values = values.cpu().numpy()
+    return np.asarray(values)

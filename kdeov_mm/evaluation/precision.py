@@ -6,6 +6,7 @@ before it, on arrays; then classes do not depend on each other, and are evaluate
 parts that fit the memory.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -81,22 +82,41 @@ class Predictions(NamedTuple):
         """Those of a mask or of indices."""
         return Predictions(*(values[which] for values in self))
 
+    def check(self) -> None:
+        """Refuse what cannot be ranked or matched.
+
+        Raises:
+            ValueError: a score is NaN, or a box no number; names the images.
+        """
+        wrong = np.isnan(self.scores) | ~np.isfinite(self.boxes).all(1)
+        if wrong.any():
+            raise ValueError(
+                f"{wrong.sum()} predictions have a score or a box that is no number, "
+                f"in the images {np.unique(self.images[wrong])[:5].tolist()}: has the "
+                "training diverged?"
+            )
+
 
 class Truth:
     """COCO- or LVIS-format annotations, and what an image verifies.
 
     Args:
-        annotations: the file's dictionary; it is not changed.
+        annotations: the file's dictionary; it is not changed. Ids are whole numbers.
         names: classes that are asked for; others do not count. None for all.
 
     Raises:
-        ValueError: a name is not a category of the file, or an image is there twice.
+        ValueError: a name is not a category of the file, or a category or an image is
+            there twice, or an annotation is of an image that is not.
     """
 
     def __init__(
         self, annotations: Mapping[str, Any], names: Sequence[str] | None = None
     ) -> None:
         categories = {c["name"]: c for c in annotations["categories"]}
+        if len(categories) != len(annotations["categories"]):
+            counts = Counter(c["name"] for c in annotations["categories"])
+            twice = [name for name, number in counts.items() if number > 1]
+            raise ValueError(f"categories of the annotation file twice: {twice[:5]}")
         unknown = [n for n in names or () if n not in categories]
         if unknown:
             raise ValueError(
@@ -108,11 +128,13 @@ class Truth:
         chosen = [categories[n] for n in names] if names else [*categories.values()]
         chosen.sort(key=lambda c: c["id"])
         self.names = [c["name"] for c in chosen]
-        self.categories = np.array([c["id"] for c in chosen], np.int64)
+        self.categories = _ids([c["id"] for c in chosen], "category")
         self.frequency = [c.get("frequency") for c in chosen]
-        self.images = np.unique([i["id"] for i in annotations["images"]])
-        if len(self.images) != len(annotations["images"]):
+        images = annotations["images"]
+        self.images = np.unique(_ids([i["id"] for i in images], "image"))
+        if len(self.images) != len(images):
             raise ValueError("an image id is in the annotation file twice")
+        self.lists_absent = any("neg_category_ids" in i for i in images)
         asked = set(self.categories.tolist())
         self.boxes = [
             a for a in annotations["annotations"] if a["category_id"] in asked
@@ -121,10 +143,17 @@ class Truth:
             np.array([a["image_id"] for a in self.boxes], np.int64),
             np.array([a["category_id"] for a in self.boxes], np.int64),
         )
-        self.negative = self._listed(annotations["images"], "neg_category_ids")
-        self.unfinished = self._listed(
-            annotations["images"], "not_exhaustive_category_ids"
-        )
+        self.negative = self._listed(images, "neg_category_ids")
+        self.unfinished = self._listed(images, "not_exhaustive_category_ids")
+
+    def objects(self, federated: bool) -> Array:
+        """Indices of ``boxes`` that a protocol knows.
+
+        The official lvis drops annotations without an area.
+        """
+        if not federated:
+            return np.arange(len(self.boxes))
+        return np.flatnonzero([_area(box) > 0 for box in self.boxes]).astype(int)
 
     def pair(self, images: Array, categories: Array) -> Array:
         """Number of an (image, class) pair: image index * K + class index.
@@ -151,7 +180,34 @@ class Truth:
         listed = self.negative
         if not federated:
             listed = np.arange(len(self.images) * len(self.categories))
-        return np.setdiff1d(listed, self.pairs, assume_unique=False)
+        return np.setdiff1d(np.setdiff1d(listed, self.pairs), self.unfinished)
+
+    def verified(self) -> Array:
+        """Numbers of the pairs whose class is there, or verified not to be: LVIS's.
+
+        Raises:
+            ValueError: no image lists absent classes: the file is not LVIS's.
+        """
+        if not self.lists_absent:
+            raise ValueError(
+                "LVIS's rules need `neg_category_ids` of each image, the classes "
+                "verified to be absent; no image of this file has it. Where all is "
+                "annotated, COCO's rules fit: rules=('coco',)."
+            )
+        return np.union1d(self.pairs[self.objects(True)], self.negative)
+
+
+def _ids(values: Sequence[Any], what: str) -> Array:
+    """Ids as an array; they have to be whole numbers of 64 bits."""
+    wrong = [v for v in values if type(v) is not int or abs(v) >= 2**62]
+    if wrong:
+        raise ValueError(f"{what} ids are whole numbers below 2^62, got {wrong[0]!r}")
+    return np.array(values, np.int64)
+
+
+def _area(box: Mapping[str, Any]) -> float:
+    width, height = box["bbox"][2:]
+    return min(box.get("area", width * height), width * height)
 
 
 def _index(known: Array, ids: Array, what: str) -> Array:
@@ -171,17 +227,19 @@ def counted(truth: Truth, found: Predictions, rules: Rules) -> Array:
 
     Among equal scores the earlier box stays, as in the official implementations.
     """
+    found.check()
     pairs = truth.pair(found.images, found.categories)
+    number = len(truth.categories)
     keep = np.ones(len(pairs), bool)
     for cap, key in (
-        (rules.per_image, found.images),
-        (rules.per_class, found.categories),
+        (rules.per_image, pairs // number),
+        (rules.per_class, pairs % number),
         (rules.per_pair, pairs),
     ):
-        keep &= _rank(key, found.scores) < cap if cap < ALL else True
-    if rules.federated:
-        verified = np.union1d(truth.pairs, truth.negative)
-        keep &= np.isin(pairs, verified)
+        if cap < ALL:
+            keep &= _rank(key, found.scores) < cap
+    if rules.federated:  # the official lvis drops boxes without an area
+        keep &= np.isin(pairs, truth.verified()) & (found.boxes[:, 2:].prod(1) > 0)
     return keep
 
 
@@ -221,8 +279,9 @@ def outcomes(truth: Truth, found: Predictions, rules: Rules) -> Array:
         result[rows] = 0
         for key in run.eval["matched"]:
             box, annotation = map(int, key.split("_"))
-            crowd = run.cocoGt.anns[annotation]["ignore"]
-            result[rows[box - 1]] = -1 if crowd else 1
+            thing = run.cocoGt.anns[annotation]
+            ignored = thing["ignore"] or thing["area"] > 1e10
+            result[rows[box - 1]] = -1 if ignored else 1
     pairs = truth.pair(found.images, found.categories)
     if rules.federated:
         result[(result == 0) & np.isin(pairs, truth.unfinished)] = -1
@@ -249,7 +308,8 @@ def _runs(
     )
     rows, pairs = rows[order], pairs[order]  # by class, then image, then as found
     labels = pairs % number
-    truth_order = np.lexsort((truth.pairs, truth.pairs % number))
+    known = truth.objects(rules.federated)
+    truth_order = known[np.lexsort((truth.pairs[known], truth.pairs[known] % number))]
     truth_labels = truth.pairs[truth_order] % number
     objects = np.bincount(truth_labels, minlength=number)
     for start, stop in _chunks(np.bincount(labels, minlength=number), objects):
@@ -314,8 +374,7 @@ def _evaluate(
                 image_id=image_of[pair],
                 category_id=pair % number,
                 bbox=box["bbox"],
-                area=box.get("area", box["bbox"][2] * box["bbox"][3]),
-                iscrowd=0 if rules.federated else int(box.get("iscrowd", 0)),
+                **_ignored(box, rules.federated),
             )
             for n, (pair, box) in enumerate(
                 zip(truth.pairs[boxes].tolist(), (truth.boxes[i] for i in boxes)), 1
@@ -357,6 +416,18 @@ def _evaluate(
     run.evaluate()
     run.accumulate()
     return run
+
+
+def _ignored(box: Mapping[str, Any], federated: bool) -> dict[str, Any]:
+    """Area and crowd flag: COCO ignores crowds, LVIS what is flagged ``ignore``.
+
+    An area beyond all ranges is ignored too, and matched as any object, not as a crowd.
+    """
+    width, height = box["bbox"][2:]
+    area = box.get("area", width * height)
+    if federated:
+        return dict(area=2e10 if box.get("ignore") else area, iscrowd=0)
+    return dict(area=area, iscrowd=int(box.get("iscrowd", 0)))
 
 
 def _rank_in_order(key: Array) -> Array:

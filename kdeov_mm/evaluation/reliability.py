@@ -40,9 +40,10 @@ def reliability(
         asked[[index[n] for n in names]] = True
         mine = asked[labels]
         wrong_there = mine & (verdicts == 0) & np.isin(pairs, absent)
-        objects = asked[truth.pairs % len(index)]
-        if not rules.federated:
-            objects &= np.array([not b.get("iscrowd", 0) for b in truth.boxes], bool)
+        flag = "ignore" if rules.federated else "iscrowd"
+        known = truth.objects(rules.federated)
+        counted = np.array([not truth.boxes[i].get(flag, 0) for i in known], bool)
+        objects = asked[truth.pairs[known] % len(index)] & counted
         result[group] = false_positives(
             found.scores[mine & (verdicts == 1)],
             found.scores[wrong_there],
@@ -100,9 +101,9 @@ def calibration(scores: Array, right: Array) -> dict[str, Any]:
         right: (n,) bool.
 
     Returns:
-        ``ece``; per bin its limits, boxes, mean score and share of right ones; and
-        ``at_0.7``, the share of right boxes among scores from 0.65 to 0.75 (None
-        where there is none).
+        ``ece`` (None where there are no boxes); per bin its limits, boxes, mean score
+        and share of right ones; and ``at_0.7``, the share of right boxes among scores
+        from 0.65 to 0.75 (None where there is none).
     """
     which = (scores * BINS).astype(int).clip(0, BINS - 1)
     number = np.bincount(which, minlength=BINS)
@@ -111,7 +112,9 @@ def calibration(scores: Array, right: Array) -> dict[str, Any]:
     share = np.bincount(which, right.astype(float), BINS) / safe
     near = (scores >= 0.65) & (scores < 0.75)
     return dict(
-        ece=float((number * abs(score - share)).sum() / max(len(scores), 1)),
+        ece=float((number * abs(score - share)).sum() / len(scores))
+        if len(scores)
+        else None,
         bins=[
             dict(low=i / BINS, high=(i + 1) / BINS, boxes=n, score=s, right=r)
             for i, (n, s, r) in enumerate(

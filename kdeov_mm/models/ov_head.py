@@ -299,7 +299,10 @@ class OVHead(YOLOv8Head):
         cfg = self.test_cfg if cfg is None else cfg
         self.num_classes = cls_scores[0].shape[1]
         metas = batch_img_metas or []
-        simple = cfg.multi_label and with_nms and cfg.nms.get("type") == "nms"
+        simple = (
+            cfg.multi_label and with_nms and {*cfg.nms} == {"type", "iou_threshold"}
+        )
+        simple = simple and cfg.nms.type == "nms" and (cfg.max_per_img or 0) > 0
         if not simple or {"min_bbox_size", "yolox_style"} & {*cfg}:
             return super().predict_by_feat(
                 cls_scores, bbox_preds, objectnesses, metas, cfg, rescale, with_nms
@@ -369,7 +372,8 @@ def _best_boxes(
         cfg: ``test_cfg``.
         rescale: boxes in pixels of the original image.
     """
-    threshold = torch.logit(torch.tensor(float(cfg.get("score_thr", 0)))).item()
+    least = max(float(cfg.get("score_thr", 0)), 0.0)
+    threshold = torch.logit(torch.tensor(least)).item()
     places, start = [], 0
     values = []
     for level in logits:
