@@ -97,6 +97,8 @@ def detect(
     """
     if isinstance(paths, (str, Path)) or isinstance(words, str):
         raise ValueError("expected lists of paths and of words, got a single one")
+    if isinstance(words, Vocabulary) and words.vectors:
+        model.text_encoder.take(words)
     text = words.text if isinstance(words, Vocabulary) else tuple(words)
     pipeline = Compose(
         [

@@ -227,6 +227,20 @@ def official_lvis(
     return run.results
 
 
+def with_flaws(coco: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Boxes without an area, and some that LVIS is told to ignore."""
+    rng = np.random.default_rng(seed)
+    for box in coco["annotations"]:
+        luck = rng.random()
+        if luck < 0.1:
+            box["bbox"][2] = box["area"] = 0.0
+        elif luck < 0.2:
+            box["area"] = 0
+        elif luck < 0.3:
+            box["ignore"] = 1
+    return coco
+
+
 def lvis_figures(
     coco: dict[str, Any], found: list[dict[str, Any]], rules: Rules
 ) -> dict[str, float]:
@@ -262,6 +276,21 @@ def test_figures_agree_with_the_official_lvis(
     for key in KEYS:
         assert got[key] == pytest.approx(wanted[key], abs=1e-4), key
     assert 0.05 < got["AP"] < 0.95
+
+
+@pytest.mark.usefixtures("old_numpy")
+@pytest.mark.parametrize("seed", range(8))
+def test_boxes_without_area_and_ignored_ones_are_lvis_too(
+    seed: int, tmp_path: Path
+) -> None:
+    coco = with_flaws(lvis_truth(seed), seed)
+    found = random_predictions(coco, seed)
+    for box in found[::7]:
+        box["bbox"][3] = 0.0
+    wanted = official_lvis(coco, found, 300, tmp_path)
+    got = lvis_figures(coco, found, RULES["lvis"])
+    for key in KEYS:
+        assert got[key] == pytest.approx(wanted[key], abs=1e-4), key
 
 
 @pytest.mark.usefixtures("old_numpy")
@@ -400,6 +429,58 @@ def test_the_parts_that_are_evaluated_at_a_time_do_not_matter(
         assert (precision_table(truth, found, RULES[name]) == table).all()
 
 
+@pytest.mark.parametrize("least", [-1, 0, 10**17])
+@pytest.mark.parametrize("rule", ["coco", "lvis", "lvis-fixed"])
+def test_ids_may_be_any_whole_numbers(rule: str, least: int) -> None:
+    coco = lvis_truth(6)
+    found = random_predictions(coco, 6)
+    wanted = lvis_figures(coco, found, RULES[rule])
+    keys = dict(categories="category_id", images="image_id")
+    for part, key in keys.items():
+        low = min(item["id"] for item in coco[part])
+        for item in coco[part]:
+            item["id"] += least - low
+        for box in coco["annotations"] + found:
+            box[key] += least - low
+        for image in coco["images"] if part == "categories" else ():
+            for name in ("neg_category_ids", "not_exhaustive_category_ids"):
+                image[name] = [i + least - low for i in image[name]]
+    assert lvis_figures(coco, found, RULES[rule]) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (lambda c: c["categories"].append(dict(c["categories"][0], id=77)), "twice"),
+        (lambda c: c["images"].append(c["images"][0]), "twice"),
+        (lambda c: c["images"][0].update(id="7"), "whole numbers"),
+        (lambda c: c["categories"][0].update(id=2.5), "whole numbers"),
+        (lambda c: c["images"].pop(), "another one"),
+    ],
+)
+def test_a_file_that_cannot_be_evaluated_is_refused(change: Any, reason: str) -> None:
+    coco = make_coco()
+    change(coco)
+    with pytest.raises(ValueError, match=reason):
+        Truth(coco)
+
+
+@pytest.mark.parametrize(
+    "key, value", [("score", math.nan), ("bbox", [0, 0, 1, math.inf])]
+)
+def test_what_is_no_number_is_refused_with_its_image(key: str, value: Any) -> None:
+    coco = make_coco()
+    found = truth_as_predictions(coco)
+    found[3][key] = value
+    with pytest.raises(ValueError, match=rf"images \[{found[3]['image_id']}\]"):
+        coco_figures(coco, found, {})
+
+
+def test_lvis_rules_need_lvis_lists() -> None:
+    with pytest.raises(ValueError, match="neg_category_ids.*COCO's rules fit"):
+        lvis_figures(make_coco(), truth_as_predictions(make_coco()), RULES["lvis"])
+
+
 def test_predictions_of_another_file_are_refused() -> None:
     truth = Truth(make_coco())
     for key, value in (("image_id", 99), ("category_id", 99)):
@@ -491,6 +572,54 @@ def test_the_protocol_stands_beside_its_figures(
     name = "COCO AP (100 boxes per class and image)"
     assert f"Protocol: a test (6 images, 5 words), {name}" in text
     assert "AP50" in text
+
+
+def test_an_image_that_comes_twice_counts_once(tmp_path: Path) -> None:
+    """As in the last batch of several processes."""
+    coco = make_coco()
+    file = load(OVCocoDataset, coco, tmp_path / "a.json").ann_file
+    metric = OpenVocabularyMetric(file, "a test")
+    metric.dataset_meta = dict(classes=NAMES)
+    ids = {c["id"]: NAMES.index(c["name"]) for c in coco["categories"]}
+    for image in [*range(1, 7), 1, 2]:
+        mine = [a for a in coco["annotations"] if a["image_id"] == image]
+        boxes = torch.tensor([a["bbox"] for a in mine])
+        boxes[:, 2:] += boxes[:, :2]
+        found = dict(
+            bboxes=boxes.bfloat16().float(),
+            scores=torch.full((len(mine),), 0.7).bfloat16(),
+            labels=torch.tensor([ids[a["category_id"]] for a in mine]),
+        )
+        metric.process({}, [dict(img_id=image, pred_instances=found)])
+    assert metric.evaluate(8)["ov/AP50"] == pytest.approx(1)
+
+
+def test_a_label_without_a_word_is_refused(tmp_path: Path) -> None:
+    file = load(OVCocoDataset, make_coco(), tmp_path / "a.json").ann_file
+    metric = OpenVocabularyMetric(file, "a test")
+    metric.dataset_meta = dict(classes=NAMES)
+    found = dict(bboxes=torch.ones(1, 4), scores=torch.ones(1), labels=-torch.ones(1))
+    metric.process({}, [dict(img_id=1, pred_instances=found)])
+    with pytest.raises(ValueError, match="labels from -1 to -1 for 5 words"):
+        metric.evaluate(1)
+
+
+def test_a_group_without_objects_is_null_in_the_file(tmp_path: Path) -> None:
+    coco = make_coco()
+    coco["categories"].append(dict(id=50, name="never there"))
+    (tmp_path / "a.json").write_text(json.dumps(coco))
+    metric = OpenVocabularyMetric(
+        str(tmp_path / "a.json"), "a test", reliability=True,
+        out_file=str(tmp_path / "out.json"),
+    )  # fmt: skip
+    names = (*NAMES, "never there")
+    metric.dataset_meta = dict(classes=names, novel_classes=names[-1:])
+    found = dict(bboxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0))
+    metric.process({}, [dict(img_id=1, pred_instances=found)])
+    assert math.isnan(metric.evaluate(1)["ov/novel_ECE"])
+    report = json.loads((tmp_path / "out.json").read_text(), parse_constant=pytest.fail)
+    (figures,) = report["figures"].values()
+    assert figures["novel_AP"] is None and figures["AP"] == 0
 
 
 def test_unknown_rules_are_refused(tmp_path: Path) -> None:

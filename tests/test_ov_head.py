@@ -490,13 +490,27 @@ def test_nothing_above_the_threshold_is_no_box(head: OVHead) -> None:
     assert [len(f) for f in found] == [0, 0]
 
 
-def test_what_is_asked_for_beyond_that_is_the_parents(head: OVHead) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(multi_label=False),
+        dict(score_thr=-1.0),
+        dict(score_thr=0.0),
+        dict(nms=dict(type="nms", iou_threshold=0.7, class_agnostic=True)),
+        dict(max_per_img=-1),
+        dict(nms_pre=10),
+    ],
+)
+def test_unusual_settings_are_the_parents(head: OVHead, change: dict[str, Any]) -> None:
     logits, sides = head_outputs(5, seed=0)
-    cfg = Config(
-        dict(multi_label=False, score_thr=0.001, nms_pre=1000, max_per_img=300,
-             nms=dict(type="nms", iou_threshold=0.7))
-    )  # fmt: skip
+    settings = dict(multi_label=True, score_thr=0.001, nms_pre=1000, max_per_img=300,
+                    nms=dict(type="nms", iou_threshold=0.7))  # fmt: skip
+    cfg = Config({**settings, **change})
     metas = [dict(ori_shape=(200, 200), scale_factor=(1.0, 1.0))] * 2
-    for found in head.predict_by_feat(logits, sides, batch_img_metas=metas, cfg=cfg):
-        places = {tuple(box) for box in found.bboxes.round(decimals=2).tolist()}
-        assert len(places) == len(found) > 0  # one label for each box
+    got = head.predict_by_feat(logits, sides, batch_img_metas=metas, cfg=cfg)
+    wanted = YOLOv8Head.predict_by_feat(
+        head, logits, sides, batch_img_metas=metas, cfg=cfg
+    )
+    for a, b in zip(got, wanted, strict=True):
+        assert len(a) == len(b) > 0
+        torch.testing.assert_close(a.scores, b.scores)

@@ -166,4 +166,14 @@ def test_honest_scores_are_calibrated_and_boasts_are_not() -> None:
 
 def test_no_boxes_at_all_have_no_calibration() -> None:
     empty = calibration(np.zeros(0), np.zeros(0, bool))
-    assert empty["at_0.7"] is None and empty["ece"] == 0
+    assert empty["at_0.7"] is None and empty["ece"] is None
+
+
+def test_a_class_that_is_both_absent_and_unfinished_asks_no_question() -> None:
+    coco = one_image(neg_category_ids=[2], not_exhaustive_category_ids=[2])
+    found = [dict(image_id=1, category_id=2, bbox=[0, 0, 9, 9], score=0.9)]
+    truth = Truth(coco)
+    report = reliability(
+        truth, Predictions.from_coco(found), RULES["lvis"], {"all": truth.names}
+    )
+    assert report["all"]["questions"] == 0

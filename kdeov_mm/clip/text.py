@@ -62,28 +62,29 @@ class CLIPTextEncoder:
         ).expanduser()
         self._tower: Any = None
         self._tokenize: Any = None
-        self._given = self._load_vocabulary(vocabulary) if vocabulary else {}
+        self._given: dict[str, Tensor] = {}
         self._vectors: dict[str, Tensor] = {}
+        if vocabulary:
+            self.take(Vocabulary.load(vocabulary))
 
-    def _load_vocabulary(self, path: str) -> dict[str, Tensor]:
-        """The vectors of a vocabulary that this CLIP made.
+    def take(self, vocabulary: Vocabulary) -> None:
+        """From now on use the vectors of a vocabulary that this CLIP made.
 
         Raises:
             ValueError: another CLIP or other templates did.
         """
-        vocabulary = Vocabulary.load(path)
         theirs, mine = vocabulary.encoder, encoder_identity(self.source, self.templates)
         keys = {"model", "pretrained", "templates"}
         if "weights_sha256" in theirs and "weights_sha256" in mine:
             keys = {"config_sha256", "weights_sha256", "templates"}
         if any(theirs.get(key) != mine.get(key) for key in keys):
             raise ValueError(
-                f"the vectors of {path} were made by {dict(theirs)}, but this model "
-                f"uses {mine}. Vectors of two CLIPs or of other templates do not "
+                f"the vectors of the vocabulary were made by {dict(theirs)}, but this "
+                f"model uses {mine}. Vectors of two CLIPs or of other templates do not "
                 "compare: set model.text_encoder to the former, or embed the words "
                 "anew."
             )
-        return dict(vocabulary.vectors)
+        self._given.update(vocabulary.vectors)
 
     @property
     def identity(self) -> dict[str, str]:
@@ -120,6 +121,12 @@ class CLIPTextEncoder:
                 f"expected at least one word and no empty words, got {list(names)[:10]}"
             )
         others = [w for w in dict.fromkeys(words) if w not in self._given]
+        if others and self._given and not self.source.is_local:
+            raise ValueError(
+                f"{others[:5]} are not in the vocabulary's file, and the weights of "
+                f"CLIP '{self.source.model}' are not at hand to embed them: add them "
+                "to the file, or set `pretrained` to a local file of weights."
+            )
         if others and not self._vectors and self.cache_file.exists():
             self._vectors = self.load_cache(self.cache_file)
         missing = [w for w in others if w not in self._vectors]

@@ -98,6 +98,8 @@ class OVCocoDataset(CocoDataset):
                 f"vocabulary={vocabulary!r}"
             )
         self.synonyms = self.synonyms if synonyms else {}
+        if self.synonyms:  # a checkpoint keeps the metainfo, and what it was trained on
+            kwargs["metainfo"]["synonyms"] = tuple(self.synonyms.values())
         super().__init__(*args, **kwargs)
 
     def _asked(self, vocabulary: str) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 A checkpoint says which classes its last training had boxes of. Of the weights that it
 began with it knows only the file: a config declares their label sets, ``pretraining =
-["objects365v1"]``, or ``[]`` for weights that were trained without labels.
+["objects365v1"]``, or ``[]`` for weights that were trained without labels. What is not
+declared is called unclear, never clean.
 """
 
 import ast
@@ -33,20 +34,20 @@ LABEL_SETS: Mapping[str, tuple[str, ...]] = {
     "voc": VOCDataset.METAINFO["classes"],
     "imagenet-1k": tuple(IMAGENET_CLASSNAMES),
 }
-_SAME = (  # names of one thing in these sets
-    {"airplane", "aeroplane", "plane"},
+_SAME = (  # names of one thing, as _spellings writes them
+    {"airplane", "aeroplane", "plane", "airliner"},
+    {"bus", "autobus", "minibus"},
+    {"cat", "kitty", "kitten"},
     {"couch", "sofa"},
     {"motorcycle", "motorbike"},
     {"tv", "television", "tvmonitor"},
-    {"cell phone", "mobile phone", "cellular telephone"},
+    {"cellphone", "mobilephone", "cellulartelephone"},
     {"donut", "doughnut"},
     {"tie", "necktie"},
-    {"keyboard", "computer keyboard"},
-    {"dining table", "diningtable"},
-    {"potted plant", "pottedplant"},
-    {"hair drier", "hair dryer"},
-    {"remote", "remote control"},
-    {"cow", "cattle"},
+    {"keyboard", "computerkeyboard"},
+    {"hairdrier", "hairdryer"},
+    {"remote", "remotecontrol"},
+    {"cow", "cattle", "ox"},
 )
 
 
@@ -59,100 +60,208 @@ def leak_report(
 
     Args:
         checkpoint: mmengine's checkpoint.
-        novel: class names; of synonyms, one is enough to be given.
-        declared: label sets (keys of ``LABEL_SETS``, or names of a list of one's own)
-            of the weights it began with, instead of what its config says.
+        novel: class names.
+        declared: label sets (keys of ``LABEL_SETS``) of the weights it began with,
+            instead of what its config says.
 
     Returns:
-        ``trained_on`` and, per declared label set, the novel classes found: novel
-        name -> its name there. ``began_with``: files of weights. ``undeclared``:
-        whether there are such files, and nothing is declared. ``clean``: True, False,
-        or None where it cannot be told.
+        ``found``: per label set (``trained_on`` is the last training's) the novel
+        classes in it, novel name -> its name there. ``began_with``: files of weights.
+        ``unclear``: what is not known, in sentences. ``clean``: False where a novel
+        class was found, else True, or None where something is unclear.
 
     Raises:
-        ValueError: a label set that is not known.
+        ValueError: an argument names a label set that is not known.
     """
-    meta = CheckpointLoader.load_checkpoint(str(checkpoint), map_location="cpu")
-    meta = meta.get("meta", {}) if isinstance(meta, Mapping) else {}
-    config = _read_config(str(meta.get("cfg", "")))
-    trained = (meta.get("dataset_meta") or {}).get("classes")
-    if declared is None:
-        declared = config["pretraining"]
-    unknown = [name for name in declared or () if name not in LABEL_SETS]
-    if unknown:
+    content = CheckpointLoader.load_checkpoint(str(checkpoint), map_location="cpu")
+    meta = content.get("meta") or {} if isinstance(content, Mapping) else {}
+    config = _read_config(meta.get("cfg"))
+    if unknown := [name for name in declared or () if name not in LABEL_SETS]:
         raise ValueError(f"label sets {unknown} are not known; known: {[*LABEL_SETS]}")
-    found = {name: overlap(novel, LABEL_SETS[name]) for name in declared or ()}
-    if trained is not None:
-        found = {"trained_on": overlap(novel, trained), **found}
-    undeclared = bool(config["began_with"]) and declared is None
+    unclear = []
+    said = declared
+    if said is None and config is not None:
+        said = config.get("pretraining")
+        said = [said] if isinstance(said, str) else said
+        if unknown := [name for name in said or () if name not in LABEL_SETS]:
+            unclear.append(
+                f"it declares the label sets {unknown}, which are not known here; "
+                f"known: {[*LABEL_SETS]}"
+            )
+    trained = meta.get("dataset_meta") or {}
+    found = {
+        name: overlap(novel, LABEL_SETS[name], kinds=name == "imagenet-1k")
+        for name in said or ()
+        if name in LABEL_SETS
+    }
+    if trained.get("classes"):
+        words = [w for own in trained.get("synonyms") or () for w in own]
+        labels = [*trained["classes"], *words]
+        found = {"trained_on": overlap(novel, labels), **found}
+    else:
+        unclear.append("it does not say which classes it was trained on")
+    files = [] if config is None else _weight_files(config)
+    if said is None:
+        unclear += _undeclared(config, files)
+    if config is not None and _is_mixture(config.get("train_dataloader")):
+        unclear.append("it was trained on several data sets, and names one's classes")
     clean: bool | None = not any(found.values())
-    if clean and (undeclared or trained is None):
-        clean = None
     return dict(
         checkpoint=str(checkpoint),
         novel=len(novel),
         found=found,
-        began_with=config["began_with"],
-        undeclared=undeclared,
-        clean=clean,
+        began_with=files,
+        unclear=unclear,
+        clean=None if clean and unclear else clean,
     )
 
 
-def overlap(novel: Iterable[str], labels: Iterable[str]) -> dict[str, str]:
-    """Novel classes that a label set names: novel name -> its name there."""
-    there = {form: label for label in labels for form in _forms(label)}
+def _undeclared(config: Mapping[str, Any] | None, files: list[str]) -> list[str]:
+    """What a config without ``pretraining`` leaves unclear."""
+    advice = (
+        f"set `pretraining = [...]` in the config to some of {[*LABEL_SETS]}, or to [] "
+        "for weights that were trained without labels"
+    )
+    if config is None:
+        return [f"it has no config that can be read; {advice} (or --pretraining)"]
+    if files:
+        return [f"it began with the weights {files}, of undeclared labels: {advice}"]
+    if config.get("resume"):
+        return [
+            "it was resumed, so its config does not tell what it began with: " + advice
+        ]
+    return []
+
+
+def overlap(
+    novel: Iterable[str], labels: Iterable[str], kinds: bool = False
+) -> dict[str, str]:
+    """Novel classes that a label set names: novel name -> its name there.
+
+    Args:
+        novel: class names.
+        labels: names of the label set.
+        kinds: a label whose last word is the novel class is one of it ("tabby cat").
+    """
+    whole: dict[str, str] = {}
+    loose: dict[str, str] = {}
+    for label in labels:
+        exact, plain = _forms(label)
+        if kinds:
+            exact = (*exact, *_forms(label.split()[-1])[0])
+        whole.update((form, label) for form in exact if form not in whole)
+        loose.update((form, label) for form in plain if form not in loose)
     hits = {}
     for name in novel:
-        match = next((there[form] for form in _forms(name) if form in there), None)
-        if match is not None:
+        exact, plain = _forms(name)
+        # of two names with a remark in brackets, the remarks have to agree
+        keys = [(whole, exact), (loose, exact), (whole, plain)]
+        found = (
+            there[form] for there, forms in keys for form in forms if form in there
+        )
+        if (match := next(found, None)) is not None:
             hits[name] = match
     return hits
 
 
 @cache
-def _forms(name: str) -> tuple[str, ...]:
-    """Ways to write a name: without a remark in brackets, singular, synonyms."""
-    plain = clean_name(re.sub(r"\(.*?\)", " ", name.replace("_", " "))).lower()
-    parts = [clean_name(name).lower(), plain, *(p.strip() for p in plain.split("/"))]
-    if "/" in plain:
-        parts += [p.strip() for p in plain.split("/")]
-    forms = dict.fromkeys(parts)
-    for part in parts:
-        if part.endswith("s") and not part.endswith("ss"):
-            forms[part[:-1]] = None
+def _forms(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Ways to write a name, as it is and without its remark in brackets.
+
+    Lower case, letters and figures alone, singular, and some synonyms.
+    """
+    text = clean_name(name).lower()
+    plain = re.sub(r"\(.*?\)", " ", text)
+    exact = _spellings(text)
+    return exact, _spellings(plain) if plain != text else ()
+
+
+def _spellings(text: str) -> tuple[str, ...]:
+    forms: dict[str, None] = {}
+    for part in (text, *text.split("/")):
+        letters = re.sub(r"[^\w]|_", "", part)
+        ends = [
+            ("", ""),
+            ("s", ""),
+            ("es", ""),
+            ("ies", "y"),
+            ("ves", "f"),
+            ("ves", "fe"),
+        ]
+        for end, singular in ends:
+            if letters.endswith(end) and len(letters) > len(end) + 2:
+                forms[letters.removesuffix(end) + singular if end else letters] = None
+        forms[letters] = None
+    for form in [*forms]:
         for same in _SAME:
-            if part in same:
+            if form in same:
                 forms.update(dict.fromkeys(sorted(same)))
     return tuple(form for form in forms if form)
 
 
-def _read_config(text: str) -> dict[str, Any]:
-    """What a checkpoint's config says of its weights, without running it."""
+def _read_config(config: Any) -> dict[str, Any] | None:
+    """A checkpoint's config as plain data, without running it; None if there is none.
+
+    mmengine stores its text: assignments of literals and ``dict(...)``.
+    """
+    if isinstance(config, Mapping):
+        return dict(config)
     try:
-        tree = ast.parse(text)
+        tree = ast.parse(str(config or ""))
     except SyntaxError:
-        tree = ast.Module([], [])
-    declared: list[str] | None = None
-    files = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            name, value = node.targets[0].id, _literal(node.value)
-            if name == "pretraining" and isinstance(value, (list, tuple)):
-                declared = [str(v) for v in value]
-            if name == "load_from" and value:
-                files.append(str(value))
-        if isinstance(node, ast.keyword) and node.arg == "checkpoint":
-            value = _literal(node.value)
-            if isinstance(value, str):
-                files.append(value)
-    return dict(pretraining=declared, began_with=files)
+        return None
+    if len(tree.body) == 1 and isinstance(tree.body[0], ast.Expr):  # JSON, a repr
+        value = _literal(tree.body[0].value)
+        return value if isinstance(value, dict) else None
+    values = {
+        node.targets[0].id: _literal(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    return values or None
 
 
 def _literal(node: ast.expr) -> Any:
-    try:
-        return ast.literal_eval(node)
-    except ValueError:
-        return None
+    """A literal, with ``dict(...)`` calls; None for what is neither."""
+    if isinstance(node, ast.Call):
+        first = _literal(node.args[0]) if node.args else {}
+        own = {k.arg: _literal(k.value) for k in node.keywords if k.arg}
+        return {**(first if isinstance(first, dict) else {}), **own}
+    if isinstance(node, ast.Dict):
+        pairs = zip(node.keys, node.values)
+        return {_literal(k): _literal(v) for k, v in pairs if k is not None}
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [_literal(item) for item in node.elts]
+    if isinstance(node, ast.Constant):
+        return node.value
+    # of JSON: false and null are None too
+    return True if isinstance(node, ast.Name) and node.id == "true" else None
+
+
+def _weight_files(config: Mapping[str, Any]) -> list[str]:
+    """Weights that the student began with: not those of CLIP."""
+    files = [str(config["load_from"])] if config.get("load_from") else []
+
+    def walk(value: Any) -> None:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                if key in ("checkpoint", "pretrained") and isinstance(inner, str):
+                    files.append(inner)
+                elif key not in ("text_encoder", "teacher"):
+                    walk(inner)
+        elif isinstance(value, (list, tuple)):
+            for inner in value:
+                walk(inner)
+
+    walk(config.get("model"))
+    return files
+
+
+def _is_mixture(value: Any) -> bool:
+    """Whether a data loader's config has a ``datasets`` list somewhere."""
+    if isinstance(value, Mapping):
+        return "datasets" in value or any(_is_mixture(v) for v in value.values())
+    return isinstance(value, (list, tuple)) and any(map(_is_mixture, value))
 
 
 def describe_leaks(report: Mapping[str, Any]) -> str:
@@ -165,12 +274,7 @@ def describe_leaks(report: Mapping[str, Any]) -> str:
             for name, there in hits.items()
         )
         lines.append(f"  {what}: {f'{len(hits)} novel: {named}' if hits else 'none'}")
-    if report["undeclared"]:
-        lines.append(
-            f"  it began with the weights {report['began_with']}, whose labels nobody "
-            "declares: set `pretraining = [...]` in the config to "
-            f"{[*LABEL_SETS]}, or to [] for weights without labels."
-        )
+    lines += [f"  {sentence}" for sentence in report["unclear"]]
     verdict = {
         True: "no novel class is among the declared labels",
         False: "NOT open-vocabulary figures: novel classes had labels",

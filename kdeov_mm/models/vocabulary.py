@@ -104,4 +104,6 @@ def _words(sample: DetDataSample) -> tuple[Words, ...]:
             "sample without words: add 'text' to meta_keys of PackDetInputs, "
             "and use OVCocoDataset or the LoadWords transform."
         )
-    return (words,) if isinstance(words, str) else tuple(words)
+    if isinstance(words, str):
+        return (words,)
+    return tuple(w if isinstance(w, str) else tuple(w) for w in words)

@@ -13,4 +13,3 @@ model = dict(
     teacher=clip,
     test_cfg=dict(max_per_img=300),
 )
-pretraining = []  # label sets of the weights it begins with: see tools/leaks.py
