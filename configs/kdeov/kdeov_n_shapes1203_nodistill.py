@@ -1,5 +1,7 @@
 """The world of 1203 classes without a teacher: boxes of the 866 base classes only.
 
+AP / APr 0.660 / 0.149.
+
 python tools/train.py configs/kdeov/kdeov_n_shapes1203_nodistill.py
 """
 

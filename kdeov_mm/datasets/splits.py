@@ -203,9 +203,10 @@ def read_source(path: Path, dataset: str) -> Source:
             f"{found}; not among COCO's 80 are {unknown[:3] or 'none'}",
         )
     images = {record["id"]: _dumps(record) for record in _records(path, "images")}
-    for name, (number, _) in STOCK.items():
-        if len(images) == number and name != path.name:
-            raise _refusal(path, f"it has the {number:,} images of {name}")
+    numbers = {number: name for name, (number, _) in reversed(STOCK.items())}
+    name = numbers.get(len(images), path.name)
+    if name != path.name and len(images) != STOCK[path.name][0]:
+        raise _refusal(path, f"it has the {len(images):,} images of {name}")
     return Source(path, categories, groups, images)
 
 
