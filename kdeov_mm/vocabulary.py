@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,15 +18,30 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .clip.loading import CLIPSource
-    from .clip.text import CLIPTextEncoder
-
 GROUP_SUFFIX = "_classes"
 FORMAT = "kdeov_mm vocabulary 1"
 # LVIS v1's own typing error, which CLIP would read
 _MISSPELT = {"speaker (stero equipment)": "speaker (stereo equipment)"}
 Words = str | tuple[str, ...]
+
+
+class TextEncoder(Protocol):
+    """What is asked of :class:`kdeov_mm.clip.CLIPTextEncoder`.
+
+    Attributes:
+        made_by: what its vectors depend on.
+        is_local: whether its weights are at hand without a download.
+        embed_dims: dimension D of its vectors.
+    """
+
+    @property
+    def made_by(self) -> dict[str, str]: ...  # noqa: D102
+    @property
+    def is_local(self) -> bool: ...  # noqa: D102
+    @property
+    def embed_dims(self) -> int: ...  # noqa: D102
+    def encode(self, words: Sequence[str]) -> Tensor: ...  # noqa: D102
+    def __call__(self, names: Sequence[str]) -> Tensor: ...  # noqa: D102
 
 
 def clean_name(name: str) -> str:
@@ -168,8 +183,7 @@ class Vocabulary:
         cls,
         matrix: np.ndarray | Tensor | str | Path,
         names: "Vocabulary | Sequence[str]",
-        encoder: "CLIPSource",
-        templates: Sequence[str],
+        encoder: TextEncoder,
     ) -> "Vocabulary":
         """From text embeddings that another program made.
 
@@ -180,37 +194,30 @@ class Vocabulary:
         Args:
             matrix: (K, D), or a ``.npy`` file; any length, any float type.
             names: the K classes, in the order of the rows.
-            encoder: the CLIP that made it.
-            templates: its prompts, with one ``{}`` each.
+            encoder: the CLIP and the templates that made it.
 
         Raises:
             ValueError: a row or a column too many or too few, rows that are no
                 numbers or all zero, another order, another CLIP.
         """
-        from .clip.text import CLIPTextEncoder, encoder_identity
-
         rows = _rows(matrix)
         vocabulary = names if isinstance(names, Vocabulary) else cls(tuple(names))
-        width = encoder.model_config()["embed_dim"]
-        if rows.shape != (len(vocabulary), width):
+        if rows.shape != (len(vocabulary), encoder.embed_dims):
             raise ValueError(
-                f"expected a matrix ({len(vocabulary)}, {width}): a row for each name, "
-                f"and the dimensions of CLIP '{encoder.model}'; got "
-                f"{tuple(rows.shape)}"
+                f"expected a matrix ({len(vocabulary)}, {encoder.embed_dims}): a row "
+                "for each name, and the dimensions of the CLIP "
+                f"{encoder.made_by['model']!r}; got {tuple(rows.shape)}"
             )
         if not rows.isfinite().all() or (rows.norm(dim=1) == 0).any():
             raise ValueError("the matrix has rows that are all zero, or no numbers")
         firsts = [own[0] for own in vocabulary.words]
         vectors = F.normalize(rows, dim=1)
         if encoder.is_local:
-            made_by = CLIPTextEncoder(encoder.model, encoder.pretrained, templates)
-            _check_sample(firsts, vectors, made_by)
+            _check_sample(firsts, vectors, encoder)
         else:
             check_order(firsts, vectors)
         return replace(
-            vocabulary,
-            vectors=dict(zip(firsts, vectors)),
-            encoder=encoder_identity(encoder, templates),
+            vocabulary, vectors=dict(zip(firsts, vectors)), encoder=encoder.made_by
         )
 
     @classmethod
@@ -305,15 +312,11 @@ class Vocabulary:
 
     # --------------------------------------------------------------- vectors
 
-    def embed(self, text_encoder: "CLIPTextEncoder") -> "Vocabulary":
+    def embed(self, text_encoder: TextEncoder) -> "Vocabulary":
         """The same classes with the vectors of all their words."""
-        from .clip.text import encoder_identity
-
         every = tuple(dict.fromkeys(w for own in self.words for w in own))
-        identity = encoder_identity(text_encoder.source, text_encoder.templates)
-        return replace(
-            self, vectors=dict(zip(every, text_encoder(every))), encoder=identity
-        )
+        vectors = dict(zip(every, text_encoder(every)))
+        return replace(self, vectors=vectors, encoder=text_encoder.made_by)
 
     def matrix(self) -> Tensor:
         """(K, D) unit vectors: per class the mean of its words that have one."""
@@ -452,7 +455,7 @@ def _listed(names: Any, what: str = "class names") -> tuple[str, ...]:
 
 
 def _check_sample(
-    words: Sequence[str], vectors: Tensor, encoder: "CLIPTextEncoder", number: int = 16
+    words: Sequence[str], vectors: Tensor, encoder: TextEncoder, number: int = 16
 ) -> None:
     """Embed some words anew and compare."""
     which = np.linspace(0, len(words) - 1, min(number, len(words))).astype(int)
@@ -461,7 +464,7 @@ def _check_sample(
     worst = int(similar.argmin())
     if similar[worst] < 0.99:
         raise ValueError(
-            f"the matrix is not of CLIP '{encoder.source.model}' with the templates "
-            f"{list(encoder.templates)}, or its rows are in another order: "
+            f"the matrix is not of CLIP '{encoder.made_by['model']}' with the "
+            f"templates {encoder.made_by['templates']}, or its rows are in another order: "
             f"{words[which[worst]]!r} has a cosine of {similar[worst]:.3f} to its row"
         )

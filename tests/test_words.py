@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdeov_mm.clip import CLIPSource, CLIPTextEncoder
-from kdeov_mm.clip.text import DEFAULT_TEMPLATES
 from kdeov_mm.datasets import OVCocoDataset, OVLVISDataset, shapes
 from kdeov_mm.models import KDEOVDetector, RandomVocabulary
 from kdeov_mm.vocabulary import Vocabulary, check_order, clean_name, merge_synonyms
@@ -21,7 +20,6 @@ from .test_datasets import NAMES, load, make_coco
 
 CLIP_DATA = Path(__file__).parents[2] / "shared/data/clip"
 real_clip = pytest.mark.skipif(not CLIP_DATA.is_dir(), reason="no real CLIP vectors")
-VIT_B32 = CLIPSource("ViT-B-32-quickgelu", "openai")
 LVIS = [
     dict(id=3, name="spray_can", synonyms=["spray_can", "aerosol_can"], frequency="r"),
     dict(id=1, name="cat", synonyms=["cat", "kitty"], frequency="f"),
@@ -188,7 +186,7 @@ def test_neighbours_are_the_closest_classes(encoder: CLIPTextEncoder) -> None:
 
 def test_a_matrix_of_the_right_clip_is_taken(encoder: CLIPTextEncoder) -> None:
     rows = 7.3 * encoder(SOME).numpy().astype(np.float16)  # of any length and type
-    words = Vocabulary.from_matrix(rows, SOME, encoder.source, DEFAULT_TEMPLATES)
+    words = Vocabulary.from_matrix(rows, SOME, encoder)
     assert torch.allclose(words.matrix(), encoder(SOME), atol=2e-3)
 
 
@@ -211,7 +209,7 @@ def test_a_matrix_that_does_not_fit_is_refused(
 ) -> None:
     rows = change(encoder(SOME).numpy())
     with pytest.raises(ValueError, match=reason):
-        Vocabulary.from_matrix(rows, SOME, encoder.source, DEFAULT_TEMPLATES)
+        Vocabulary.from_matrix(rows, SOME, encoder)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +226,7 @@ def test_any_float_type_and_layout_will_do(
     encoder: CLIPTextEncoder, change: Any
 ) -> None:
     rows = change(encoder(SOME))
-    words = Vocabulary.from_matrix(rows, SOME, encoder.source, DEFAULT_TEMPLATES)
+    words = Vocabulary.from_matrix(rows, SOME, encoder)
     assert torch.allclose(words.matrix(), encoder(SOME), atol=1e-2)
 
 
@@ -260,10 +258,9 @@ def test_the_order_is_checked_without_a_text_tower() -> None:
 def test_other_templates_are_refused_where_the_tower_is_at_hand(
     encoder: CLIPTextEncoder,
 ) -> None:
+    other = CLIPTextEncoder("shapes", templates=["no {} in this picture of nothing"])
     with pytest.raises(ValueError, match="with the templates"):
-        Vocabulary.from_matrix(
-            encoder(SOME), SOME, encoder.source, ["no {} in this picture of nothing"]
-        )
+        Vocabulary.from_matrix(encoder(SOME), SOME, other)
 
 
 @real_clip
@@ -284,13 +281,18 @@ def test_real_clip_matrices_have_sensible_neighbours(
     assert nearest & friends, nearest
 
 
+def vit_b32(**kwargs: Any) -> CLIPTextEncoder:
+    """The CLIP of the real matrices; its weights are not at hand."""
+    return CLIPTextEncoder("ViT-B-32-quickgelu", "openai", templates=["a {}"], **kwargs)
+
+
 def real_vocabulary(which: str) -> Vocabulary:
     if which == "coco":
         names = Vocabulary(OVCocoDataset.METAINFO["classes"])
     else:
         names = Vocabulary.load(CLIP_DATA / "lvis_v1_train_cat_info.json")
     matrix = CLIP_DATA / f"{which}_clip_a+cname.npy"
-    return Vocabulary.from_matrix(matrix, names, VIT_B32, ["a {}"])
+    return Vocabulary.from_matrix(matrix, names, vit_b32())
 
 
 @real_clip
@@ -302,7 +304,7 @@ def test_a_real_matrix_in_another_order_is_refused(which: str) -> None:
     for order in (shuffled, sorted(names, reverse=True), names[7:] + names[:7],
                   names[-1:] + names[:-1]):  # fmt: skip
         with pytest.raises(ValueError, match="not in the order of the names"):
-            Vocabulary.from_matrix(matrix, order, VIT_B32, ["a {}"])
+            Vocabulary.from_matrix(matrix, order, vit_b32())
 
 
 @real_clip
@@ -327,12 +329,8 @@ def test_lvis_has_as_many_classes_of_each_kind_as_it_says() -> None:
 @real_clip
 def test_a_text_encoder_of_stored_vectors_needs_no_weights(tmp_path: Path) -> None:
     real_vocabulary("lvis_v1").save(tmp_path / "lvis.safetensors")
-    encoder = CLIPTextEncoder(
-        "ViT-B-32-quickgelu",
-        "openai",
-        templates=["a {}"],
-        vocabulary=str(tmp_path / "lvis.safetensors"),
-        cache_dir=str(tmp_path),
+    encoder = vit_b32(
+        vocabulary=str(tmp_path / "lvis.safetensors"), cache_dir=str(tmp_path)
     )
     text = encoder(["wine_bottle", "cat", "aerosol can"])
     assert text.shape == (3, 512)
@@ -342,12 +340,8 @@ def test_a_text_encoder_of_stored_vectors_needs_no_weights(tmp_path: Path) -> No
 @real_clip
 def test_a_word_beyond_the_stored_ones_is_named(tmp_path: Path) -> None:
     real_vocabulary("coco").save(tmp_path / "coco.safetensors")
-    encoder = CLIPTextEncoder(
-        "ViT-B-32-quickgelu",
-        "openai",
-        templates=["a {}"],
-        vocabulary=str(tmp_path / "coco.safetensors"),
-        cache_dir=str(tmp_path),
+    encoder = vit_b32(
+        vocabulary=str(tmp_path / "coco.safetensors"), cache_dir=str(tmp_path)
     )
     with pytest.raises(ValueError, match=r"\['flying unicorn'\] are not in"):
         encoder(["cat", "flying unicorn"])

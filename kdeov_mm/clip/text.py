@@ -73,7 +73,7 @@ class CLIPTextEncoder:
         Raises:
             ValueError: another CLIP or other templates did.
         """
-        theirs, mine = vocabulary.encoder, encoder_identity(self.source, self.templates)
+        theirs, mine = vocabulary.encoder, self.made_by
         keys = {"model", "pretrained", "templates"}
         if "weights_sha256" in theirs and "weights_sha256" in mine:
             keys = {"config_sha256", "weights_sha256", "templates"}
@@ -85,6 +85,28 @@ class CLIPTextEncoder:
                 "anew."
             )
         self._given.update(vocabulary.vectors)
+
+    @property
+    def embed_dims(self) -> int:
+        """Dimension D of the vectors."""
+        return self.source.model_config()["embed_dim"]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the weights are at hand without a download."""
+        return self.source.is_local
+
+    @property
+    def made_by(self) -> dict[str, str]:
+        """As :attr:`identity`; the hashes only where the weights are at hand."""
+        if self.is_local:
+            made_by = self.identity
+        else:
+            templates = json.dumps(self.templates)
+            made_by = {"model": self.source.model, "templates": templates}
+        if self.source.pretrained:
+            made_by["pretrained"] = str(self.source.pretrained)
+        return made_by
 
     @property
     def identity(self) -> dict[str, str]:
@@ -121,7 +143,7 @@ class CLIPTextEncoder:
                 f"expected at least one word and no empty words, got {list(names)[:10]}"
             )
         others = [w for w in dict.fromkeys(words) if w not in self._given]
-        if others and self._given and not self.source.is_local:
+        if others and self._given and not self.is_local:
             raise ValueError(
                 f"{others[:5]} are not in the vocabulary's file, and the weights of "
                 f"CLIP '{self.source.model}' are not at hand to embed them: add them "
@@ -212,13 +234,3 @@ class CLIPTextEncoder:
             metadata={"names": json.dumps(list(self._vectors)), **self.identity},
         )
         scratch.replace(target)
-
-
-def encoder_identity(source: CLIPSource, templates: Sequence[str]) -> dict[str, str]:
-    """What vectors depend on; the hashes only where the weights are at hand."""
-    identity = {"model": source.model, "templates": json.dumps(tuple(templates))}
-    if source.pretrained:
-        identity["pretrained"] = str(source.pretrained)
-    if source.is_local:
-        identity.update(source.identity)
-    return identity
