@@ -465,6 +465,7 @@ def _check_sample(
     if similar[worst] < 0.99:
         raise ValueError(
             f"the matrix is not of CLIP '{encoder.made_by['model']}' with the "
-            f"templates {encoder.made_by['templates']}, or its rows are in another order: "
-            f"{words[which[worst]]!r} has a cosine of {similar[worst]:.3f} to its row"
+            f"templates {encoder.made_by['templates']}, or its rows are in another "
+            f"order: {words[which[worst]]!r} has a cosine of {similar[worst]:.3f} to "
+            "its row"
         )
