@@ -121,6 +121,11 @@ class Vocabulary:
         return tuple(own if len(own) > 1 else own[0] for own in self.words)
 
     @property
+    def templates(self) -> tuple[str, ...]:
+        """The prompts of the vectors; none where there are no vectors."""
+        return tuple(json.loads(self.encoder.get("templates", "[]")))
+
+    @property
     def metainfo(self) -> dict[str, Any]:
         """The classes and groups, for a data set."""
         colors = [((67 * i + 40) % 256, 101 * i % 256, 173 * i % 256)

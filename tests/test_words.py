@@ -150,6 +150,7 @@ def test_a_saved_vocabulary_comes_back(
         words.names, words.words, words.groups
     )  # fmt: skip
     assert again.encoder == words.encoder
+    assert again.templates == encoder.templates and not Vocabulary(SOME).templates
     assert again.vectors.keys() == words.vectors.keys()
     assert torch.equal(again.matrix(), words.matrix())
     assert words.encoder["weights_sha256"] == CLIPSource("shapes").weights_hash()
