@@ -4,8 +4,7 @@
 
 One process; the numbers of words take turns, and their ratio is what counts: other
 work on the machine slows all of them. Text vectors are at hand, as they are after the
-first image. Without a checkpoint the weights are random, and few boxes pass the
-threshold.
+first image. Without a checkpoint the weights are random.
 """
 
 import argparse

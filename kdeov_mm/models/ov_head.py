@@ -373,48 +373,57 @@ def _best_boxes(
         rescale: boxes in pixels of the original image.
     """
     least = max(float(cfg.get("score_thr", 0)), 0.0)
-    threshold = torch.logit(torch.tensor(least)).item()
-    places, start = [], 0
-    values = []
-    for level in logits:
-        level = level.flatten(0, 1)  # (H, W, K) -> (H*W, K)
-        where = (level > threshold).nonzero()
-        values.append(level[where[:, 0], where[:, 1]])
-        places.append(where + where.new_tensor([start, 0]))
-        start += len(level)
-    scores, order = torch.cat(values).float().sigmoid().sort(descending=True)
-    order = order[: cfg.get("nms_pre", 100000)]
-    location, labels = torch.cat(places)[order].unbind(1)
-    boxes, scores = boxes[location], scores[: len(order)]
+    values, places = _above(logits, torch.logit(torch.tensor(least)).item())
     if rescale:
         if (pad := meta.get("pad_param")) is not None:
             boxes = boxes - boxes.new_tensor([pad[2], pad[0], pad[2], pad[0]])
         boxes = boxes / boxes.new_tensor(meta["scale_factor"]).repeat(2)
-    keep = _suppress(boxes, scores, labels, cfg.nms.iou_threshold, cfg.max_per_img)
-    boxes = boxes[keep]
+    most = min(len(values), cfg.get("nms_pre", 100000))
+    number = 4 * cfg.max_per_img
+    while True:  # what stays of the best n is the beginning of what stays of all
+        scores, order = values.topk(min(number, most))
+        location, labels = places[order].unbind(1)
+        keep = _suppress(boxes[location], scores, labels, cfg.nms.iou_threshold)
+        if len(keep) >= cfg.max_per_img or number >= most:
+            break
+        number *= 4
+    keep = keep[: cfg.max_per_img]
+    found = boxes[location[keep]]
     height, width = meta["ori_shape"][:2]
-    boxes[:, 0::2].clamp_(0, width)
-    boxes[:, 1::2].clamp_(0, height)
-    return InstanceData(bboxes=boxes, scores=scores[keep], labels=labels[keep])
+    found[:, 0::2].clamp_(0, width)
+    found[:, 1::2].clamp_(0, height)
+    return InstanceData(
+        bboxes=found, scores=scores[keep].sigmoid(), labels=labels[keep]
+    )
 
 
-def _suppress(
-    boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, most: int
-) -> Tensor:
-    """The best ``most`` boxes after non-maximum suppression within each class.
+def _above(logits: Sequence[Tensor], threshold: float) -> tuple[Tensor, Tensor]:
+    """Scores above a threshold.
 
-    Boxes come best first, and a box is only ever suppressed by better ones: what stays
-    of the best n is the beginning of what stays of all.
+    Args:
+        logits: L maps (H_l, W_l, K).
+        threshold: a logit.
+
+    Returns:
+        (n,) logits; (n, 2) the location, counted over all levels, and the word.
     """
+    values, places, start = [], [], 0
+    for level in logits:
+        level = level.flatten(0, 1)  # (H, W, K) -> (H*W, K)
+        busy = (level.amax(1) > threshold).nonzero()[:, 0]  # most places are empty
+        chosen = level[busy]
+        where = (chosen > threshold).nonzero()
+        values.append(chosen[where[:, 0], where[:, 1]])
+        places.append(torch.stack([busy[where[:, 0]] + start, where[:, 1]], 1))
+        start += len(level)
+    return torch.cat(values).float(), torch.cat(places)
+
+
+def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:
+    """Indices that non-maximum suppression within each class leaves, best first."""
     # classes are moved apart, in double precision: 1203 of them reach far
     reach = boxes.max().double() + 1 if len(boxes) else 1
-    apart = boxes.double() + (labels * reach)[:, None]
-    number = 4 * most
-    while True:
-        keep = nms(apart[:number], scores[:number].double(), iou)
-        if len(keep) >= most or number >= len(boxes):
-            return keep[:most]
-        number *= 4
+    return nms(boxes.double() + (labels * reach)[:, None], scores.double(), iou)
 
 
 def _flatten(maps: Sequence[Tensor]) -> Tensor:
