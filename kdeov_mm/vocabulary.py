@@ -14,12 +14,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 GROUP_SUFFIX = "_classes"
 FORMAT = "kdeov_mm vocabulary 1"
+BROKEN = (ValueError, KeyError, TypeError, AttributeError)  # of a file of another kind
 # LVIS v1's own typing error, which CLIP would read
 _MISSPELT = {"speaker (stero equipment)": "speaker (stereo equipment)"}
 Words = str | tuple[str, ...]
@@ -95,18 +96,14 @@ class Vocabulary:
 
     def _check_words(self) -> None:
         """Every class has a first word of its own; vectors cover all of them."""
-        firsts = [own[0] if own else "" for own in self.words]
-        if not all(map(all, self.words)) or not all(firsts):
-            empty = [
-                n for n, own in zip(self.names, self.words) if not own or "" in own
-            ]
+        firsts = [own[0] for own in self.words]
+        if empty := [n for n, own in zip(self.names, self.words) if "" in own]:
             raise ValueError(f"classes with an empty word: {empty[:5]}")
         for what, values in (("names", self.names), ("words", firsts)):
-            twice = sorted({v for v in values if list(values).count(v) > 1})[:5]
-            if len(set(values)) != len(values):
+            if twice := [v for v, number in Counter(values).items() if number > 1]:
                 raise ValueError(
                     f"two classes have the same {what}, and could not be told apart: "
-                    f"{twice}. Rename one."
+                    f"{twice[:5]}. Rename one."
                 )
         missing = [w for w in firsts if self.vectors and w not in self.vectors]
         if missing:
@@ -130,8 +127,7 @@ class Vocabulary:
         """The classes and groups, for a data set."""
         colors = [((67 * i + 40) % 256, 101 * i % 256, 173 * i % 256)
                   for i in range(len(self))]  # fmt: skip
-        groups = {f"{group}_classes": names for group, names in self.groups.items()}
-        return dict(groups, classes=self.names, palette=colors)
+        return dict(as_metainfo(self.groups), classes=self.names, palette=colors)
 
     def without_synonyms(self) -> "Vocabulary":
         """Each class by its name alone."""
@@ -175,13 +171,11 @@ class Vocabulary:
         chosen = sorted(categories, key=lambda c: c["id"])
         names = tuple(c["name"] for c in chosen)
         words = tuple((c["name"], *c.get("synonyms", ())) for c in chosen)
-        groups = {}
-        if chosen and all(c.get("frequency") in (*"fcr",) for c in chosen):
-            for group, kinds in dict(base="fc", novel="r", r="r", c="c", f="f").items():
-                groups[group] = tuple(
-                    c["name"] for c in chosen if c["frequency"] in kinds
-                )
-        return cls(names, words, groups)
+        if any(c.get("frequency") not in (*"fcr",) for c in chosen):
+            return cls(names, words)
+        return cls(
+            names, words, frequency_groups({c["name"]: c["frequency"] for c in chosen})
+        )
 
     @classmethod
     def from_matrix(
@@ -251,7 +245,7 @@ class Vocabulary:
             raise FileNotFoundError(f"vocabulary {path} does not exist")
         try:
             return readers[path.suffix](path)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (*BROKEN, SafetensorError) as error:
             raise ValueError(f"{path} holds no vocabulary: {error}") from error
 
     @classmethod
@@ -346,6 +340,20 @@ class Vocabulary:
             (self.names[i], s)
             for i, s in zip(best.indices.tolist(), best.values.tolist())
         ]
+
+
+def frequency_groups(frequency: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """LVIS's groups, of name -> r, c or f: base is frequent and common, novel rare."""
+    kinds = dict(base="fc", novel="r", r="r", c="c", f="f")
+    return {
+        group: tuple(name for name, f in frequency.items() if f in members)
+        for group, members in kinds.items()
+    }
+
+
+def as_metainfo(groups: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Groups as a data set's metainfo has them, ``<group>_classes``."""
+    return {f"{group}{GROUP_SUFFIX}": names for group, names in groups.items()}
 
 
 def asked_groups(metainfo: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:

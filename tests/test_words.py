@@ -169,6 +169,12 @@ def test_another_safetensors_file_is_no_vocabulary(tmp_path: Path) -> None:
         Vocabulary.load(tmp_path / "a.safetensors")
 
 
+def test_a_damaged_file_is_no_vocabulary(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"PK" * 40)
+    with pytest.raises(ValueError, match="holds no vocabulary"):
+        Vocabulary.load(tmp_path / "a.safetensors")
+
+
 def test_the_matrix_is_the_mean_of_a_classs_words(encoder: CLIPTextEncoder) -> None:
     two = ("solid red circle", "solid blue circle")
     words = Vocabulary((two[0],), (two,)).embed(encoder)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from kdeov_mm.evaluation import RULES, Predictions, Truth, precision_table, summary
+from kdeov_mm.evaluation import RULES, Predictions, Truth, average_precision
 
 KEYS = ("AP", "AP50", "AP75", "APr", "APc", "APf")
 
@@ -133,11 +133,7 @@ def evaluate(
 
 def ours(path: Path, results: list[dict[str, Any]]) -> dict[str, float]:
     truth = Truth(json.loads(path.read_text()))
-    table = precision_table(truth, Predictions.from_coco(results), RULES["lvis"])
-    figures = summary(truth, table, {})
-    for kind in "rcf":
-        members = [f == kind for f in truth.frequency]
-        figures[f"AP{kind}"] = summary(truth, table[:, :, members], {})["AP"]
+    figures = average_precision(truth, Predictions.from_coco(results), RULES["lvis"])
     return {key: figures[key] for key in KEYS}
 
 

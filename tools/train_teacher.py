@@ -247,7 +247,8 @@ def evaluate(
     right = {k: (e @ text.T).argmax(1) == labels for k, e in embeds.items()}
     report = {k: r.float().mean().item() for k, r in right.items()}
     for group, names in world.groups.items():
-        member = torch.tensor([n in set(names) for n in world.classes])[labels]
+        members = set(names)
+        member = torch.tensor([n in members for n in world.classes])[labels]
         report[f"top1_{group}"] = right["top1"][member].float().mean().item()
     similar = embeds["top1"] @ text.T
     own = similar.gather(1, labels[:, None])[:, 0]

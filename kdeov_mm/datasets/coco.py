@@ -1,6 +1,5 @@
 """Data sets whose labels and words cannot drift apart."""
 
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,15 +42,6 @@ class COCOByName(COCO):
                 "metainfo.classes and the file agree."
             )
         return [by_name[name][0] for name in cat_names]
-
-
-def groups_of(frequency: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    """LVIS's groups as metainfo: base is frequent and common, novel is rare."""
-    groups = dict(base="fc", novel="r", r="r", c="c", f="f")
-    return {
-        f"{group}_classes": tuple(n for n, f in frequency.items() if f in members)
-        for group, members in groups.items()
-    }
 
 
 @DATASETS.register_module()
@@ -111,13 +101,13 @@ class OVCocoDataset(CocoDataset):
         if vocabulary == "all":
             return {}
         meta = self.METAINFO
-        groups = [k.removesuffix("_classes") for k in meta if k.endswith("_classes")]
+        groups = asked_groups(meta)  # the class's own: all of them
         if vocabulary not in groups:
             raise ValueError(
-                f"vocabulary is 'all', one of {groups}, or a file such as words.txt, "
-                f"got {vocabulary!r}"
+                f"vocabulary is 'all', one of {[*groups]}, or a file such as "
+                f"words.txt, got {vocabulary!r}"
             )
-        names = meta[f"{vocabulary}_classes"]
+        names = groups[vocabulary]
         palette = dict(zip(meta["classes"], meta["palette"]))
         return dict(classes=names, palette=[palette[n] for n in names])
 

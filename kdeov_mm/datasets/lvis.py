@@ -5,8 +5,9 @@ from typing import Any
 from mmdet.datasets import LVISV1Dataset
 from mmdet.registry import DATASETS
 
+from ..vocabulary import as_metainfo, frequency_groups
 from . import shapes
-from .coco import OVCocoDataset, groups_of
+from .coco import OVCocoDataset
 
 # mmdet mends a typing error of the annotation files, where names are to be found
 _MENDED = {"speaker_(stereo_equipment)": "speaker_(stero_equipment)"}
@@ -44,7 +45,7 @@ class OVLVISDataset(OVCocoDataset):
 
     METAINFO = dict(
         classes=LVIS_CLASSES,
-        **groups_of(dict(zip(LVIS_CLASSES, LVIS_FREQUENCY))),
+        **as_metainfo(frequency_groups(dict(zip(LVIS_CLASSES, LVIS_FREQUENCY)))),
         palette=[(17 * i % 256, 71 * i % 256, 113 * i % 256) for i in range(1203)],
     )
 
@@ -62,6 +63,6 @@ class Shapes1203Dataset(OVLVISDataset):
 
     METAINFO = dict(
         classes=shapes.WORLD_1203.classes,
-        **groups_of(shapes.WORLD_1203.frequency),
+        **as_metainfo(frequency_groups(shapes.WORLD_1203.frequency)),
         palette=list(shapes.WORLD_1203.palette),
     )

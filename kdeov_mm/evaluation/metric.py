@@ -14,10 +14,8 @@ from mmengine.logging import MMLogger, print_log
 from torch import Tensor
 
 from ..vocabulary import asked_groups
-from .precision import RULES, Predictions, Truth, precision_table, summary
+from .precision import RULES, Predictions, Truth, average_precision
 from .reliability import reliability
-
-FREQUENCIES = ("r", "c", "f")
 
 
 @METRICS.register_module()
@@ -95,7 +93,7 @@ class OpenVocabularyMetric(BaseMetric):
             )
         found = self._predictions(results, truth, names)
         groups = asked_groups(meta)
-        for kind in FREQUENCIES:  # LVIS's rules have figures of their own for them
+        for kind in "rcf":  # LVIS's rules have figures of their own for them
             groups.pop(kind, None)
         report: dict[str, Any] = dict(
             protocol=self.protocol,
@@ -107,7 +105,7 @@ class OpenVocabularyMetric(BaseMetric):
         )
         figures: dict[str, float] = {}
         for rule in self.rules:
-            values = self._average_precision(truth, found, rule, groups)
+            values = average_precision(truth, found, RULES[rule], groups)
             report["figures"][RULES[rule].name] = values
             lead = "" if rule == self.rules[0] else f"{rule}_"
             figures.update({lead + key: value for key, value in values.items()})
@@ -135,7 +133,8 @@ class OpenVocabularyMetric(BaseMetric):
         labels = np.concatenate([np.zeros(0), *(r[3] for r in results)]).astype(int)
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
             raise ValueError(
-                f"labels from {labels.min()} to {labels.max()} for {len(names)} words"
+                f"labels from {labels.min()} to {labels.max()} for {len(names)} words: "
+                "the model was asked for other words than the data set has"
             )
         return Predictions(
             np.repeat(np.array([r[0] for r in results], np.int64), counts),
@@ -143,17 +142,6 @@ class OpenVocabularyMetric(BaseMetric):
             boxes,
             np.concatenate([np.zeros(0), *(r[2] for r in results)]),
         )
-
-    def _average_precision(
-        self, truth: Truth, found: Predictions, rule: str, groups: dict
-    ) -> dict[str, float]:
-        table = precision_table(truth, found, RULES[rule])
-        values = summary(truth, table, groups)
-        if RULES[rule].federated:
-            for kind in FREQUENCIES:
-                members = [f == kind for f in truth.frequency]
-                values[f"AP{kind}"] = summary(truth, table[:, :, members], {})["AP"]
-        return values
 
 
 def describe(report: dict[str, Any]) -> str:
@@ -182,7 +170,7 @@ def describe(report: dict[str, Any]) -> str:
         right = "none" if curve["at_0.7"] is None else f"{curve['at_0.7']:.3f}"
         error = "none" if curve["ece"] is None else f"{curve['ece']:.4f}"
         lines.append(
-            f"  of the {curve['boxes_at_0_7']} boxes scored 0.65 to 0.75 are right: "
+            f"  of the {curve['boxes_at_0.7']} boxes scored 0.65 to 0.75 are right: "
             f"{right}; expected calibration error: {error}"
         )
     return "\n".join(lines)

@@ -7,7 +7,7 @@ parts that fit the memory.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,7 +116,10 @@ class Truth:
         if len(categories) != len(annotations["categories"]):
             counts = Counter(c["name"] for c in annotations["categories"])
             twice = [name for name, number in counts.items() if number > 1]
-            raise ValueError(f"categories of the annotation file twice: {twice[:5]}")
+            raise ValueError(
+                f"categories of the annotation file have the same name twice: "
+                f"{twice[:5]}. Labels are matched by name: rename one of each."
+            )
         unknown = [n for n in names or () if n not in categories]
         if unknown:
             raise ValueError(
@@ -133,7 +136,12 @@ class Truth:
         images = annotations["images"]
         self.images = np.unique(_ids([i["id"] for i in images], "image"))
         if len(self.images) != len(images):
-            raise ValueError("an image id is in the annotation file twice")
+            counts = Counter(i["id"] for i in images)
+            twice = [i for i, number in counts.items() if number > 1]
+            raise ValueError(
+                f"image ids are in the annotation file twice: {twice[:5]}. Which boxes "
+                "are whose cannot be told: give each image an id of its own."
+            )
         self.lists_absent = any("neg_category_ids" in i for i in images)
         asked = set(self.categories.tolist())
         self.boxes = [
@@ -246,12 +254,15 @@ def counted(truth: Truth, found: Predictions, rules: Rules) -> Array:
 def _rank(key: Array, scores: Array) -> Array:
     """Place of each prediction among those of its key, best score first."""
     order = np.lexsort((-scores, key))
-    rank = np.arange(len(key))
-    first = np.flatnonzero(np.diff(key[order], prepend=-1))
-    rank -= np.repeat(first, np.diff(first, append=len(key)))
-    out = np.empty_like(rank)
-    out[order] = rank
-    return out
+    rank = np.empty_like(order)
+    rank[order] = _rank_in_order(key[order])
+    return rank
+
+
+def _rank_in_order(key: Array) -> Array:
+    """0, 1, 2, ... within each stretch of equal keys, none of them below 0."""
+    first = np.flatnonzero(np.diff(key, prepend=-1))
+    return np.arange(len(key)) - np.repeat(first, np.diff(first, append=len(key)))
 
 
 def precision_table(truth: Truth, found: Predictions, rules: Rules) -> Array:
@@ -303,9 +314,7 @@ def _runs(
     number = len(truth.categories)
     rows = np.flatnonzero(counted(truth, found, rules))
     pairs = truth.pair(found.images[rows], found.categories[rows])
-    order = np.argsort(
-        pairs % number * (pairs.max(initial=0) + 1) + pairs, kind="stable"
-    )
+    order = np.lexsort((pairs, pairs % number))
     rows, pairs = rows[order], pairs[order]  # by class, then image, then as found
     labels = pairs % number
     known = truth.objects(rules.federated)
@@ -349,61 +358,43 @@ def _evaluate(
     number = len(truth.categories)
     both = np.unique(np.concatenate([truth.pairs[boxes], pairs]))
     both = both[np.lexsort((both, both % number))]
-    place = _rank_in_order(both % number)
-    image_of = dict(zip(both.tolist(), (place + 1).tolist()))
-    unfinished = np.isin(both, truth.unfinished)
+    image_of = dict(zip(both.tolist(), (_rank_in_order(both % number) + 1).tolist()))
     open_classes: dict[int, list[int]] = {}
-    for image, pair in zip(place[unfinished] + 1, both[unfinished]):
-        open_classes.setdefault(int(image), []).append(int(pair % number))
-    gts, dts = COCO(), COCO()
+    for pair in both[np.isin(both, truth.unfinished)].tolist():
+        open_classes.setdefault(image_of[pair], []).append(pair % number)
     images = [
         dict(
             id=i,
             neg_category_ids=labels,
             not_exhaustive_category_ids=open_classes.get(i, ()),
         )
-        for i in range(1, int(place.max(initial=0)) + 2)
+        for i in range(1, max(image_of.values(), default=1) + 1)
     ]
-    categories = [dict(id=i, name=str(i), frequency="f") for i in labels]
-    gts.dataset = dict(
-        images=images,
-        categories=categories,
-        annotations=[
-            dict(
-                id=n,
-                image_id=image_of[pair],
-                category_id=pair % number,
-                bbox=box["bbox"],
-                **_ignored(box, rules.federated),
-            )
-            for n, (pair, box) in enumerate(
-                zip(truth.pairs[boxes].tolist(), (truth.boxes[i] for i in boxes)), 1
-            )
-        ],
-    )
-    dts.dataset = dict(
-        images=images,
-        categories=categories,
-        annotations=[
-            dict(
-                id=n,
-                image_id=image_of[pair],
-                category_id=pair % number,
-                bbox=box,
-                area=box[2] * box[3],
-                score=score,
-                iscrowd=0,
-            )
-            for n, (pair, box, score) in enumerate(
-                zip(pairs.tolist(), part.boxes.tolist(), part.scores.tolist()), 1
-            )
-        ],
-    )
-    gts.createIndex()
-    dts.createIndex()
+
+    def index(pairs: Array, records: Iterable[dict[str, Any]]) -> COCO:
+        """Boxes, each of an image and a class, with ids from 1."""
+        content = COCO()
+        content.dataset = dict(
+            images=images,
+            categories=[dict(id=i, name=str(i), frequency="f") for i in labels],
+            annotations=[
+                dict(r, id=n, image_id=image_of[pair], category_id=pair % number)
+                for n, (pair, r) in enumerate(zip(pairs.tolist(), records), 1)
+            ],
+        )
+        content.createIndex()
+        return content
+
+    known = (truth.boxes[i] for i in boxes)
     run = COCOeval_faster(
-        gts,
-        dts,
+        index(truth.pairs[boxes], (_object(b, rules.federated) for b in known)),
+        index(
+            pairs,
+            (
+                dict(bbox=box, area=box[2] * box[3], score=score, iscrowd=0)
+                for box, score in zip(part.boxes.tolist(), part.scores.tolist())
+            ),
+        ),
         "bbox",
         print_function=lambda *_: None,
         lvis_style=rules.federated,
@@ -418,22 +409,32 @@ def _evaluate(
     return run
 
 
-def _ignored(box: Mapping[str, Any], federated: bool) -> dict[str, Any]:
-    """Area and crowd flag: COCO ignores crowds, LVIS what is flagged ``ignore``.
+def _object(box: Mapping[str, Any], federated: bool) -> dict[str, Any]:
+    """An annotation: COCO ignores crowds, LVIS what is flagged ``ignore``.
 
     An area beyond all ranges is ignored too, and matched as any object, not as a crowd.
     """
     width, height = box["bbox"][2:]
     area = box.get("area", width * height)
+    crowd = int(box.get("iscrowd", 0))
     if federated:
-        return dict(area=2e10 if box.get("ignore") else area, iscrowd=0)
-    return dict(area=area, iscrowd=int(box.get("iscrowd", 0)))
+        area, crowd = 2e10 if box.get("ignore") else area, 0
+    return dict(bbox=box["bbox"], area=area, iscrowd=crowd)
 
 
-def _rank_in_order(key: Array) -> Array:
-    """0, 1, 2, ... within each stretch of equal keys."""
-    first = np.flatnonzero(np.diff(key, prepend=-1))
-    return np.arange(len(key)) - np.repeat(first, np.diff(first, append=len(key)))
+def average_precision(
+    truth: Truth,
+    found: Predictions,
+    rules: Rules,
+    groups: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, float]:
+    """The figures of :func:`summary`, and by LVIS's rules ``APr``, ``APc``, ``APf``."""
+    table = precision_table(truth, found, rules)
+    figures = summary(truth, table, groups or {})
+    for kind in "rcf" if rules.federated else "":
+        members = [frequency == kind for frequency in truth.frequency]
+        figures[f"AP{kind}"] = mean_precision(table[:, :, members])
+    return figures
 
 
 def summary(

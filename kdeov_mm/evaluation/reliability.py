@@ -33,6 +33,11 @@ def reliability(
     pairs = truth.pair(found.images, found.categories)
     labels = pairs % len(truth.categories)
     absent = truth.absent(rules.federated)
+    flag = "ignore" if rules.federated else "iscrowd"
+    objects = [
+        i for i in truth.objects(rules.federated) if not truth.boxes[i].get(flag, 0)
+    ]
+    object_labels = truth.pairs[objects] % len(truth.categories)
     index = {name: i for i, name in enumerate(truth.names)}
     result = {}
     for group, names in groups.items():
@@ -40,14 +45,10 @@ def reliability(
         asked[[index[n] for n in names]] = True
         mine = asked[labels]
         wrong_there = mine & (verdicts == 0) & np.isin(pairs, absent)
-        flag = "ignore" if rules.federated else "iscrowd"
-        known = truth.objects(rules.federated)
-        counted = np.array([not truth.boxes[i].get(flag, 0) for i in known], bool)
-        objects = asked[truth.pairs[known] % len(index)] & counted
         result[group] = false_positives(
             found.scores[mine & (verdicts == 1)],
             found.scores[wrong_there],
-            int(objects.sum()),
+            int(asked[object_labels].sum()),
             int(asked[absent % len(index)].sum()),
         )
         counts = mine & (verdicts >= 0)
@@ -121,6 +122,8 @@ def calibration(scores: Array, right: Array) -> dict[str, Any]:
                 zip(number.tolist(), score.tolist(), share.tolist())
             )
         ],
-        **{"at_0.7": float(right[near].mean()) if near.any() else None},
-        boxes_at_0_7=int(near.sum()),
+        **{
+            "at_0.7": float(right[near].mean()) if near.any() else None,
+            "boxes_at_0.7": int(near.sum()),
+        },
     )

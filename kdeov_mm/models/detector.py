@@ -76,7 +76,7 @@ class KDEOVDetector(SingleStageDetector):
         """One CLIP for words, crops and the head's dimension; RGB for its eyes."""
         words = self.text_encoder.source
         head_dims = self.bbox_head.head_module.embed_dims
-        clip_dims = words.model_config()["embed_dim"]
+        clip_dims = self.text_encoder.embed_dims
         if head_dims != clip_dims:
             raise ValueError(
                 f"the CLIP of model.text_encoder has {clip_dims} dimensions, "
