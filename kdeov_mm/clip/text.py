@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections import ChainMap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ class CLIPTextEncoder:
         if missing:
             self._vectors.update(zip(missing, self.encode(missing)))
             self._save_cache()
-        known = {**self._vectors, **self._given}
+        known = ChainMap(self._given, self._vectors)
         return torch.stack([known[word] for word in words])
 
     def encode(self, words: Sequence[str]) -> Tensor:

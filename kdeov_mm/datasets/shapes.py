@@ -54,6 +54,7 @@ MORE_COLORS = {
     "magenta": (225, 25, 160),
     "beige": (230, 205, 160),
 }
+_PAINT = {**COLORS, **MORE_COLORS}
 HELD_OUT_1203 = ("purple", "teal", "beige", "ring", "chevron")
 MORE_SHAPES = ("diamond", "house", "bolt", "crown", "hourglass", "chevron")
 HELD_OUT_COLORS = ("purple", "orange")
@@ -128,8 +129,7 @@ def _world_1203() -> World:
     that a student without a teacher cannot tell its objects by elimination. Of the
     5 x 14 x 18 combinations as many are kept as LVIS has classes.
     """
-    colors = {**COLORS, **MORE_COLORS}
-    named = list(product((*FILLS, *MORE_FILLS), colors, (*SHAPES, *MORE_SHAPES)))
+    named = list(product((*FILLS, *MORE_FILLS), _PAINT, (*SHAPES, *MORE_SHAPES)))
     held_out = {*HELD_OUT_1203}
     seen = sorted((" ".join(n) for n in named if not held_out & {*n}), key=_by_hash)
     rare = sorted((" ".join(n) for n in named if held_out & {*n}), key=_by_hash)[:337]
@@ -144,14 +144,13 @@ def _world_1203() -> World:
             novel=tuple(n for n in classes if frequency[n] == "r"),
         ),
         {n: frequency[n] for n in classes},
-        tuple(colors[n.split()[1]] for n in classes),
+        tuple(_PAINT[n.split()[1]] for n in classes),
         odds / odds.sum(),
         repeats=0.2,
     )
 
 
 WORLD_1203 = _world_1203()
-_PAINT = {**COLORS, **MORE_COLORS}
 WORLDS = {"360": WORLD_360, "1203": WORLD_1203}
 _DARK = np.array((28, 28, 32), np.float32)
 
