@@ -46,5 +46,5 @@ setup(
         "faster-coco-eval",
         "ijson",
     ],
-    extras_require={"mm": MM, "dev": DEV},
+    extras_require={"mm": MM, "search": ["faiss-cpu"], "dev": DEV},
 )

@@ -7,5 +7,6 @@ from . import compat
 compat.apply()
 
 from . import clip, datasets, evaluation, models  # noqa: E402
+from .api import KDEOV  # noqa: E402
 
-__all__ = ["clip", "compat", "datasets", "evaluation", "models"]
+__all__ = ["KDEOV", "clip", "compat", "datasets", "evaluation", "models"]

@@ -1,18 +1,23 @@
 """Images and words -> boxes, names, drawings."""
 
+import copy
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from mmcv.transforms import Compose
-from mmdet.apis import init_detector
+from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.logging import print_log
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import init_default_scope
+from mmengine.runner import load_checkpoint
 from mmengine.visualization import Visualizer
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -39,8 +44,12 @@ class Detections:
 
 def load_model(
     config: str | Path | Config, checkpoint: str | Path, device: str = "cpu"
-) -> KDEOVDetector:
-    """Build a trained detector for inference; ``model.cfg`` is its config."""
+) -> Any:
+    """Build a trained model for inference; ``model.cfg`` is its config.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+    """
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(
             f"checkpoint {checkpoint} does not exist; train one with "
@@ -48,7 +57,15 @@ def load_model(
         )
     if not isinstance(config, Config):
         config = Config.fromfile(config, lazy_import=False)
-    return init_detector(config, str(checkpoint), device=device)
+    init_default_scope(config.get("default_scope", "mmdet"))
+    if config.model.backbone.get("init_cfg"):  # its weights come with the checkpoint
+        config = copy.deepcopy(config)
+        config.model.backbone.init_cfg = None
+    model = revert_sync_batchnorm(MODELS.build(config.model))
+    content = load_checkpoint(model, str(checkpoint), map_location="cpu")
+    model.dataset_meta = content.get("meta", {}).get("dataset_meta", {})
+    model.cfg = config
+    return model.to(device).eval()
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -62,20 +79,24 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     try:
         with Image.open(path) as file:
-            picture: Image.Image = ImageOps.exif_transpose(file)
-            if picture.mode.startswith("I"):  # 16 bits of gray
-                gray = np.asarray(picture).astype(np.float64) / 257
-                picture = Image.fromarray(gray.clip(0, 255).astype(np.uint8))
-            if "A" in picture.mode or "transparency" in picture.info:
-                picture = picture.convert("RGBA")
-                paper = Image.new("RGBA", picture.size, "white")
-                picture = Image.alpha_composite(paper, picture)
-            rgb = np.asarray(picture.convert("RGB"))
+            return to_bgr(file)
     except FileNotFoundError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise OSError(f"cannot read image {path}: {error}") from error
-    return np.ascontiguousarray(rgb[..., ::-1])
+
+
+def to_bgr(picture: Image.Image) -> np.ndarray:
+    """Any PIL picture as (H, W, 3) uint8 BGR; see :func:`read_image`."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):  # 16 bits of gray
+        gray = np.asarray(picture).astype(np.float64) / 257
+        picture = Image.fromarray(gray.clip(0, 255).astype(np.uint8))
+    if "A" in picture.mode or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        paper = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(paper, picture)
+    return np.ascontiguousarray(np.asarray(picture.convert("RGB"))[..., ::-1])
 
 
 @torch.no_grad()

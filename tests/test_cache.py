@@ -20,7 +20,8 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from kdeov_mm.clip import CachedTeacher, CLIPImageTeacher, EmbeddingStore, StoreMismatch
-from kdeov_mm.models.region_head import block_boxes
+from kdeov_mm.models.regions import block_boxes
+from kdeov_mm.models.teaching import undo_normalisation
 
 from .conftest import EMBED_DIMS, ROOT, load_tool, run_env, write_clip
 
@@ -37,9 +38,9 @@ def config(
     cfg.model.teacher = dict(
         type="CachedTeacher", store=str(folder), model=cfg.model.text_encoder.model
     )
-    cfg.model.distill.image.projection.embed_dims = EMBED_DIMS
+    cfg.model.global_head.projection.embed_dims = EMBED_DIMS
     sources = ("truth", "blocks")
-    cfg.model.distill.update(
+    cfg.model.distill = dict(
         region=dict(type="RegionDistillation", distances=COSINE, sources=sources),
         dense=dict(type="DenseDistillation", distances=COSINE, window=48),
     )
@@ -99,7 +100,8 @@ def batch(request: Any, config: Config, dataset: Any) -> Iterator[dict[str, Any]
     data = model.data_preprocessor(data, True)
     samples = data["data_samples"]
     assert all(s.metainfo.get("flip", False) == request.param for s in samples)
-    pixels = model.pixels(data["inputs"], [s.img_shape for s in samples])
+    shapes = [s.img_shape for s in samples]
+    pixels = undo_normalisation(model.data_preprocessor, data["inputs"], shapes)
     yield dict(pixels=pixels, samples=samples)
 
 
@@ -141,8 +143,7 @@ def test_the_losses_of_a_cached_training_are_those_of_a_live_one(
         torch.manual_seed(0)
         model = MODELS.build(cfg).train()
         if kind == "CachedTeacher":
-            heads = dict(model.distill.items())
-            model.teacher.admit(dataset, heads, model.data_preprocessor)
+            model.teacher.admit(dataset, model.pupils, model.data_preprocessor)
         torch.manual_seed(1)
         losses.append(model.loss(batch["pixels"], batch["samples"]))
     assert {"loss_dense_cosine", "loss_region_cosine"} < set(losses[0])

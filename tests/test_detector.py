@@ -10,6 +10,7 @@ from mmdet.structures import DetDataSample
 from torch import Tensor
 
 from kdeov_mm.models import KDEOVDetector
+from kdeov_mm.models.teaching import undo_normalisation
 
 from .conftest import EMBED_DIMS, WORDS, make_sample, write_clip
 
@@ -89,7 +90,8 @@ def test_the_teacher_sees_the_picture_as_rgb_in_0_to_1(
     data = model.data_preprocessor(
         dict(inputs=[bgr], data_samples=[make_sample(*TRUTH)]), training=True
     )
-    pixels = model.pixels(data["inputs"], [s.img_shape for s in data["data_samples"]])
+    shapes = [s.img_shape for s in data["data_samples"]]
+    pixels = undo_normalisation(model.data_preprocessor, data["inputs"], shapes)
     torch.testing.assert_close(pixels[0], bgr.flip(0).float() / 255)
 
 

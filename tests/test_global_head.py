@@ -13,10 +13,11 @@ from kdeov_mm.datasets import LoadCaptions
 from kdeov_mm.models import (
     AttentionDistillation,
     DenseDistillation,
-    GlobalDistillation,
+    GlobalHead,
     Locations,
 )
 from kdeov_mm.models.dense_head import embedding_maps, window_grid
+from kdeov_mm.models.global_head import filled_part
 
 from .conftest import CLIP_CONFIG, EMBED_DIMS, make_sample
 
@@ -52,11 +53,11 @@ def make_feats(batch: int = 2, size: int = 8) -> list[Tensor]:
     return [torch.randn(batch, c, s, s) for c, s in zip(CHANNELS, sizes, strict=True)]
 
 
-def make_head(**changes: Any) -> GlobalDistillation:
+def make_head(**changes: Any) -> GlobalHead:
     projection = dict(
         type="GlobalProjection", in_channels=CHANNELS, embed_dims=EMBED_DIMS
     )
-    return GlobalDistillation(**{"projection": projection, **changes})
+    return GlobalHead(**{"projection": projection, **changes})
 
 
 def make_locations(feats: Sequence[Tensor], side: int = 64) -> Locations:
@@ -74,6 +75,19 @@ def make_locations(feats: Sequence[Tensor], side: int = 64) -> Locations:
     )
 
 
+def make_cfg(distances: Any = None, **changes: Any) -> dict[str, Any]:
+    """A global head for the base student."""
+    projection = dict(
+        type="GlobalProjection",
+        in_channels=[256, 512, 1024],
+        embed_dims=EMBED_DIMS,
+        widen_factor=0.25,
+    )
+    return dict(
+        type="GlobalHead", projection=projection, distances=distances, **changes
+    )
+
+
 PIXELS = torch.rand(2, 3, 64, 64)
 SAMPLES = [make_sample(caption="a"), make_sample(caption="b")]
 
@@ -83,7 +97,7 @@ SAMPLES = [make_sample(caption="a"), make_sample(caption="b")]
 
 def test_image_loss_is_zero_when_student_and_teacher_agree() -> None:
     head, feats = make_head(distances=COSINE), make_feats()
-    same = Known(images=head.embed(feats, SAMPLES).detach())
+    same = Known(images=head.embed(feats, filled_part(SAMPLES)).detach())
     args = (PIXELS, SAMPLES, None)
     assert head.loss(feats, None, same, *args)["loss_global_cosine"].abs() < 1e-5
     other = Known(images=unit(2, EMBED_DIMS))
@@ -94,25 +108,30 @@ def test_an_image_embedding_is_a_unit_vector_that_padding_does_not_change() -> N
     head = make_head(distances=COSINE)
     small = make_feats(1, 8)
     padded = [F.pad(f, (0, f.shape[-1], 0, 0), value=7.0) for f in small]
-    alone = head.embed(small, [make_sample()])
+    alone = head.embed(small, filled_part([make_sample()]))
     sample = make_sample()
     sample.set_metainfo(dict(batch_input_shape=(64, 128)))
-    torch.testing.assert_close(head.embed(padded, [sample]), alone)
+    torch.testing.assert_close(head.embed(padded, filled_part([sample])), alone)
     torch.testing.assert_close(alone.norm(dim=-1), torch.ones(1))
 
 
 def test_captions_are_contrasted_and_their_absence_is_named() -> None:
     head, feats = make_head(contrast=dict(type="InfoNCE")), make_feats()
-    same = Known(captions=head.embed(feats, SAMPLES).detach())
+    same = Known(captions=head.embed(feats, filled_part(SAMPLES)).detach())
     (name,) = losses = head.loss(feats, None, same, PIXELS, SAMPLES, None)
     assert name == "loss_global_contrast" and losses[name] >= 0
     with pytest.raises(ValueError, match="LoadCaptions"):
         head.loss(feats, None, same, PIXELS, [make_sample()] * 2, None)
 
 
-def test_a_head_with_nothing_to_learn_is_refused() -> None:
-    with pytest.raises(ValueError, match="nothing to learn"):
-        make_head()
+def test_a_head_that_learns_nothing_asks_no_teacher(
+    build_detector: Callable[..., Any],
+) -> None:
+    assert not make_head().learns
+    model = build_detector(distill=None, teacher=None, global_head=make_cfg())
+    assert not model.pupils
+    with pytest.raises(ValueError, match="global_head.*teacher"):
+        build_detector(teacher=None, distill=None, global_head=make_cfg(COSINE))
 
 
 def test_captions_belong_to_their_image(tmp_path: Any) -> None:
@@ -226,29 +245,18 @@ def test_attention_does_not_see_the_padding() -> None:
 def test_any_subset_of_heads_goes_on_one_detector(
     build_detector: Callable[..., Any],
 ) -> None:
-    image = dict(
-        type="GlobalDistillation",
-        distances=COSINE,
-        contrast=dict(type="InfoNCE"),
-        projection=dict(
-            type="GlobalProjection",
-            in_channels=[256, 512, 1024],
-            embed_dims=EMBED_DIMS,
-            widen_factor=0.25,
-        ),
-    )
+    image = make_cfg(COSINE, contrast=dict(type="InfoNCE"))
     region = dict(
         type="RegionDistillation",
         distances=COSINE,
         sources=("truth", "random", "blocks"),
     )
     heads = dict(
-        image=image,
         dense=dict(type="DenseDistillation", distances=COSINE),
         attention=dict(type="AttentionDistillation", distances=COSINE),
         region=region,
     )
-    model = build_detector(distill=dict(_delete_=True, **heads))
+    model = build_detector(distill=dict(_delete_=True, **heads), global_head=image)
     data = model.data_preprocessor(
         dict(
             inputs=[torch.randint(256, (3, 64, 64), dtype=torch.uint8)] * 2,
@@ -268,7 +276,7 @@ def test_any_subset_of_heads_goes_on_one_detector(
     }
     total, _ = model.parse_losses(losses)
     total.backward()
-    for name, head in model.distill.items():
+    for name, head in model.pupils.items():
         for parameter in head.parameters():
             assert parameter.grad is not None and parameter.grad.isfinite().all(), name
 

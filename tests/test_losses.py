@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdeov_mm.models import ContrastiveDistance, InfoNCE, RelationalDistance
+from kdeov_mm.models.losses import initial_log_scale
 
 from .conftest import run_env
 
@@ -20,25 +21,30 @@ def unit(*shape: int) -> Tensor:
     return F.normalize(torch.randn(*shape), dim=-1)
 
 
+SCALE = initial_log_scale()
+
+
 def test_info_nce_by_hand() -> None:
     """Two pairs, cosine 1 within and 0.9 across, at temperature 0.07."""
     pairs = torch.tensor([[1.0, 0.0], [0.9, 0.19**0.5]])
     right, wrong = (math.log1p(math.exp(sign * 0.1 / 0.07)) for sign in (-1, 1))
-    assert InfoNCE(loss_weight=2.0)(pairs, pairs).item() == pytest.approx(2 * right)
-    assert InfoNCE()(pairs, pairs.flip(0)).item() == pytest.approx(wrong)
+    assert InfoNCE(loss_weight=2.0)(pairs, pairs, SCALE).item() == pytest.approx(
+        2 * right
+    )
+    assert InfoNCE()(pairs, pairs.flip(0), SCALE).item() == pytest.approx(wrong)
 
 
 def test_info_nce_is_the_cross_entropy_of_clip() -> None:
     images, captions = unit(6, 8), unit(6, 8)
     logits, own = images @ captions.T / 0.07, torch.arange(6)
     clip = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
-    torch.testing.assert_close(InfoNCE()(images, captions), clip)
+    torch.testing.assert_close(InfoNCE()(images, captions, SCALE), clip)
 
 
 def test_images_with_the_same_caption_are_no_negatives() -> None:
     captions = unit(3, 8)[[0, 1, 2, 0]]
     images = captions.clone().requires_grad_()
-    loss = InfoNCE()(images, captions)
+    loss = InfoNCE()(images, captions, SCALE)
     assert loss < 0.05  # with negatives of equal captions: at least log(2) / 2
     loss.backward()
     apart = (images.grad @ captions[0]).abs()
@@ -48,15 +54,16 @@ def test_images_with_the_same_caption_are_no_negatives() -> None:
 def test_info_nce_does_not_see_the_order_of_the_batch() -> None:
     images, captions, order = unit(5, 8), unit(5, 8), torch.randperm(5)
     torch.testing.assert_close(
-        InfoNCE()(images, captions), InfoNCE()(images[order], captions[order])
+        InfoNCE()(images, captions, SCALE),
+        InfoNCE()(images[order], captions[order], SCALE),
     )
 
 
 def test_the_temperature_starts_at_clips_and_learns() -> None:
-    loss = InfoNCE()
-    assert loss.log_scale.exp().item() == pytest.approx(1 / 0.07)
-    loss(unit(4, 8), unit(4, 8)).backward()
-    assert loss.log_scale.grad.abs() > 0
+    log_scale = torch.nn.Parameter(initial_log_scale())
+    assert log_scale.exp().item() == pytest.approx(1 / 0.07)
+    InfoNCE()(unit(4, 8), unit(4, 8), log_scale).backward()
+    assert log_scale.grad.abs() > 0
 
 
 PROCESS = """
@@ -64,25 +71,26 @@ import sys, torch, torch.distributed as dist, torch.nn.functional as F
 dist.init_process_group("gloo")
 import kdeov_mm
 from kdeov_mm.models import InfoNCE
+from kdeov_mm.models.losses import initial_log_scale
 torch.manual_seed(0)
 data, weight = torch.randn(6, 5), torch.randn(5, 8)
 captions = F.normalize(torch.randn(6, 8), dim=-1)
 captions[5] = captions[0]  # equal, in two processes
 layer = torch.nn.Linear(5, 8, bias=False)
 layer.weight.data.copy_(weight.T)
-model = torch.nn.ModuleDict(dict(layer=layer, loss=InfoNCE()))
 class Run(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.parts = model
+        self.layer = layer
+        self.log_scale = torch.nn.Parameter(initial_log_scale())
     def forward(self, x, y):
-        images = F.normalize(self.parts["layer"](x), dim=-1)
-        return self.parts["loss"](images, y)
+        images = F.normalize(self.layer(x), dim=-1)
+        return InfoNCE()(images, y, self.log_scale)
 mine = slice(dist.get_rank() * 3, dist.get_rank() * 3 + 3)
 run = torch.nn.parallel.DistributedDataParallel(Run())
 loss = run(data[mine], captions[mine])
 loss.backward()
-torch.save([loss.detach(), layer.weight.grad, model["loss"].log_scale.grad],
+torch.save([loss.detach(), layer.weight.grad, run.module.log_scale.grad],
            f"{sys.argv[1]}/{dist.get_rank()}.pt")
 dist.destroy_process_group()
 """
@@ -109,13 +117,14 @@ def test_two_processes_give_the_loss_and_gradients_of_the_joint_batch(
     data, weight = torch.randn(6, 5), torch.randn(5, 8)
     captions = F.normalize(torch.randn(6, 8), dim=-1)
     captions[5] = captions[0]
-    kernel, joint = weight.T.clone().requires_grad_(), InfoNCE()
-    loss = joint(F.normalize(data @ kernel.T, dim=-1), captions)
+    kernel = weight.T.clone().requires_grad_()
+    log_scale = initial_log_scale().requires_grad_()
+    loss = InfoNCE()(F.normalize(data @ kernel.T, dim=-1), captions, log_scale)
     loss.backward()
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")
         for got, wanted in zip(
-            found, (loss.detach(), kernel.grad, joint.log_scale.grad), strict=True
+            found, (loss.detach(), kernel.grad, log_scale.grad), strict=True
         ):
             torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
 

@@ -143,7 +143,8 @@ def raw_logits(model: KDEOVDetector, words: tuple[str, ...]) -> Tensor:
     torch.manual_seed(1)
     samples = [make_sample(text=words)] * 2
     with torch.no_grad():
-        logits, _ = model(torch.rand(2, 3, 64, 64), samples, mode="tensor")
+        said = model(torch.rand(2, 3, 64, 64), samples, mode="tensor")
+        logits, _ = said["predictions"]
     return torch.cat([m.flatten(2) for m in logits], 2)  # (B, K, N)
 
 

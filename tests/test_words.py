@@ -488,7 +488,8 @@ def test_synonyms_answer_by_the_mean_of_vectors_or_the_best_score(
     @torch.no_grad()
     def logits(how: str, *text: Any) -> Tensor:
         monkeypatch.setattr(lively, "synonyms", how)
-        return lively._forward(image, [make_sample(text=text)])[0][0]
+        said = lively._forward(image, [make_sample(text=text)])
+        return said["predictions"][0][0]
 
     alone = logits("mean", one, two, three)
     best = logits("max", (one, two), three)

@@ -37,6 +37,7 @@ from kdeov_mm.clip.cache import (
 )
 from kdeov_mm.clip.loading import file_sha256
 from kdeov_mm.models import KDEOVDetector, words_of
+from kdeov_mm.models.teaching import undo_normalisation
 
 CHUNK = 16  # images that pass the teacher together
 
@@ -128,8 +129,10 @@ class Embedder:
         self.teacher = CLIPImageTeacher(**clip)
         self.proposals, self.dense = proposals, dense
         self.student: KDEOVDetector = MODELS.build(cfg.model).eval()
-        heads: list[Any] = list(self.student.distill.values())
-        self.heads = [head for head in heads if hasattr(head, "scales")]
+        heads: list[Any] = list(self.student.pupils.values())
+        self.heads = [
+            h for h in heads if hasattr(h, "scales") and getattr(h, "sources", True)
+        ]
         self.own: Any = next(
             (h for h in heads if "stored" in getattr(h, "sources", ())), None
         )
@@ -213,7 +216,8 @@ class Embedder:
                 f"padding, got {sorted(sizes | {self.size})[:3]}: resize without "
                 "keep_ratio to a multiple of pad_size_divisor, or do without them."
             )
-        return self.student.pixels(batch["inputs"], shapes), samples
+        preprocessor = self.student.data_preprocessor
+        return undo_normalisation(preprocessor, batch["inputs"], shapes), samples
 
     def records(self, pixels: Tensor, samples: list[DetDataSample]) -> Iterator[Record]:
         """Embed a chunk, as it is and mirrored."""

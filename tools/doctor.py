@@ -488,8 +488,7 @@ def check_teacher(cfg: Config, model: Any, train: Any) -> None:
             )
         )
     try:
-        parts = dict(model.distill.items())
-        teacher.admit(train, parts, model.data_preprocessor)
+        teacher.admit(train, model.pupils, model.data_preprocessor)
         print(f"store: {teacher.folder}, of this teacher, data set and pipeline.")
     except (StoreMismatch, OSError, ValueError) as error:
         another = "is of another teacher" in str(error)
@@ -541,7 +540,9 @@ def logits_of(model: Any, batch: Sequence[Any]) -> Iterator[Finding]:
     samples = [DetDataSample(metainfo=dict(text=words))] * len(batch)
     with torch.no_grad():
         outputs = model(data["inputs"], samples, mode="tensor")
-    logits = torch.cat([o.flatten(2) for o in outputs[0]], 2)  # (B, K, N)
+    logits = torch.cat(
+        [o.flatten(2) for o in outputs["predictions"][0]], 2
+    )  # (B, K, N)
     prior = logits.sigmoid().mean().item()
     apart = logits.std(1).mean().item() if len(words) > 1 else float("nan")
     print(f"scores at step 0: mean {prior:.5f}, spread over words {apart:.3f} logits.")
@@ -635,12 +636,12 @@ def terms_of(
         head = next(
             (
                 key
-                for key, head in model.distill.items()
+                for key, head in model.pupils.items()
                 if {name, name.removesuffix(f"_{key}")} & set(loss_names(head))
             ),
             None,
         )
-        module = f"distill.{head}" if head else "bbox_head"
+        module = f"distill.{head}" if head in model.distill else head or "bbox_head"
         if value != value or abs(value) == float("inf"):
             yield Finding(
                 "loss not finite",
@@ -660,9 +661,9 @@ def terms_of(
 
 def loss_names(head: Any) -> list[str]:
     """The loss terms that a distillation head may return."""
-    kind = type(head).__name__.removesuffix("Distillation").lower()
-    names = [f"loss_{kind}_{name}" for name in getattr(head, "distances", {})]
-    return [*names, f"loss_{kind}_contrast"]
+    kind = type(head).__name__.removesuffix("Distillation").removesuffix("Head").lower()
+    terms = (*head.distances, "contrast", "calibration")
+    return [f"loss_{kind}_{name}" for name in terms]
 
 
 if __name__ == "__main__":

@@ -307,7 +307,7 @@ def compare_with_plain(cfg: Config, rounds: int = 8) -> dict[str, Any]:
     batches = list(itertools.islice(Runner.build_dataloader(loader), 4))
     if isinstance(ours.teacher, CachedTeacher):
         data = DATASETS.build(loader.dataset)
-        ours.teacher.admit(data, dict(ours.distill.items()), ours.data_preprocessor)
+        ours.teacher.admit(data, ours.pupils, ours.data_preprocessor)
     closed = copy.deepcopy(batches)
     for sample in itertools.chain(*(batch["data_samples"] for batch in closed)):
         sample.gt_instances.labels %= 80

@@ -6,12 +6,10 @@ safetensors, memory-mapped when read. Each image is there twice, as it is and
 mirrored. ``tools/cache_embeddings.py`` fills a store.
 """
 
-import fcntl
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ..files import locked, write_whole
 from .loading import CLIPSource
 
 FORMAT = 1
@@ -93,7 +92,7 @@ class EmbeddingStore:
                     "python tools/cache_embeddings.py CONFIG"
                 )
             self.folder.mkdir(parents=True, exist_ok=True)
-            _replace(path, json.dumps(manifest, indent=1).encode())
+            write_whole(path, json.dumps(manifest, indent=1).encode())
         try:
             self.manifest: dict[str, Any] = json.loads(path.read_text())
         except ValueError as error:
@@ -128,27 +127,9 @@ class EmbeddingStore:
         """Where a shard is, or will be."""
         return self.folder / f"shard-{number:05d}.safetensors"
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other writers out; what a killed one left unfinished is removed.
-
-        Raises:
-            BlockingIOError: another process is filling this store.
-        """
-        handle = os.open(self.folder, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(handle)
-            raise BlockingIOError(
-                f"another process is filling {self.folder}: wait for it, or stop it"
-            ) from error
-        try:
-            for path in self.folder.glob("*.tmp"):
-                path.unlink()
-            yield
-        finally:
-            os.close(handle)
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other writers out; see :func:`kdeov_mm.files.locked`."""
+        return locked(self.folder)
 
     def write_shard(
         self, number: int, ids: Sequence[Any], records: Sequence[Record]
@@ -174,7 +155,7 @@ class EmbeddingStore:
         about["sha256"] = _digest(tensors, about)
         # one entry: safetensors writes several in an order that changes
         data = save(tensors, metadata={"about": json.dumps(about)})
-        _replace(self.shard_file(number), data)
+        write_whole(self.shard_file(number), data)
 
     def is_whole(self, number: int) -> bool:
         """Whether a shard is there and its content is what was written."""
@@ -306,15 +287,6 @@ def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) < 300 else f"{text[:300]} ..."
-
-
-def _replace(path: Path, data: bytes) -> None:
-    scratch = path.with_suffix(".tmp")
-    with scratch.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
 
 
 def teacher_identity(source: CLIPSource) -> dict[str, Any]:
@@ -625,6 +597,6 @@ class EmbeddingCacheHook(Hook):
         if isinstance(model.teacher, CachedTeacher):
             model.teacher.admit(
                 runner.train_dataloader.dataset,
-                dict(model.distill.items()),
+                model.pupils,
                 model.data_preprocessor,
             )

@@ -168,25 +168,11 @@ class CLIPTextEncoder:
         # (T, K, D) -> (K, D)
         return F.normalize(torch.stack(embeds).mean(0), dim=-1)
 
-    @torch.no_grad()
-    @torch.autocast("cpu", enabled=False)  # the student's must not round the cache
-    @torch.autocast("cuda", enabled=False)
-    def embed_prompts(
-        self,
-        prompts: Sequence[str],
-        device: torch.device | str = "cpu",
-        chunk: int = 256,
-    ) -> Tensor:
-        """Embed whole sentences, as they are, without the cache.
+    def num_parameters(self) -> int:
+        """Parameters of the text tower, which is loaded for it."""
+        return sum(p.numel() for p in self._load().parameters())
 
-        Args:
-            prompts: N sentences.
-            device: where the tower computes.
-            chunk: sentences that pass the tower at once.
-
-        Returns:
-            (N, D) float32 unit vectors on ``device``.
-        """
+    def _load(self) -> Any:
         if self._tower is None:
             print_log(
                 f"Loading the text tower of CLIP '{self.source.model}'", "current"
@@ -194,16 +180,44 @@ class CLIPTextEncoder:
             self._tower = self.source.load()
             del self._tower.visual  # 60 % of a ViT-B/32
             self._tokenize = self.source.tokenizer()
-        self._tower.to(device)
-        parts = [prompts[i : i + chunk] for i in range(0, len(prompts), chunk)]
-        return torch.cat(
-            [
-                self._tower.encode_text(
-                    self._tokenize(list(part)).to(device), normalize=True
-                )
-                for part in parts
-            ]
-        )
+        return self._tower
+
+    @torch.no_grad()
+    @torch.autocast("cpu", enabled=False)  # the student's must not round the cache
+    @torch.autocast("cuda", enabled=False)
+    def embed_prompts(
+        self,
+        prompts: Sequence[str] | Tensor,
+        device: torch.device | str = "cpu",
+        chunk: int = 256,
+    ) -> Tensor:
+        """Embed whole sentences, as they are, without the cache.
+
+        Args:
+            prompts: N sentences, or their tokens (N, context).
+            device: where the tower computes.
+            chunk: sentences that pass the tower at once.
+
+        Returns:
+            (N, D) float32 unit vectors on ``device``.
+        """
+        tower = self._load().to(device)
+        if isinstance(prompts, Tensor):
+            tokens = prompts
+        elif isinstance(prompts, str) or not all(isinstance(p, str) for p in prompts):
+            raise ValueError(f"expected a list of sentences, got {prompts!r:.200}")
+        else:
+            tokens = self._tokenize(list(prompts))
+        if tokens.ndim != 2 or tokens.shape[1] != tower.context_length:
+            raise ValueError(
+                f"expected tokens (N, {tower.context_length}) of CLIP "
+                f"'{self.source.model}', got {tuple(tokens.shape)}"
+            )
+        parts = [
+            tower.encode_text(part.to(device), normalize=True)
+            for part in tokens.split(chunk)
+        ]
+        return torch.cat(parts)
 
     def load_cache(self, path: Path) -> dict[str, Tensor]:
         """Read a cache file made by this CLIP with these templates.

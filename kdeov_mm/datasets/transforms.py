@@ -47,13 +47,14 @@ class LoadCaptions(BaseTransform):
     """Give each sample one of its image's captions, another one each time.
 
     Args:
-        ann_file: captions in COCO's format, for the images of the data set.
+        ann_file: captions in COCO's format, for the images of the data set; None for
+            those of :class:`CaptionDataset`.
     """
 
-    def __init__(self, ann_file: str) -> None:
+    def __init__(self, ann_file: str | None = None) -> None:
         self.ann_file = ann_file
         self.captions: dict[Any, list[str]] = {}
-        for annotation in load(ann_file)["annotations"]:
+        for annotation in load(ann_file)["annotations"] if ann_file else ():
             texts = self.captions.setdefault(annotation["image_id"], [])
             texts.append(" ".join(annotation["caption"].split()))
 
@@ -63,11 +64,15 @@ class LoadCaptions(BaseTransform):
         Raises:
             ValueError: the image has none.
         """
-        texts = self.captions.get(results["img_id"])
+        if self.ann_file is None:
+            texts = results.get("captions")
+        else:
+            texts = self.captions.get(results["img_id"])
         if not texts:
             raise ValueError(
                 f"image {results['img_id']} ({results.get('img_path')}) has no caption "
-                f"in {self.ann_file}: give LoadCaptions the captions of this data set."
+                f"in {self.ann_file or 'its data set'}: give LoadCaptions the captions "
+                "of this data set, or use CaptionDataset."
             )
         results["caption"] = texts[np.random.randint(len(texts))]
         return results

@@ -1,5 +1,11 @@
 """Figures, each with its protocol's full name."""
 
+from .images import (
+    RetrievalMetric,
+    ZeroShotMetric,
+    retrieval_recall,
+    zero_shot_accuracy,
+)
 from .leaks import LABEL_SETS, describe_leaks, leak_report
 from .metric import OpenVocabularyMetric, newest_figures
 from .precision import (
@@ -19,8 +25,10 @@ __all__ = [
     "OpenVocabularyMetric",
     "Predictions",
     "RULES",
+    "RetrievalMetric",
     "Rules",
     "Truth",
+    "ZeroShotMetric",
     "average_precision",
     "describe_leaks",
     "leak_report",
@@ -28,5 +36,7 @@ __all__ = [
     "outcomes",
     "precision_table",
     "reliability",
+    "retrieval_recall",
     "summary",
+    "zero_shot_accuracy",
 ]

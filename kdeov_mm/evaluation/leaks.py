@@ -6,7 +6,6 @@ began with it knows only the file: a config declares their label sets, ``pretrai
 declared is called unclear, never clean.
 """
 
-import ast
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -23,6 +22,7 @@ from mmdet.datasets import (
 from mmengine.runner import CheckpointLoader
 from open_clip import IMAGENET_CLASSNAMES
 
+from ..checkpoints import read_config
 from ..vocabulary import clean_name
 
 # those of ImageNet are labels of images, all others boxes
@@ -75,7 +75,7 @@ def leak_report(
     """
     content = CheckpointLoader.load_checkpoint(str(checkpoint), map_location="cpu")
     meta = content.get("meta") or {} if isinstance(content, Mapping) else {}
-    config = _read_config(meta.get("cfg"))
+    config = read_config(meta.get("cfg"))
     if unknown := [name for name in declared or () if name not in LABEL_SETS]:
         raise ValueError(f"label sets {unknown} are not known; known: {[*LABEL_SETS]}")
     unclear = []
@@ -197,45 +197,6 @@ def _spellings(text: str) -> tuple[str, ...]:
             if form in same:
                 forms.update(dict.fromkeys(sorted(same)))
     return tuple(form for form in forms if form)
-
-
-def _read_config(config: Any) -> dict[str, Any] | None:
-    """A checkpoint's config as plain data, without running it; None if there is none.
-
-    mmengine stores its text: assignments of literals and ``dict(...)``.
-    """
-    if isinstance(config, Mapping):
-        return dict(config)
-    try:
-        tree = ast.parse(str(config or ""))
-    except SyntaxError:
-        return None
-    if len(tree.body) == 1 and isinstance(tree.body[0], ast.Expr):  # JSON, a repr
-        value = _literal(tree.body[0].value)
-        return value if isinstance(value, dict) else None
-    values = {
-        node.targets[0].id: _literal(node.value)
-        for node in tree.body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-    }
-    return values or None
-
-
-def _literal(node: ast.expr) -> Any:
-    """A literal, with ``dict(...)`` calls; None for what is neither."""
-    if isinstance(node, ast.Call):
-        first = _literal(node.args[0]) if node.args else {}
-        own = {k.arg: _literal(k.value) for k in node.keywords if k.arg}
-        return {**(first if isinstance(first, dict) else {}), **own}
-    if isinstance(node, ast.Dict):
-        pairs = zip(node.keys, node.values)
-        return {_literal(k): _literal(v) for k, v in pairs if k is not None}
-    if isinstance(node, (ast.List, ast.Tuple)):
-        return [_literal(item) for item in node.elts]
-    if isinstance(node, ast.Constant):
-        return node.value
-    # of JSON: false and null are None too
-    return True if isinstance(node, ast.Name) and node.id == "true" else None
 
 
 def _weight_files(config: Mapping[str, Any]) -> list[str]:

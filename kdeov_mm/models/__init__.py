@@ -3,7 +3,8 @@
 from .dense_head import AttentionDistillation, DenseDistillation
 from .detector import KDEOVDetector
 from .fusion import ClassFiLM, CrossAttentionFusion, FiLMFusion
-from .global_head import GlobalDistillation
+from .global_head import GlobalHead
+from .image_text import ImageTextModel
 from .losses import (
     ContrastiveDistance,
     CosineDistance,
@@ -15,6 +16,7 @@ from .losses import (
 from .ov_head import GridHeadModule, Locations, OVHead, OVHeadModule, WordBCELoss
 from .projection import GlobalProjection, SpatialProjection
 from .region_head import RegionDistillation
+from .regions import RegionPicker
 from .vocabulary import RandomVocabulary, words_of
 
 __all__ = [
@@ -25,9 +27,10 @@ __all__ = [
     "CrossAttentionFusion",
     "DenseDistillation",
     "FiLMFusion",
-    "GlobalDistillation",
+    "GlobalHead",
     "GlobalProjection",
     "GridHeadModule",
+    "ImageTextModel",
     "InfoNCE",
     "KDEOVDetector",
     "L1Distance",
@@ -37,6 +40,7 @@ __all__ = [
     "OVHeadModule",
     "RandomVocabulary",
     "RegionDistillation",
+    "RegionPicker",
     "RelationalDistance",
     "SpatialProjection",
     "WordBCELoss",

@@ -1,17 +1,27 @@
 """KDEOVDetector: the one page that tells the story."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmdet.models.detectors import SingleStageDetector
 from mmdet.registry import MODELS
-from mmdet.structures import OptSampleList, SampleList
+from mmdet.structures import DetDataSample, OptSampleList, SampleList
 from torch import Tensor, nn
 
-from ..vocabulary import Words, merge_synonyms
-from .vocabulary import RandomVocabulary, words_of
+from ..vocabulary import Words
+from .global_head import GlobalHead, filled_part
+from .ov_head import best_of
+from .teaching import (
+    check_teacher,
+    crop_to_fit,
+    frozen_statistics,
+    undo_normalisation,
+    untouched,
+)
+from .vocabulary import RandomVocabulary, embed_words, words_of
 
 
 @MODELS.register_module()
@@ -32,6 +42,9 @@ class KDEOVDetector(SingleStageDetector):
         fusion: a module of ``fusion.py``; None for none.
         teacher: :class:`kdeov_mm.clip.CLIPImageTeacher`; needed by ``distill``.
         distill: name -> distillation head.
+        global_head: :class:`GlobalHead`: embeddings of whole images; None for none.
+        frozen: train the global head alone, on a detector (``load_from``) that stays as
+            it is, to the bit.
         vocabulary: arguments of :class:`RandomVocabulary`.
         synonyms: how the synonyms of a class answer for it at test time: the
             ``'mean'`` of their vectors (one vector for a class), or the ``'max'`` of
@@ -48,6 +61,8 @@ class KDEOVDetector(SingleStageDetector):
         fusion: dict[str, Any] | None = None,
         teacher: dict[str, Any] | None = None,
         distill: dict[str, dict[str, Any]] | None = None,
+        global_head: dict[str, Any] | None = None,
+        frozen: bool = False,
         vocabulary: dict[str, Any] | None = None,
         synonyms: str = "mean",
         train_cfg: dict[str, Any] | None = None,
@@ -64,17 +79,36 @@ class KDEOVDetector(SingleStageDetector):
         self.distill = nn.ModuleDict(
             {name: MODELS.build(cfg) for name, cfg in (distill or {}).items()}
         )
+        self.global_head: GlobalHead | None = (
+            MODELS.build(global_head) if global_head else None
+        )
         self.vocabulary = RandomVocabulary(**(vocabulary or {}))
         if synonyms not in ("mean", "max"):
             raise ValueError(f"synonyms is 'mean' or 'max', got {synonyms!r}")
         self.synonyms = synonyms
+        self.frozen = frozen
+        if frozen:
+            self.requires_grad_(False)
+            if self.global_head is None or not self.global_head.learns or distill:
+                raise ValueError(
+                    "frozen=True trains the global head alone: give model.global_head "
+                    "something to learn, and set model.distill=None."
+                )
+            self.global_head.requires_grad_(True)
         self._check_clip()
         # a tenth faster on a CPU, and what half precision wants on a GPU
         self.to(memory_format=torch.channels_last)
 
+    @property
+    def pupils(self) -> dict[str, Any]:
+        """The heads that ask the teacher in training, by name."""
+        heads: dict[str, Any] = dict(self.distill.items())
+        if self.global_head is not None and self.global_head.learns:
+            heads["global_head"] = self.global_head
+        return heads
+
     def _check_clip(self) -> None:
         """One CLIP for words, crops and the head's dimension; RGB for its eyes."""
-        words = self.text_encoder.source
         head_dims = self.bbox_head.head_module.embed_dims
         clip_dims = self.text_encoder.embed_dims
         if head_dims != clip_dims:
@@ -83,51 +117,49 @@ class KDEOVDetector(SingleStageDetector):
                 f"model.bbox_head.head_module.embed_dims is {head_dims}: set it to "
                 f"{clip_dims}."
             )
-        if not self.distill:
-            return
-        if self.teacher is None:
-            raise ValueError(
-                f"distillation heads {list(self.distill)} need a "
-                "`teacher` in the model config"
-            )
-        if self.teacher.source != words:
-            raise ValueError(
-                f"the teacher is {self.teacher.source}, but the words are those of "
-                f"{words}: give model.teacher and model.text_encoder the same "
-                "`model` and `pretrained`."
-            )
-        if self.teacher.sees_pixels and any(
-            "stored" in getattr(head, "sources", ()) for head in self.distill.values()
-        ):
-            raise ValueError(
-                "'stored' boxes come from a store: use model.teacher.type="
-                "'CachedTeacher', or take 'stored' out of the heads' `sources`."
-            )
-        if not self.data_preprocessor._channel_conversion:
-            raise ValueError(
-                "the teacher sees RGB: distillation needs "
-                "data_preprocessor.bgr_to_rgb=True"
-            )
+        if self.pupils:
+            check_teacher(self, self.pupils)
 
     def loss(
         self, batch_inputs: Tensor, batch_data_samples: SampleList
     ) -> dict[str, Tensor]:
         """Images (B, 3, H, W) and samples with boxes -> named losses."""
         words, samples = self.vocabulary(batch_data_samples)
-        feats, text, _ = self._feats_and_text(batch_inputs, words)
-        losses, locations = self.bbox_head.loss_and_locations(feats, text, samples)
-        if not self.distill or self.teacher is None:
+        with untouched(self) if self.frozen else nullcontext():
+            plain = self.extract_feat(batch_inputs)
+            feats, text, _ = self._with_words(plain, words)
+            losses, locations = self.bbox_head.loss_and_locations(feats, text, samples)
+        if self.frozen:
+            losses = {}
+        if not self.pupils or self.teacher is None:
             return losses
         teacher = self.teacher.for_batch(samples)
         pixels = batch_inputs
         if self.teacher.sees_pixels:
-            pixels = self.pixels(batch_inputs, [s.img_shape for s in samples])
+            shapes = [s.img_shape for s in samples]
+            pixels = undo_normalisation(self.data_preprocessor, batch_inputs, shapes)
+        seen = (text, teacher, pixels, samples, locations)
         head: Any
         for name, head in self.distill.items():
-            terms = head.loss(feats, text, teacher, pixels, samples, locations)
-            for key, value in terms.items():  # of two heads of a kind, both count
+            for key, value in head.loss(feats, *seen).items():
+                # of two heads of a kind, both count
                 losses[f"{key}_{name}" if key in losses else key] = value
+        if self.global_head is not None and self.global_head.learns:
+            crops = partial(self._see_crops, batch_inputs)
+            losses.update(self.global_head.loss(plain, *seen, crops))
         return losses
+
+    def _see_crops(
+        self, images: Tensor, boxes: Sequence[Tensor], side: int
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Boxes (n_b, 4) of each image, as images of a side -> P3, P4, P5.
+
+        And the part of each that is no padding, (sum n_b, 2). The statistics of the
+        norms stay those of whole images: both are told apart by nothing at test time.
+        """
+        crops, filled = crop_to_fit(images, boxes, side)
+        with untouched(self) if self.frozen else frozen_statistics(self):
+            return self.extract_feat(crops), filled
 
     def predict(
         self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True
@@ -146,46 +178,57 @@ class KDEOVDetector(SingleStageDetector):
 
     def _forward(
         self, batch_inputs: Tensor, batch_data_samples: OptSampleList = None
-    ) -> tuple[list[Tensor], ...]:
-        """Logits and boxes per level, without post-processing."""
-        words = words_of(batch_data_samples)
-        return self.bbox_head(self._feats_and_text(batch_inputs, words))
+    ) -> dict[str, Any]:
+        """All that the student says of images, without post-processing.
+
+        Args:
+            batch_inputs: (B, 3, H, W).
+            batch_data_samples: B samples with the same K words as ``text`` (and W
+                synonyms among them, K where there are none); without: no words.
+
+        Returns:
+            ``visual_features``: (B, D) unit vectors of the global head;
+            ``text_features``: (K, D) unit vectors (W, D with ``synonyms='max'``);
+            ``logits``: (B, K) cosines of both, times the head's temperature;
+            ``visual_map``: P3, P4, P5, each (B, C_l, H_l, W_l);
+            ``fused_map``: the same after fusion with the words;
+            ``predictions``: logits (B, K, H_l, W_l) and box sides (B, 4, H_l, W_l),
+            in strides, per level; in training also box logits.
+            None stands for what the model has no part for, or no words.
+        """
+        said: dict[str, Any] = dict.fromkeys(
+            ("visual_features", "text_features", "logits", "fused_map", "predictions")
+        )
+        said["visual_map"] = feats = self.extract_feat(batch_inputs)
+        if self.global_head is not None:
+            samples = batch_data_samples or [DetDataSample()] * len(batch_inputs)
+            filled = filled_part(samples).to(batch_inputs.device)
+            said["visual_features"] = self.global_head.embed(feats, filled)
+        if batch_data_samples and "text" in batch_data_samples[0]:
+            fused, text, owner = self._with_words(feats, words_of(batch_data_samples))
+            said["text_features"] = text
+            said["fused_map"] = fused if self.fusion else None
+            said["predictions"] = self.bbox_head((fused, text, owner))
+            if self.global_head is not None:
+                logits = self.global_head.logits(said["visual_features"], text)
+                said["logits"] = logits if owner is None else best_of(logits, owner)
+        return said
 
     def _feats_and_text(
         self, images: Tensor, words: Sequence[Words]
     ) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None]:
-        """Images (B, 3, H, W) and K classes -> what the head is given.
+        """Images (B, 3, H, W) and K classes -> what the head is given."""
+        return self._with_words(self.extract_feat(images), words)
+
+    def _with_words(
+        self, feats: tuple[Tensor, ...], words: Sequence[Words]
+    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None]:
+        """Feature maps and K classes -> what the head is given.
 
         Returns:
             P3, P4, P5, fused if asked; vectors (K, D), or of all W synonyms (W, D);
             then also the class of each (W,).
         """
-        flat, owner = merge_synonyms(words)
-        text = self.text_encoder(flat).to(images.device)
-        if owner is not None:
-            owner = owner.to(images.device)
-            if self.synonyms == "mean":
-                total = text.new_zeros(len(words), text.shape[1])
-                text = F.normalize(total.index_add(0, owner, text), dim=1)
-                owner = None
-        feats = self.extract_feat(images)
+        device = feats[0].device
+        text, owner = embed_words(self.text_encoder, words, device, self.synonyms)
         return (self.fusion(feats, text) if self.fusion else feats), text, owner
-
-    def pixels(self, batch_inputs: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
-        """Undo the student's normalisation, for the teacher.
-
-        Args:
-            batch_inputs: (B, 3, H, W), as the student sees them.
-            shapes: height and width of each image without its padding.
-
-        Returns:
-            (B, 3, H, W), RGB in [0, 1], the padding black.
-        """
-        preprocessor, pixels = self.data_preprocessor, batch_inputs
-        if preprocessor._enable_normalize:
-            pixels = pixels * preprocessor.std + preprocessor.mean
-        pixels = pixels / 255
-        for image, (height, width, *_) in zip(pixels, shapes):
-            image[:, height:] = 0
-            image[..., width:] = 0
-        return pixels

@@ -123,8 +123,8 @@ class ContrastiveDistance(Distance):
 class InfoNCE(nn.Module):
     """CLIP's contrastive loss of images and captions, with several positives.
 
-    Radford et al., 2021, section 2.3, with a learnable temperature that starts
-    at 0.07. Images whose captions are equal are no negatives of each other.
+    Radford et al., 2021, section 2.3. Images whose captions are equal are no
+    negatives of each other.
     The batch is the joint one of all processes, gathered with gradient, so the
     loss is the same on each of them.
 
@@ -135,19 +135,24 @@ class InfoNCE(nn.Module):
     def __init__(self, loss_weight: float = 1.0) -> None:
         super().__init__()
         self.loss_weight = loss_weight
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
-    def forward(self, images: Tensor, captions: Tensor) -> Tensor:
-        """Unit vectors (B, D) of images and of their captions -> scalar."""
+    def forward(self, images: Tensor, captions: Tensor, log_scale: Tensor) -> Tensor:
+        """Unit vectors (B, D) of images and of their captions, and the log of the
+        inverse temperature, in effect at most 100 -> scalar."""
         with torch.autocast(images.device.type, enabled=False):
             images, captions = gathered(images.float()), gathered(captions.float())
-            scale = self.log_scale.clamp(max=math.log(100)).exp()
+            scale = log_scale.clamp(max=math.log(100)).exp()
             logits = scale * images @ captions.T
             own = captions @ captions.T > 1 - 1e-4
             own.fill_diagonal_(True)
             share = _log_share(logits.log_softmax(1), own)
             share = share + _log_share(logits.T.log_softmax(1), own)
             return -share.mean() / 2 * self.loss_weight
+
+
+def initial_log_scale() -> Tensor:
+    """Log of CLIP's first inverse temperature, 1 / 0.07 (Radford et al., 2021)."""
+    return torch.tensor(math.log(1 / 0.07))
 
 
 def gathered(embeds: Tensor) -> Tensor:

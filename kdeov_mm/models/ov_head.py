@@ -1,6 +1,5 @@
 """Boxes by YOLOv8, class scores by embedding . text."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from mmyolo.models.dense_heads import YOLOv8Head, YOLOv8HeadModule
 from torch import Tensor, nn
 from torchvision.ops import nms
 
+from .losses import initial_log_scale
 from .projection import SpatialProjection
 
 
@@ -85,7 +85,7 @@ class OVHeadModule(YOLOv8HeadModule):
             branch[-1] = SpatialProjection(
                 branch[-1].in_channels, self.embed_dims, self.projection_norm
             )
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.log_scale = nn.Parameter(initial_log_scale())
         self.bias = nn.Parameter(torch.zeros(self.num_levels))
 
     def init_weights(self) -> None:
@@ -165,7 +165,7 @@ class OVHeadModule(YOLOv8HeadModule):
         else:
             logits = self.classify(self._project(hidden), text)
         if owner is not None:
-            logits = [_best_of(each, owner) for each in logits]
+            logits = [best_of(each, owner) for each in logits]
         return logits, *boxes
 
 
@@ -347,9 +347,9 @@ def _one_by_one(feats: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
     )
 
 
-def _best_of(logits: Tensor, owner: Tensor) -> Tensor:
-    """Logits (B, W, H, W_l) of words -> (B, K, H, W_l), the best of each class's."""
-    index = owner[:, None, None].expand_as(logits)
+def best_of(logits: Tensor, owner: Tensor) -> Tensor:
+    """Logits (B, W, ...) of words -> (B, K, ...), the best of each class's."""
+    index = owner.view(-1, *[1] * (logits.ndim - 2)).expand_as(logits)
     shape = (len(logits), int(owner[-1]) + 1, *logits.shape[2:])
     return logits.new_empty(shape).scatter_reduce(
         1, index, logits, "amax", include_self=False

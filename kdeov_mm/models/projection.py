@@ -70,6 +70,7 @@ class GlobalProjection(nn.Module):
         embed_dims: dimension D of the teacher's space.
         widen_factor: width multiplier of the neck.
         hidden_dims: width of the MLP.
+        norm: LayerNorm before the MLP; the levels' features differ in size.
     """
 
     def __init__(
@@ -78,9 +79,12 @@ class GlobalProjection(nn.Module):
         embed_dims: int,
         widen_factor: float = 1.0,
         hidden_dims: int = 512,
+        norm: bool = False,
     ) -> None:
         super().__init__()
+        self.embed_dims = embed_dims
         channels = sum(make_divisible(c, widen_factor) for c in in_channels)
+        self.norm = nn.LayerNorm(channels) if norm else nn.Identity()
         self.mlp = nn.Sequential(
             nn.Linear(channels, hidden_dims),
             nn.GELU(),
@@ -99,7 +103,7 @@ class GlobalProjection(nn.Module):
             (B, D) unit vectors.
         """
         pooled = torch.cat([_masked_mean(feat, filled) for feat in feats], 1)
-        return F.normalize(self.mlp(pooled).float(), dim=-1)
+        return F.normalize(self.mlp(self.norm(pooled)).float(), dim=-1)
 
 
 def _masked_mean(feat: Tensor, filled: Tensor) -> Tensor:

@@ -1,12 +1,15 @@
 """Which words are asked in a training step, and in a sample."""
 
 import copy
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from mmdet.structures import DetDataSample, SampleList
+from torch import Tensor
 
-from ..vocabulary import Words
+from ..vocabulary import Words, merge_synonyms
 
 
 def words_of(samples: SampleList | None) -> tuple[Words, ...]:
@@ -25,6 +28,35 @@ def words_of(samples: SampleList | None) -> tuple[Words, ...]:
             "metainfo 'text' of every sample to the same tuple of words."
         )
     return texts.pop()
+
+
+def embed_words(
+    text_encoder: Callable[[Sequence[str]], Tensor],
+    words: Sequence[Words],
+    device: torch.device,
+    synonyms: str = "mean",
+) -> tuple[Tensor, Tensor | None]:
+    """K classes, each a word or synonyms, to vectors.
+
+    Args:
+        text_encoder: words -> unit vectors.
+        words: K classes.
+        device: of the vectors.
+        synonyms: ``'mean'``: the direction of their mean, one for each class;
+            ``'max'``: all of them.
+
+    Returns:
+        (K, D) and None; or of all W synonyms (W, D), and the class of each (W,).
+    """
+    flat, owner = merge_synonyms(words)
+    text = text_encoder(flat).to(device)
+    if owner is None:
+        return text, None
+    owner = owner.to(device)
+    if synonyms == "max":
+        return text, owner
+    total = text.new_zeros(len(words), text.shape[1])
+    return F.normalize(total.index_add(0, owner, text), dim=1), None
 
 
 class RandomVocabulary:

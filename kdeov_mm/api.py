@@ -1,0 +1,332 @@
+"""KDEOV: images and words in one object."""
+
+import copy
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import mmcv
+import numpy as np
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import init_default_scope
+from mmengine.runner import CheckpointLoader
+from PIL import Image
+from torch import Tensor
+
+from .checkpoints import read_config
+from .inference import load_model, read_image, to_bgr
+from .models.vocabulary import embed_words
+from .vocabulary import Vocabulary, Words
+
+Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
+STRIDE = 32
+
+
+class KDEOV:
+    """A student with its words: images and texts to vectors, classes and boxes.
+
+    A picture is a path; a PIL image; a numpy array (H, W, 3) or (H, W), uint8 RGB as
+    PIL's; or a tensor (3, H, W), RGB, uint8 or floats in [0, 1]. Methods take one
+    picture, a list of them (of any kinds and sizes), or a batch (B, 3, H, W) or
+    (B, H, W, 3), and answer in the order of the pictures. Pictures are resized as in
+    the config's test pipeline, so a batch says the same as its pictures one by one.
+
+    Args:
+        model: :class:`KDEOVDetector` or :class:`ImageTextModel`, with its config as
+            ``model.cfg``; see :meth:`from_config` and :meth:`from_checkpoint`.
+        batch_size: pictures that pass the model at once.
+    """
+
+    def __init__(self, model: Any, batch_size: int = 32) -> None:
+        self.model = model.eval()
+        self.batch_size = batch_size
+        self.size = _test_size(model.cfg)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: str | Path | Config,
+        checkpoint: str | Path | None = None,
+        device: str = "cpu",
+    ) -> "KDEOV":
+        """Build from a config, with a checkpoint's weights or with random ones.
+
+        Raises:
+            FileNotFoundError: there is no such config or checkpoint.
+        """
+        if checkpoint is not None:
+            return cls(load_model(config, checkpoint, device))
+        if not isinstance(config, Config):
+            config = Config.fromfile(config, lazy_import=False)
+        print_log(
+            "KDEOV.from_config without a checkpoint: the student's weights are RANDOM.",
+            "current",
+            level=logging.WARNING,
+        )
+        init_default_scope(config.get("default_scope", "mmdet"))
+        model = MODELS.build(config.model)
+        model.init_weights()
+        model.cfg = config
+        return cls(model.to(device))
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: str | Path, device: str = "cpu") -> "KDEOV":
+        """Build from a checkpoint of ``tools/train.py`` alone, which holds its config.
+
+        The config is read as data and not run.
+
+        Raises:
+            FileNotFoundError: there is no such checkpoint.
+            ValueError: it holds no config, or one that cannot be read.
+        """
+        if not Path(checkpoint).is_file():
+            raise FileNotFoundError(
+                f"checkpoint {checkpoint} does not exist; train one with "
+                "tools/train.py, or run `make demo`."
+            )
+        content = CheckpointLoader.load_checkpoint(str(checkpoint), map_location="cpu")
+        meta = content.get("meta") if isinstance(content, dict) else None
+        config = read_config((meta or {}).get("cfg"), strict=True)
+        if not config or "model" not in config:
+            raise ValueError(
+                f"{checkpoint} holds no config: use KDEOV.from_config(CONFIG, "
+                "CHECKPOINT)."
+            )
+        return cls(load_model(Config(config), checkpoint, device))
+
+    # ------------------------------------------------------------ the global path
+
+    @torch.no_grad()
+    def encode_image(self, images: Picture | Sequence[Picture]) -> Tensor:
+        """Pictures to unit vectors (B, D), in the space of :meth:`encode_text`.
+
+        Pictures longer than the model's input are shrunk to it. Smaller ones are only
+        enlarged to the nearest of the sizes that the model was trained to see crops at.
+
+        Raises:
+            ValueError: the model has no global head, or a picture is none.
+            OSError: a file that cannot be read.
+        """
+        head = self.model.global_head
+        if head is None:
+            raise ValueError(
+                "this model has no global head, and no embeddings of images: train one "
+                "with it, e.g. configs/kdeov/kdeov_n_shapes_joint.py."
+            )
+        least = min(head.crop_sizes) if head.crops else self.size
+        pictures = [_as_bgr(p) for p in _listed(images)]
+        sides = [self._side(p, least) for p in pictures]
+        embeds: dict[int, Tensor] = {}
+        for side in dict.fromkeys(sides):
+            same = [i for i, other in enumerate(sides) if other == side]
+            for start in range(0, len(same), self.batch_size):
+                part = same[start : start + self.batch_size]
+                batch = self._batch([pictures[i] for i in part], side)
+                said = self.model(**batch, mode="tensor")
+                embeds.update(zip(part, said["visual_features"]))
+        if not embeds:
+            return torch.zeros(0, head.projection.embed_dims)
+        return torch.stack([embeds[i] for i in range(len(pictures))])
+
+    @torch.no_grad()
+    def encode_text(self, texts: str | Sequence[str] | Tensor) -> Tensor:
+        """Sentences, as they are, to unit vectors (N, D).
+
+        Args:
+            texts: one sentence, a list, or tokens (N, context) of this CLIP.
+        """
+        device = next(self.model.parameters()).device
+        sentences = [texts] if isinstance(texts, str) else texts
+        return self.model.text_encoder.embed_prompts(sentences, device)
+
+    @torch.no_grad()
+    def zero_shot_classify(
+        self, images: Picture | Sequence[Picture], names: Sequence[Words] | Vocabulary
+    ) -> Tensor:
+        """Logits (B, K) of K classes; their softmax is a distribution over them.
+
+        Args:
+            images: pictures.
+            names: K words, with the templates of the model's text encoder; a tuple of
+                words are synonyms.
+
+        Raises:
+            ValueError: the model has no global head, or a picture is none.
+        """
+        embeds = self.encode_image(images)
+        text, _ = embed_words(
+            self.model.text_encoder, self._words(names), embeds.device
+        )
+        return self.model.global_head.logits(embeds, text)
+
+    # ------------------------------------------------------------------ detection
+
+    @torch.no_grad()
+    def open_vocabulary_detect(
+        self,
+        images: Picture | Sequence[Picture],
+        names: Sequence[Words] | Vocabulary | None = None,
+        score_threshold: float = 0.2,
+        nms_threshold: float = 0.5,
+        *,
+        class_names: Sequence[Words] | Vocabulary | None = None,
+    ) -> list[dict[str, Any]]:
+        """Find words in pictures.
+
+        Args:
+            images: pictures.
+            names: K words; a tuple of words are synonyms.
+            score_threshold: boxes below are left out, in [0, 1].
+            nms_threshold: of boxes of a class that overlap more (IoU), the best stays.
+            class_names: another name of ``names``, the original KDEOV's.
+
+        Returns:
+            Of each picture ``boxes`` (n, 4), xyxy in its pixels, ``scores`` (n,),
+            ``labels`` (n,), that index the names, and ``names``, n strings; best first.
+
+        Raises:
+            ValueError: the model has no detection head, thresholds outside [0, 1], no
+                words, or a picture is none.
+        """
+        names = class_names if names is None else names
+        if not getattr(self.model, "with_bbox", False):
+            raise ValueError(
+                f"a {type(self.model).__name__} finds no boxes: use the checkpoint of "
+                "a KDEOVDetector."
+            )
+        for key in ("score_threshold", "nms_threshold"):
+            if not 0 <= locals()[key] <= 1:
+                raise ValueError(f"{key} lies in [0, 1], got {locals()[key]}")
+        words = self._words(names)
+        cfg = copy.deepcopy(self.model.bbox_head.test_cfg)
+        cfg.score_thr, cfg.nms.iou_threshold = score_threshold, nms_threshold
+        titles = [word if isinstance(word, str) else word[0] for word in words]
+        pictures = [_as_bgr(p) for p in _listed(images)]
+        found = []
+        for start in range(0, len(pictures), self.batch_size):
+            batch = self._batch(pictures[start : start + self.batch_size], self.size)
+            for sample in batch["data_samples"]:
+                sample.set_metainfo(dict(text=words))
+            said = self.model(**batch, mode="tensor")["predictions"]
+            metas = [sample.metainfo for sample in batch["data_samples"]]
+            for boxes in self.model.bbox_head.predict_by_feat(
+                *said, batch_img_metas=metas, cfg=cfg
+            ):
+                boxes = boxes[boxes.scores >= score_threshold]
+                labels = boxes.labels.tolist()
+                found.append(
+                    dict(
+                        boxes=boxes.bboxes,
+                        scores=boxes.scores,
+                        labels=boxes.labels,
+                        names=[titles[i] for i in labels],
+                    )
+                )
+        return found
+
+    # -------------------------------------------------------------------- helpers
+
+    def _words(self, names: Any) -> tuple[Words, ...]:
+        if isinstance(names, str) or names is None or not len(names):
+            raise ValueError(f"expected a list of words, got {names!r}")
+        if isinstance(names, Vocabulary):
+            if names.vectors:
+                self.model.text_encoder.take(names)
+            return names.text
+        return tuple(n if isinstance(n, str) else tuple(n) for n in names)
+
+    def _side(self, picture: np.ndarray, least: int) -> int:
+        """The side that a picture is shown at, a multiple of the stride if small."""
+        longer = round(max(picture.shape[:2]) / STRIDE) * STRIDE
+        return min(max(longer, least), self.size)
+
+    def _batch(self, pictures: Sequence[np.ndarray], side: int) -> dict[str, Any]:
+        """Pictures (H, W, 3) BGR, resized and padded to squares, with their samples."""
+        inputs, samples = [], []
+        for picture in pictures:
+            small = mmcv.imrescale(picture, (side, side))
+            factors = (n / o for n, o in zip(small.shape[1::-1], picture.shape[1::-1]))
+            meta = dict(
+                ori_shape=picture.shape[:2],
+                img_shape=small.shape[:2],
+                scale_factor=tuple(factors),
+            )
+            samples.append(DetDataSample(metainfo=meta))
+            square = torch.zeros(3, side, side, dtype=torch.uint8)
+            height, width = small.shape[:2]
+            square[:, :height, :width] = torch.from_numpy(small).permute(2, 0, 1)
+            inputs.append(square)
+        data = dict(inputs=inputs, data_samples=samples)
+        return self.model.data_preprocessor(data, False)
+
+
+def _test_size(config: Config) -> int:
+    """The longer side of the inputs of a config's test pipeline."""
+    pipeline = config.test_dataloader.dataset.pipeline
+    scales = [step["scale"] for step in pipeline if "scale" in step]
+    if not scales:
+        raise ValueError(
+            "the config's test pipeline resizes nothing (no step has a `scale`): the "
+            "size of the model's input is not known."
+        )
+    return max(scales[-1]) if not isinstance(scales[-1], int) else scales[-1]
+
+
+def _listed(images: Any) -> list[Any]:
+    """One picture, a list, or a batch -> a list of pictures."""
+    if isinstance(images, (np.ndarray, Tensor)):
+        return [*images] if images.ndim == 4 else [images]
+    if isinstance(images, (str, Path, Image.Image)):
+        return [images]
+    return [*images]
+
+
+def _as_bgr(picture: Any) -> np.ndarray:
+    """A picture as (H, W, 3) uint8 BGR, mm's channel order.
+
+    Raises:
+        ValueError: it is none of those in :class:`KDEOV`.
+        OSError: a file that cannot be read.
+    """
+    if isinstance(picture, (str, Path)):
+        return read_image(picture)
+    if isinstance(picture, Image.Image):
+        return to_bgr(picture)
+    if isinstance(picture, Tensor):
+        picture = _pixels(picture)
+    if not isinstance(picture, np.ndarray):
+        raise ValueError(
+            "a picture is a path, a PIL image, an array (H, W, 3) or a tensor "
+            f"(3, H, W), got a {type(picture).__name__}"
+        )
+    if picture.ndim == 2:
+        picture = np.stack([picture] * 3, -1)
+    if picture.dtype != np.uint8 or picture.shape[2:] != (3,) or not picture.size:
+        raise ValueError(
+            "expected an array (H, W, 3) of uint8, RGB, got "
+            f"{picture.shape} of {picture.dtype}"
+        )
+    return np.ascontiguousarray(picture[..., ::-1])
+
+
+def _pixels(picture: Tensor) -> np.ndarray:
+    """A tensor (3, H, W), uint8 or in [0, 1] -> (H, W, 3) uint8."""
+    if picture.ndim != 3 or picture.shape[0] != 3 or not picture.numel():
+        raise ValueError(
+            f"expected a tensor (3, H, W) or (B, 3, H, W), got {tuple(picture.shape)}"
+        )
+    picture = picture.detach().cpu()
+    if picture.dtype != torch.uint8:
+        low, high = picture.min().item(), picture.max().item()
+        if not (picture.is_floating_point() and -0.01 <= low <= high <= 1.01):
+            raise ValueError(
+                "expected a tensor of uint8, or of floats in [0, 1], before any "
+                f"normalisation; got {picture.dtype} from {low:.3g} to {high:.3g}"
+            )
+        picture = (picture.float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return picture.permute(1, 2, 0).numpy()

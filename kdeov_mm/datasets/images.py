@@ -1,0 +1,209 @@
+"""Whole images: captions, folders of classes, objects cut out of their images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmcv.transforms import BaseTransform
+from mmdet.registry import DATASETS, TRANSFORMS
+from mmengine.dataset import BaseDataset
+from mmengine.fileio import load
+from open_clip import IMAGENET_CLASSNAMES
+from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+
+from ..vocabulary import Vocabulary
+from . import shapes
+from .coco import OVCocoDataset
+
+# CLIP's names of ImageNet's classes, of which two are there twice
+IMAGENET = tuple(
+    {744: "projectile", 836: "sunglass"}.get(i, name)
+    for i, name in enumerate(IMAGENET_CLASSNAMES)
+)
+
+
+@DATASETS.register_module()
+class CaptionDataset(BaseDataset):
+    """Images with their captions, in COCO's format: five each in COCO itself.
+
+    Each sample has ``captions``, a tuple of sentences.
+
+    Args:
+        ann_file: JSON with ``images`` and ``annotations`` of ``image_id`` and
+            ``caption``.
+        data_prefix: ``img`` is the folder of the images.
+        kwargs: those of ``mmengine.dataset.BaseDataset``.
+
+    Raises:
+        ValueError: a caption without an image, or an image without a caption.
+    """
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """One record per image."""
+        content = load(self.ann_file)
+        captions: dict[Any, list[str]] = {i["id"]: [] for i in content["images"]}
+        for annotation in content["annotations"]:
+            if annotation["image_id"] not in captions:
+                raise ValueError(
+                    f"{self.ann_file}: caption {annotation.get('id')} is of image "
+                    f"{annotation['image_id']}, which the file does not list"
+                )
+            text = " ".join(annotation["caption"].split())
+            captions[annotation["image_id"]].append(text)
+        silent = [i for i, texts in captions.items() if not any(texts)]
+        if silent:
+            raise ValueError(
+                f"{self.ann_file}: {len(silent)} images have no caption, e.g. "
+                f"{silent[:5]}: leave them out of `images`."
+            )
+        folder = Path(self.data_prefix.get("img") or self.data_prefix["img_path"])
+        return [
+            dict(
+                img_id=image["id"],
+                img_path=str(folder / image["file_name"]),
+                height=image.get("height"),
+                width=image.get("width"),
+                captions=tuple(filter(None, captions[image["id"]])),
+            )
+            for image in content["images"]
+        ]
+
+
+@DATASETS.register_module()
+class ImageFolderDataset(BaseDataset):
+    """A folder with a folder of images for each class: ImageNet's layout.
+
+    Each sample has ``gt_label`` and ``text``, the words of all classes.
+
+    Args:
+        data_root: the folder, whose folders are the classes.
+        vocabulary: the words of the folders, in the folders' alphabetical order: a
+            list, a file of :meth:`Vocabulary.load` (which may also have the folders'
+            names, in any order), or ``'imagenet-1k'``, CLIP's names of its classes;
+            None: the folders' own names.
+        synonyms: carry the synonyms of the vocabulary's file too.
+        kwargs: those of ``mmengine.dataset.BaseDataset``.
+
+    Raises:
+        ValueError: the vocabulary does not fit the folders.
+        FileNotFoundError: no folder of classes, or a class without an image.
+    """
+
+    def __init__(
+        self,
+        data_root: str,
+        vocabulary: str | Sequence[str] | None = None,
+        synonyms: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        folders, self._index = find_classes(data_root)
+        words = _vocabulary(vocabulary, folders)
+        if len(words) != len(folders):
+            raise ValueError(
+                f"{data_root} has {len(folders)} folders ({folders[:3]}, ...), the "
+                f"vocabulary {len(words)} words: give one word per folder, in the "
+                "folders' alphabetical order, or their names."
+            )
+        self.text = (words if synonyms else words.without_synonyms()).text
+        meta = dict(words.metainfo, folders=tuple(folders))
+        super().__init__(
+            metainfo={**meta, **(kwargs.pop("metainfo", None) or {})},
+            data_root=data_root,
+            data_prefix=dict(img=""),
+            **kwargs,
+        )
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """One record per image."""
+        files = make_dataset(self.data_root, self._index, IMG_EXTENSIONS)
+        return [
+            dict(
+                img_id=str(Path(path).relative_to(self.data_root)),
+                img_path=path,
+                gt_label=label,
+                text=self.text,
+            )
+            for path, label in files
+        ]
+
+
+def _vocabulary(
+    vocabulary: str | Sequence[str] | None, folders: list[str]
+) -> Vocabulary:
+    """The words of folders, in their order."""
+    if vocabulary == "imagenet-1k":
+        return Vocabulary(IMAGENET)
+    if not isinstance(vocabulary, str):
+        return Vocabulary(tuple(vocabulary or folders))
+    words = Vocabulary.load(vocabulary)
+    if {*words.names} == {*folders}:
+        return words.take([words.names.index(f) for f in folders])
+    return words
+
+
+@DATASETS.register_module()
+class CropDataset(OVCocoDataset):
+    """The boxes of a detection data set as images of one object each.
+
+    Each sample has ``gt_label``, ``text`` and ``crop``, the box xyxy in pixels that
+    :class:`CropToBox` cuts out. Boxes smaller than ``min_size`` and crowds are left
+    out.
+
+    Args:
+        min_size: pixels of the shorter side, at least.
+        kwargs: those of :class:`OVCocoDataset`.
+    """
+
+    def __init__(self, *args: Any, min_size: float = 1.0, **kwargs: Any) -> None:
+        self.min_size = min_size
+        super().__init__(*args, **kwargs)
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """One record per box."""
+        records = []
+        for image in super().load_data_list():
+            for i, box in enumerate(image.pop("instances")):
+                x1, y1, x2, y2 = box["bbox"]
+                if box["ignore_flag"] or min(x2 - x1, y2 - y1) < self.min_size:
+                    continue
+                records.append(
+                    dict(
+                        image,
+                        img_id=f"{image['img_id']}/{i}",
+                        crop=tuple(box["bbox"]),
+                        gt_label=box["bbox_label"],
+                    )
+                )
+        return records
+
+    def filter_data(self) -> list[dict[str, Any]]:
+        """All of them."""
+        return self.data_list
+
+
+@DATASETS.register_module()
+class ShapesCrops(CropDataset):
+    """The objects of the built-in world, one by one."""
+
+    METAINFO = dict(
+        classes=shapes.CLASSES,
+        base_classes=shapes.BASE_CLASSES,
+        combo_classes=shapes.COMBO_CLASSES,
+        novel_classes=shapes.NOVEL_CLASSES,
+        palette=list(shapes.PALETTE),
+    )
+
+
+@TRANSFORMS.register_module()
+class CropToBox(BaseTransform):
+    """Cut the sample's ``crop`` out of its image."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Replace the image; whole pixels, at least one."""
+        height, width = results["img"].shape[:2]
+        x1, y1, x2, y2 = (round(side) for side in results["crop"])
+        x1, y1 = min(max(x1, 0), width - 1), min(max(y1, 0), height - 1)
+        part = results["img"][y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)]
+        results["img"] = part
+        results["img_shape"] = results["ori_shape"] = part.shape[:2]
+        return results

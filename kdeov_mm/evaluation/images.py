@@ -1,0 +1,315 @@
+"""Whole images: retrieval recall and zero-shot accuracy, pure functions and metrics."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmdet.registry import METRICS
+from mmengine.evaluator import BaseMetric
+from mmengine.logging import MMLogger
+from torch import Tensor
+
+from ..vocabulary import asked_groups
+
+TIE = 1e-6  # scores closer than the rounding of a float32 product are equal
+
+
+def retrieval_ranks(
+    images: Tensor, captions: Tensor, owner: Tensor, block: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """How many wrong answers come before the right one, in both directions.
+
+    An answer with the same score as the right one comes before it, so equal
+    embeddings are never right. Similarities are made block by block, each once for
+    both directions.
+
+    Args:
+        images: (N, D) unit vectors.
+        captions: (M, D) unit vectors.
+        owner: (M,) the image of each caption, in [0, N).
+        block: images and captions of a block.
+
+    Returns:
+        Of each image (N,), the captions of other images that are as near as the
+        nearest of its own, M where it has none; of each caption (M,), the other
+        images that are as near as its own.
+    """
+    own = torch.cat(
+        [
+            (c * images[o]).sum(1)
+            for c, o in zip(captions.split(block[1]), owner.split(block[1]))
+        ]
+    )
+    best = own.new_full((len(images),), torch.inf)
+    best = best.scatter_reduce(0, owner, own, "amax", include_self=False)
+    before_own = images.new_zeros(len(images), dtype=torch.long)
+    before_owner = images.new_zeros(len(captions), dtype=torch.long)
+    for some in _blocks(len(images), block[0]):
+        for others in _blocks(len(captions), block[1]):
+            score = images[some] @ captions[others].T
+            row = owner[others] - some.start
+            inside = ((row >= 0) & (row < len(score))).nonzero()[:, 0]
+            score[row[inside], inside] = -torch.inf  # its own is no wrong answer
+            ahead = torch.empty_like(score)  # as numbers: a product counts them
+            torch.ge(score, (best[some] - TIE)[:, None], out=ahead)
+            before_own[some] += ahead.sum(1).long()
+            torch.ge(score, own[others] - TIE, out=ahead)
+            before_owner[others] += ahead.sum(0).long()
+    return before_own.masked_fill(best == torch.inf, len(captions)), before_owner
+
+
+def _blocks(total: int, size: int) -> Iterator[slice]:
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))
+
+
+def retrieval_recall(
+    images: Tensor,
+    captions: Tensor,
+    owner: Tensor,
+    ks: Sequence[int] = (1, 5, 10),
+    block: tuple[int, int] = (2048, 8192),
+) -> dict[str, float]:
+    """Recall at k, of captions for an image and of images for a caption.
+
+    An image is found when any of its captions is among the k nearest (of five, in
+    COCO and Flickr30k). Say the gallery's sizes with the figures: recall falls as a
+    gallery grows.
+
+    Args:
+        images: (N, D) embeddings, of any length but 0.
+        captions: (M, D) embeddings.
+        owner: (M,) the image of each caption, in [0, N).
+        ks: the k.
+        block: images and captions whose similarities are in memory at once.
+
+    Returns:
+        ``i2t_R@k`` and ``t2i_R@k`` in [0, 1], ``i2t_median_rank`` and
+        ``t2i_median_rank`` from 1, and the gallery: ``images`` and ``captions``.
+
+    Raises:
+        ValueError: shapes that do not agree, an owner that is no image, an image
+            without captions, or an embedding of zeros, NaN or infinity.
+    """
+    if images.ndim != 2 or captions.ndim != 2 or images.shape[1] != captions.shape[1]:
+        raise ValueError(
+            "expected images (N, D) and captions (M, D), got "
+            f"{tuple(images.shape)} and {tuple(captions.shape)}"
+        )
+    if owner.shape != captions.shape[:1] or not len(owner):
+        raise ValueError(
+            f"expected the owner of each of {len(captions)} captions, at least one, "
+            f"got {tuple(owner.shape)}"
+        )
+    counts = torch.bincount(owner.clamp(min=0), minlength=len(images))
+    if owner.min() < 0 or len(counts) > len(images) or not counts.all():
+        raise ValueError(
+            f"owners of captions lie in [{owner.min()}, {owner.max()}], images in "
+            f"[0, {len(images)}), and {int((counts == 0).sum())} images have no "
+            "caption: every caption needs an image, and every image a caption."
+        )
+    images, captions = _unit(images, "image"), _unit(captions, "caption")
+    ranks = dict(zip(("i2t", "t2i"), retrieval_ranks(images, captions, owner, block)))
+    figures: dict[str, float] = {}
+    for way, before in ranks.items():
+        for k in ks:
+            figures[f"{way}_R@{k}"] = (before < k).double().mean().item()
+        figures[f"{way}_median_rank"] = before.median().item() + 1.0
+    return dict(figures, images=len(images), captions=len(captions))
+
+
+def _unit(embeds: Tensor, kind: str) -> Tensor:
+    """Unit vectors; the same tensor where they are already."""
+    norm = embeds.float().norm(dim=1)
+    wrong = ~(norm.isfinite() & (norm > 0))
+    if wrong.any():
+        raise ValueError(
+            f"{int(wrong.sum())} {kind} embeddings have no direction (zeros, NaN or "
+            f"infinity), the first is number {int(wrong.nonzero()[0])}"
+        )
+    if embeds.dtype == torch.float32 and (norm - 1).abs().max() < 1e-5:
+        return embeds
+    return embeds.float() / norm[:, None]
+
+
+def zero_shot_accuracy(
+    ranking: Tensor, labels: Tensor, num_classes: int, ks: Sequence[int] = (1, 5)
+) -> dict[int, Tensor]:
+    """Share of the images of each class whose class is among the k best.
+
+    Args:
+        ranking: (N, R) the classes of each image, best first; R at least max(ks).
+        labels: (N,) in [0, num_classes).
+        num_classes: number of classes K.
+        ks: the k.
+
+    Returns:
+        k -> (K,) in [0, 1], NaN for classes without an image.
+
+    Raises:
+        ValueError: shapes that do not agree, a label that is no class, or a ranking
+            that is too short.
+    """
+    need = min(max(ks), num_classes)
+    if ranking.ndim != 2 or len(ranking) != len(labels) or ranking.shape[1] < need:
+        raise ValueError(
+            f"expected the best {need} classes of each of {len(labels)} images, got "
+            f"{tuple(ranking.shape)}"
+        )
+    if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise ValueError(
+            f"labels lie in [{labels.min()}, {labels.max()}], but there are "
+            f"{num_classes} classes"
+        )
+    right = ranking == labels[:, None]
+    count = torch.bincount(labels, minlength=num_classes).double()
+    return {
+        k: torch.bincount(labels, right[:, :k].any(1).double(), minlength=num_classes)
+        / count
+        for k in ks
+    }
+
+
+class ImageMetric(BaseMetric):
+    """What the two metrics share: a protocol, a log, a file.
+
+    Args:
+        protocol: data and vocabulary in words, printed with the figures.
+        out_file: JSON of all figures, with the protocol.
+        collect_device: mmengine's.
+        prefix: mmengine's.
+    """
+
+    def __init__(
+        self,
+        protocol: str,
+        out_file: str | None = None,
+        collect_device: str = "cpu",
+        prefix: str | None = None,
+    ) -> None:
+        super().__init__(collect_device, prefix)
+        self.protocol = protocol
+        self.out_file = out_file
+
+    def report(self, head: str, figures: dict[str, float], **more: Any) -> None:
+        """Log figures below the protocol, and write them to the file."""
+        lines = [f"Protocol: {self.protocol} ({head})"]
+        lines += [f"  {key:<16} {value:.4f}" for key, value in figures.items()]
+        MMLogger.get_current_instance().info("\n".join(lines))
+        if self.out_file:
+            Path(self.out_file).parent.mkdir(parents=True, exist_ok=True)
+            content = dict(protocol=self.protocol, **more, figures=figures)
+            Path(self.out_file).write_text(json.dumps(content, indent=1) + "\n")
+
+
+@METRICS.register_module()
+class RetrievalMetric(ImageMetric):
+    """:func:`retrieval_recall` of a run, printed with the size of its gallery.
+
+    The samples need ``visual_feature`` (D,) and ``caption_features`` (n, D), which
+    :class:`kdeov_mm.models.ImageTextModel` adds where they have ``captions``.
+
+    Args:
+        ks: the k.
+        kwargs: those of :class:`ImageMetric`.
+    """
+
+    default_prefix = "retrieval"
+
+    def __init__(self, protocol: str, ks: Sequence[int] = (1, 5, 10), **kwargs: Any):
+        super().__init__(protocol, **kwargs)
+        self.ks = tuple(ks)
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        """Keep the embeddings of a batch."""
+        for sample in data_samples:
+            if "caption_features" not in sample:
+                raise ValueError(
+                    f"image {sample.get('img_id')} has no captions: use CaptionDataset "
+                    "and name 'captions' among meta_keys of PackDetInputs."
+                )
+            pair = sample["visual_feature"], sample["caption_features"]
+            self.results.append((sample["img_id"], *(part.cpu() for part in pair)))
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        """Figures of :func:`retrieval_recall`."""
+        results = [*{result[0]: result for result in results}.values()]
+        counts = torch.tensor([len(captions) for _, _, captions in results])
+        figures = retrieval_recall(
+            torch.stack([image for _, image, _ in results]),
+            torch.cat([captions for _, _, captions in results]),
+            torch.arange(len(results)).repeat_interleave(counts),
+            self.ks,
+        )
+        gallery = {key: int(figures.pop(key)) for key in ("images", "captions")}
+        head = f"gallery: {gallery['images']} images, {gallery['captions']} captions"
+        self.report(head, figures, gallery=gallery)
+        return {**figures, **gallery}
+
+
+@METRICS.register_module()
+class ZeroShotMetric(ImageMetric):
+    """Zero-shot top-1 and top-5: of images, mean over classes, of groups of classes.
+
+    The samples need ``gt_label``, and ``ranking``, the best classes in order, which
+    :class:`kdeov_mm.models.ImageTextModel` adds where they have ``text``. Groups are
+    the data set's, as in :class:`OpenVocabularyMetric`; all words compete.
+
+    Args:
+        per_class: also write the figures of each class to ``out_file``.
+        kwargs: those of :class:`ImageMetric`.
+    """
+
+    default_prefix = "zero_shot"
+
+    def __init__(self, protocol: str, per_class: bool = True, **kwargs: Any) -> None:
+        super().__init__(protocol, **kwargs)
+        self.per_class = per_class
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        """Keep the best classes of each image of a batch."""
+        for sample in data_samples:
+            if "gt_label" not in sample or "ranking" not in sample:
+                raise ValueError(
+                    f"image {sample.get('img_id')} has no label, or was asked no words:"
+                    " name 'gt_label' and 'text' among meta_keys of PackDetInputs."
+                )
+            best = sample["ranking"][:5].cpu()
+            self.results.append((sample["img_id"], best, sample["gt_label"]))
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        """``top1`` and ``top5`` over images, and ``mean_`` over classes, in [0, 1]."""
+        results = [*{result[0]: result for result in results}.values()]
+        meta = self.dataset_meta or {}
+        names = tuple(meta["classes"])
+        ranking = torch.stack([best for _, best, _ in results])
+        labels = torch.tensor([label for _, _, label in results])
+        rates = zero_shot_accuracy(ranking, labels, len(names))
+        images = torch.bincount(labels, minlength=len(names))
+        index = {name: i for i, name in enumerate(names)}
+        figures = {}
+        for group, members in {"": names, **asked_groups(meta)}.items():
+            which = torch.tensor([index[name] for name in members])
+            which = which[images[which] > 0]
+            if not len(which):
+                continue
+            lead = f"{group}_" if group else ""
+            for k, rate in rates.items():
+                right = (rate[which] * images[which]).sum() / images[which].sum()
+                figures[f"{lead}top{k}"] = right.item()
+                figures[f"{lead}mean_top{k}"] = rate[which].mean().item()
+        more: dict[str, Any] = dict(images=len(results), words=len(names))
+        if self.per_class:
+            more["classes"] = {
+                name: dict(
+                    images=int(images[i]),
+                    **{f"top{k}": rate[i].item() for k, rate in rates.items()},
+                )
+                for name, i in index.items()
+                if images[i]
+            }
+        head = f"{len(results)} images, {len(names)} words"
+        self.report(head, figures, **more)
+        return figures

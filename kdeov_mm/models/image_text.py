@@ -1,0 +1,246 @@
+"""Any backbone and a global head: whole images in CLIP's space, without boxes."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample, OptSampleList, SampleList
+from mmengine.logging import print_log
+from mmengine.model import BaseModel
+from mmengine.runner import CheckpointLoader
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
+
+from ..vocabulary import Words
+from .global_head import filled_part
+from .teaching import check_teacher, undo_normalisation
+from .vocabulary import embed_words, words_of
+
+
+@MODELS.register_module()
+class ImageTextModel(BaseModel):
+    """An image tower of CLIP's, smaller: zero-shot classification and retrieval.
+
+    images -> backbone -> [neck] -> global head: unit vectors. Only this side learns;
+    the text tower is frozen, and no part of the checkpoint. Its parts have the names
+    of :class:`KDEOVDetector`'s, so the checkpoint of a detector with a global head
+    serves here too.
+
+    Args:
+        backbone: any mm backbone: ``mmdet.ResNet``, ``mmyolo.YOLOv8CSPDarknet``,
+            ``mmdet.EfficientNet``.
+        global_head: :class:`GlobalHead`.
+        text_encoder: :class:`kdeov_mm.clip.CLIPTextEncoder`.
+        neck: e.g. ``mmyolo.YOLOv8PAFPN``; None for none.
+        teacher: :class:`kdeov_mm.clip.CLIPImageTeacher`; needed to train.
+        pretrained: ``'torchvision://NAME'``: ImageNet weights of the backbone where
+            torchvision has stored them on this machine, else random ones, which is
+            logged; or a file, which must be there; None for random ones.
+        data_preprocessor, init_cfg: mmengine's.
+    """
+
+    def __init__(
+        self,
+        backbone: dict[str, Any],
+        global_head: dict[str, Any],
+        text_encoder: dict[str, Any],
+        neck: dict[str, Any] | None = None,
+        teacher: dict[str, Any] | None = None,
+        pretrained: str | None = None,
+        data_preprocessor: dict[str, Any] | None = None,
+        init_cfg: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor, init_cfg)
+        self.backbone = MODELS.build(backbone)
+        self.neck = MODELS.build(neck) if neck else None
+        self.global_head = MODELS.build(global_head)
+        self.text_encoder = MODELS.build(text_encoder)
+        self.teacher = MODELS.build(teacher) if teacher else None
+        self.pretrained = pretrained
+        self._check()
+        self.to(memory_format=torch.channels_last)
+
+    def _check(self) -> None:
+        head_dims = self.global_head.projection.embed_dims
+        clip_dims = self.text_encoder.embed_dims
+        if head_dims != clip_dims:
+            raise ValueError(
+                f"the CLIP of model.text_encoder has {clip_dims} dimensions, "
+                f"model.global_head.projection.embed_dims is {head_dims}: set it to "
+                f"{clip_dims}."
+            )
+        if self.global_head.sources:
+            raise ValueError(
+                "model.global_head.sources: there are no boxes here, and no regions; "
+                "leave it out, or use KDEOVDetector."
+            )
+        if self.global_head.learns:
+            check_teacher(self, {"global_head": self.global_head})
+
+    def init_weights(self) -> None:
+        """mm's, then the pretrained weights of the backbone.
+
+        Raises:
+            FileNotFoundError: a file that is not there.
+            ValueError: its weights are not those of the backbone.
+        """
+        super().init_weights()
+        if self.pretrained is None:
+            return
+        file = pretrained_file(self.pretrained)
+        if file is None:
+            return
+        state = CheckpointLoader.load_checkpoint(str(file), map_location="cpu")
+        state = state.get("state_dict", state)
+        state = {key.removeprefix("backbone."): value for key, value in state.items()}
+        missing, _ = self.backbone.load_state_dict(state, strict=False)
+        if missing:
+            raise ValueError(
+                f"{file} has not the weights of a {type(self.backbone).__name__}: "
+                f"{len(missing)} are missing, e.g. {missing[:3]}"
+            )
+        print_log(f"backbone: weights of {file}", "current")
+
+    def forward(
+        self,
+        inputs: Tensor,
+        data_samples: OptSampleList = None,
+        mode: str = "tensor",
+    ) -> Any:
+        """mmengine's three modes; see :meth:`loss`, :meth:`predict`, :meth:`_forward`.
+
+        Args:
+            inputs: (B, 3, H, W), normalised and padded.
+            data_samples: B samples.
+            mode: ``'loss'``, ``'predict'`` or ``'tensor'``.
+        """
+        if mode == "loss":
+            return self.loss(inputs, data_samples)
+        if mode == "predict":
+            return self.predict(inputs, data_samples)
+        if mode == "tensor":
+            return self._forward(inputs, data_samples)
+        raise ValueError(f"mode is 'loss', 'predict' or 'tensor', got {mode!r}")
+
+    def loss(self, inputs: Tensor, data_samples: SampleList) -> dict[str, Tensor]:
+        """Images (B, 3, H, W) and samples -> named losses.
+
+        Raises:
+            ValueError: there is no teacher, or nothing to learn from.
+        """
+        if self.teacher is None or not self.global_head.learns:
+            raise ValueError(
+                "nothing to learn: give model.global_head `distances`, `contrast` or "
+                "both, and the model a `teacher`."
+            )
+        teacher = self.teacher.for_batch(data_samples)
+        pixels = inputs
+        if self.teacher.sees_pixels:
+            shapes = [s.img_shape for s in data_samples]
+            pixels = undo_normalisation(self.data_preprocessor, inputs, shapes)
+        feats = self.extract_feat(inputs)
+        return self.global_head.loss(feats, None, teacher, pixels, data_samples)
+
+    @torch.no_grad()
+    def predict(self, inputs: Tensor, data_samples: SampleList) -> SampleList:
+        """Images (B, 3, H, W) -> the samples, with what was asked.
+
+        All get ``visual_feature`` (D,); samples with ``text`` get ``scores`` (K,), the
+        softmax over the words, and ``ranking`` (K,), the best classes in order; samples
+        with ``captions`` get ``caption_features`` (n, D). Vectors are unit vectors.
+        """
+        filled = filled_part(data_samples).to(inputs.device)
+        embeds = self.global_head.embed(self.extract_feat(inputs), filled)
+        for sample, embed in zip(data_samples, embeds):
+            sample.set_data(dict(visual_feature=embed))
+            if "captions" in sample:
+                said = self.text_encoder.embed_prompts(sample.captions, embed.device)
+                sample.set_data(dict(caption_features=said))
+        if all("text" in sample for sample in data_samples):
+            logits = self._logits(embeds, words_of(data_samples))
+            for sample, scores in zip(data_samples, logits.softmax(1)):
+                ranking = scores.argsort(descending=True)
+                sample.set_data(dict(scores=scores, ranking=ranking))
+        return data_samples
+
+    def _forward(
+        self, inputs: Tensor, data_samples: OptSampleList = None
+    ) -> dict[str, Any]:
+        """The dictionary of ``KDEOVDetector._forward``, whose ``fused_map`` and
+        ``predictions`` are None here."""
+        feats = self.extract_feat(inputs)
+        filled = filled_part(data_samples or [DetDataSample()] * len(inputs))
+        embeds = self.global_head.embed(feats, filled.to(inputs.device))
+        said = dict.fromkeys(("text_features", "logits", "fused_map", "predictions"))
+        if data_samples and "text" in data_samples[0]:
+            words = words_of(data_samples)
+            said["text_features"] = self._text(words, embeds.device)
+            said["logits"] = self._logits(embeds, words)
+        return dict(said, visual_features=embeds, visual_map=feats)
+
+    def extract_feat(self, inputs: Tensor) -> Sequence[Tensor]:
+        """Images (B, 3, H, W) -> L maps (B, C_l, H_l, W_l)."""
+        feats = self.backbone(inputs)
+        return self.neck(feats) if self.neck else feats
+
+    def _text(self, words: Sequence[Words], device: torch.device) -> Tensor:
+        return embed_words(self.text_encoder, words, device)[0]
+
+    def _logits(self, embeds: Tensor, words: Sequence[Words]) -> Tensor:
+        return self.global_head.logits(embeds, self._text(words, embeds.device))
+
+    def get_trainable_parameters(self) -> Iterator[nn.Parameter]:
+        """What an optimizer is given: the image side, and the temperature."""
+        return (p for p in self.parameters() if p.requires_grad)
+
+    def parameter_summary(self) -> str:
+        """A table: module, trainable and frozen parameters, in thousands.
+
+        The text tower is loaded to be counted.
+        """
+        parts: dict[str, Any] = dict(self.named_children())
+        parts.pop("data_preprocessor")
+        rows = [
+            (name, _count(module, True), _count(module, False))
+            for name, module in parts.items()
+        ]
+        rows.append(("text tower", 0, self.text_encoder.num_parameters()))
+        rows.append(("together", sum(r[1] for r in rows), sum(r[2] for r in rows)))
+        lines = [f"{'module':<16}{'trainable':>12}{'frozen':>12}"]
+        lines += [f"{n:<16}{t / 1e3:>10.1f} k{f / 1e3:>10.1f} k" for n, t, f in rows]
+        return "\n".join(lines)
+
+
+def pretrained_file(name: str) -> Path | None:
+    """The file of ``'torchvision://NAME'`` or of a path; None where it is not stored.
+
+    torchvision's own store is looked at; nothing is downloaded.
+
+    Raises:
+        FileNotFoundError: a path that is no file.
+    """
+    if not name.startswith("torchvision://"):
+        if not Path(name).is_file():
+            raise FileNotFoundError(
+                f"pretrained='{name}' is no file. Give a weights file, "
+                "'torchvision://resnet50', or None for random weights."
+            )
+        return Path(name)
+    weights = get_model_weights(name.removeprefix("torchvision://"))["IMAGENET1K_V1"]
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    if file.is_file():
+        return file
+    print_log(
+        f"{name}: the backbone begins with RANDOM weights, since {file} does not "
+        f"exist. Download {weights.url} there for ImageNet's.",
+        "current",
+        level=logging.WARNING,
+    )
+    return None
+
+
+def _count(module: nn.Module, trainable: bool) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad is trainable)

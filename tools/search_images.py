@@ -1,0 +1,114 @@
+"""Find images of a folder by words; the folder is indexed once.
+
+    python tools/search_images.py "solid red ring" data/shapes/images/val
+    python tools/search_images.py "striped purple bowtie" "green star" FOLDER \
+        --checkpoint CHECKPOINT --top 20 --out hits.png
+    python tools/search_images.py FOLDER --interactive
+
+A picture of the hits is written for each line of words. The index follows new, changed
+and removed files; an interrupted run is gone on with.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from kdeov_mm import KDEOV
+from kdeov_mm.search import ImageIndex, contact_sheet
+
+CHECKPOINT = Path("work_dirs/kdeov_n_shapes_joint/iter_800.pth")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("words", nargs="*", help="what to look for, one or several")
+    parser.add_argument("folder", type=Path, help="of images, with its subfolders")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        default=CHECKPOINT,
+        help="a model with a global head (default: %(default)s)",
+    )
+    parser.add_argument("--config", help="default: the one in the checkpoint")
+    parser.add_argument("--index", type=Path, help="default: below work_dirs/search")
+    parser.add_argument("--top", type=int, default=12, help="hits (default: 12)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("hits.png"), help="default: hits.png"
+    )
+    parser.add_argument(
+        "--interactive", action="store_true", help="read words from the terminal"
+    )
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args(argv)
+    if args.top < 1:
+        parser.error("--top is at least 1")
+    if not args.words and not args.interactive:
+        parser.error('say what to look for: search_images.py "red ring" FOLDER')
+    try:
+        index = open_index(args)
+        for number, words in enumerate(asked(args)):
+            out = args.out
+            if number:
+                out = out.with_stem(f"{out.stem}_{number + 1}")
+            answer(index, words, args.top, out)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def open_index(args: argparse.Namespace) -> ImageIndex:
+    """The index of the folder, brought up to date."""
+    if args.config:
+        model = KDEOV.from_config(args.config, args.checkpoint, args.device)
+    else:
+        model = KDEOV.from_checkpoint(args.checkpoint, args.device)
+    index = ImageIndex(model, args.folder, args.index)
+    known, start = len(index.entries), time.perf_counter()
+    bar: Callable[[Iterable], Iterable] = lambda names: tqdm(  # noqa: E731
+        names, desc="indexing", unit="image", disable=not names
+    )
+    done = index.update(bar)
+    print(
+        f"{index.store}: {done['images']} images ({known} were known, {done['added']} "
+        f"new or changed, {done['removed']} removed), {done['unreadable']} files could "
+        f"not be read; {time.perf_counter() - start:.1f} s"
+    )
+    bad = [(n, e.error) for n, e in index.entries.items() if e.vector is None]
+    for name, error in bad[:5]:
+        print(f"  {name}: {error}", file=sys.stderr)
+    return index
+
+
+def asked(args: argparse.Namespace) -> Iterator[str]:
+    """The words of the command line, then those of the terminal."""
+    yield from args.words
+    if args.interactive:
+        print("words, or an empty line to end:", flush=True)
+        for line in sys.stdin:
+            if not line.strip():
+                return
+            yield line.strip()
+
+
+def answer(index: ImageIndex, words: str, top: int, out: Path) -> None:
+    """Print the hits of some words, and draw them."""
+    start = time.perf_counter()
+    hits = index.search(words, top)
+    took = (time.perf_counter() - start) * 1e3
+    print(f'"{words}": {len(hits)} hits in {took:.1f} ms')
+    for hit in hits:
+        print(f"  {hit.score:.3f}  {hit.path}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(hits, f'"{words}" in {index.folder.name}').save(out)
+    print(f"  drawn in {out}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
