@@ -24,8 +24,8 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from make_shapes import write_world
-from mmengine.fileio import load
 from mmcv.cnn import fuse_conv_bn
+from mmengine.fileio import load
 from torch import Tensor
 from tqdm import tqdm
 

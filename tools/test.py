@@ -77,11 +77,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
 
 def write_figures(cfg: Config) -> None:
-    """Let our metric write its figures, with their protocols, to the work directory."""
+    """Let our metrics write their figures, with their protocols, to the work directory.
+
+    The first to ``figures.json``, others to ``figures_2.json`` and so on.
+    """
     evaluators = cfg.get("test_evaluator") or []
-    for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
-        if evaluator.type == "OpenVocabularyMetric":
-            evaluator.setdefault("out_file", f"{cfg.work_dir}/figures.json")
+    evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
+    ours = ("OpenVocabularyMetric", "RetrievalMetric", "ZeroShotMetric")
+    known = [evaluator for evaluator in evaluators if evaluator.type in ours]
+    for number, evaluator in enumerate(known, 1):
+        end = f"_{number}" if number > 1 else ""
+        evaluator.setdefault("out_file", f"{cfg.work_dir}/figures{end}.json")
 
 
 def report_leaks(runner: Runner, checkpoint: str) -> None:

@@ -15,4 +15,5 @@ model = dict(
     teacher=dict(model="shapes", pretrained=None),
     global_head=dict(projection=dict(embed_dims=128)),
 )
+train_dataloader = dict(batch_size=16)
 optim_wrapper = dict(optimizer=dict(lr=0.0005))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..vocabulary import asked_groups
 
+BLOCK = (2048, 8192)  # images and captions whose similarities are in memory at once
 TIE = 1e-6  # scores closer than the rounding of a float32 product are equal
 
 
@@ -70,7 +71,7 @@ def retrieval_recall(
     captions: Tensor,
     owner: Tensor,
     ks: Sequence[int] = (1, 5, 10),
-    block: tuple[int, int] = (2048, 8192),
+    block: tuple[int, int] = BLOCK,
 ) -> dict[str, float]:
     """Recall at k, of captions for an image and of images for a caption.
 
