@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeAlias
 
 import mmcv
@@ -25,6 +26,8 @@ from .vocabulary import Vocabulary, Words
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 STRIDE = 32
+# what torch.load raises of a file that is no checkpoint, or a part of one
+BROKEN = (UnpicklingError, EOFError, LookupError, RuntimeError, ValueError)
 
 
 class KDEOV:
@@ -82,14 +85,19 @@ class KDEOV:
 
         Raises:
             FileNotFoundError: there is no such checkpoint.
-            ValueError: it holds no config, or one that cannot be read.
+            ValueError: it is damaged, holds no config, or one that cannot be read.
         """
         if not Path(checkpoint).is_file():
             raise FileNotFoundError(
                 f"checkpoint {checkpoint} does not exist; train one with "
                 "tools/train.py, or run `make demo`."
             )
-        content = CheckpointLoader.load_checkpoint(str(checkpoint), map_location="cpu")
+        try:
+            content = CheckpointLoader.load_checkpoint(str(checkpoint), "cpu")
+        except BROKEN as error:
+            raise ValueError(
+                f"{checkpoint} is no checkpoint, or damaged: {error}"
+            ) from error
         meta = content.get("meta") if isinstance(content, dict) else None
         config = read_config((meta or {}).get("cfg"), strict=True)
         if not config or "model" not in config:
@@ -98,6 +106,12 @@ class KDEOV:
                 "CHECKPOINT)."
             )
         return cls(load_model(Config(config), checkpoint, device))
+
+    @property
+    def least_size(self) -> int:
+        """What :meth:`encode_image` enlarges smaller pictures to: a side in pixels."""
+        head = self.model.global_head
+        return min(head.crop_sizes) if head is not None and head.crops else self.size
 
     # ------------------------------------------------------------ the global path
 
@@ -118,9 +132,8 @@ class KDEOV:
                 "this model has no global head, and no embeddings of images: train one "
                 "with it, e.g. configs/kdeov/kdeov_n_shapes_joint.py."
             )
-        least = min(head.crop_sizes) if head.crops else self.size
         pictures = [_as_bgr(p) for p in _listed(images)]
-        sides = [self._side(p, least) for p in pictures]
+        sides = [self._side(p) for p in pictures]
         embeds: dict[int, Tensor] = {}
         for side in dict.fromkeys(sides):
             same = [i for i, other in enumerate(sides) if other == side]
@@ -238,18 +251,22 @@ class KDEOV:
             if names.vectors:
                 self.model.text_encoder.take(names)
             return names.text
-        return tuple(n if isinstance(n, str) else tuple(n) for n in names)
+        words = tuple(n if isinstance(n, str) else tuple(n) for n in names)
+        if not all(words):
+            raise ValueError(f"a class without any word: {list(names)[:10]}")
+        return words
 
-    def _side(self, picture: np.ndarray, least: int) -> int:
+    def _side(self, picture: np.ndarray) -> int:
         """The side that a picture is shown at, a multiple of the stride if small."""
         longer = round(max(picture.shape[:2]) / STRIDE) * STRIDE
-        return min(max(longer, least), self.size)
+        return min(max(longer, self.least_size), self.size)
 
     def _batch(self, pictures: Sequence[np.ndarray], side: int) -> dict[str, Any]:
         """Pictures (H, W, 3) BGR, resized and padded to squares, with their samples."""
         inputs, samples = [], []
         for picture in pictures:
-            small = mmcv.imrescale(picture, (side, side))
+            size = mmcv.rescale_size(picture.shape[1::-1], (side, side))
+            small = mmcv.imresize(picture, tuple(max(n, 1) for n in size))
             factors = (n / o for n, o in zip(small.shape[1::-1], picture.shape[1::-1]))
             meta = dict(
                 ori_shape=picture.shape[:2],

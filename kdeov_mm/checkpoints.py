@@ -37,13 +37,11 @@ def read_config(config: Any, strict: bool = False) -> dict[str, Any] | None:
 
 def _literal(node: ast.expr, strict: bool) -> Any:
     """A literal, with ``dict(...)`` calls."""
-    if isinstance(node, ast.Call) and (
-        isinstance(node.func, ast.Name) or not strict
-    ):  # dict, ConfigDict, OrderedDict
+    if isinstance(node, ast.Call) and (not strict or _makes_dict(node)):
         first = _literal(node.args[0], strict) if node.args else {}
         own = {k.arg: _literal(k.value, strict) for k in node.keywords if k.arg}
         return {**(first if isinstance(first, dict) else {}), **own}
-    if isinstance(node, ast.Dict):
+    if isinstance(node, ast.Dict) and not (strict and None in node.keys):
         pairs = zip(node.keys, node.values)
         return {
             _literal(k, strict): _literal(v, strict) for k, v in pairs if k is not None
@@ -66,3 +64,14 @@ def _literal(node: ast.expr, strict: bool) -> Any:
                 f"({ast.unparse(node)[:80]}): give the config file instead."
             ) from error
         return None
+
+
+def _makes_dict(call: ast.Call) -> bool:
+    """Whether a call is ``dict(...)`` of named values, and drops nothing here."""
+    return (
+        isinstance(call.func, ast.Name)
+        and call.func.id in ("dict", "ConfigDict", "OrderedDict")
+        and all(keyword.arg for keyword in call.keywords)
+        and len(call.args) < 2
+        and all(isinstance(value, (ast.Dict, ast.Call)) for value in call.args)
+    )

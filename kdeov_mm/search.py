@@ -83,7 +83,7 @@ class ImageIndex:
         self.store.mkdir(parents=True, exist_ok=True)
         manifest = self.store / "index.json"
         if not manifest.exists():
-            if any(self.store.iterdir()):
+            if any(path.suffix != ".tmp" for path in self.store.iterdir()):
                 raise ValueError(
                     f"{self.store} is not empty and holds no index: name another place."
                 )
@@ -93,9 +93,14 @@ class ImageIndex:
                 f"the index {self.store} is of {held}, asked for {about}: name another "
                 "place, or delete it."
             )
-        self.entries: dict[str, Entry] = {}
+        self.entries = self._stored()
+
+    def _stored(self) -> dict[str, Entry]:
+        """What is on disk; of an image in several parts, the last one counts."""
+        entries: dict[str, Entry] = {}
         for part in self._parts():
-            self.entries.update(_read_part(part))
+            entries.update(_read_part(part))
+        return entries
 
     def _parts(self) -> list[Path]:
         return sorted(self.store.glob("part-*.safetensors"))
@@ -113,6 +118,7 @@ class ImageIndex:
             BlockingIOError: another process is at it.
         """
         with locked(self.store):
+            self.entries = self._stored()  # another process may have been at it
             there = dict(self._files())
             gone = [name for name in self.entries if name not in there]
             for name in gone:
@@ -150,8 +156,11 @@ class ImageIndex:
             for name in sorted(names):
                 if name.lower().endswith(IMG_EXTENSIONS):
                     path = Path(root) / name
-                    about = path.stat()
-                    stamp = (about.st_size, about.st_mtime_ns)
+                    try:
+                        about = path.stat()
+                        stamp = (about.st_size, about.st_mtime_ns)
+                    except OSError:  # gone by now, or a link to nothing
+                        stamp = (0, 0)
                     yield str(path.relative_to(self.folder)), stamp
 
     def _embedded(
@@ -176,7 +185,7 @@ class ImageIndex:
             return str(error)
 
     def _write(self, entries: dict[str, Entry]) -> None:
-        """Another part; of an image in several parts, the last one counts."""
+        """Another part."""
         parts = self._parts()
         number = int(parts[-1].stem.removeprefix("part-")) + 1 if parts else 0
         self.entries.update(entries)
@@ -271,8 +280,8 @@ def contact_sheet(
 
 
 def _student_hash(model: KDEOV) -> str:
-    """SHA-256 of what image embeddings depend on: weights and input size."""
-    digest = hashlib.sha256(str(model.size).encode())
+    """SHA-256 of what image embeddings depend on: weights and sizes of the input."""
+    digest = hashlib.sha256(str((model.size, model.least_size)).encode())
     for name, value in sorted(model.model.state_dict().items()):
         if name.split(".")[0] in ("backbone", "neck", "global_head"):
             digest.update(name.encode())

@@ -38,9 +38,9 @@ def config(
     cfg.model.teacher = dict(
         type="CachedTeacher", store=str(folder), model=cfg.model.text_encoder.model
     )
-    cfg.model.global_head.projection.embed_dims = EMBED_DIMS
+    cfg.model.distill.image.projection.embed_dims = EMBED_DIMS
     sources = ("truth", "blocks")
-    cfg.model.distill = dict(
+    cfg.model.distill.update(
         region=dict(type="RegionDistillation", distances=COSINE, sources=sources),
         dense=dict(type="DenseDistillation", distances=COSINE, window=48),
     )

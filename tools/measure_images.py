@@ -221,7 +221,8 @@ def markdown(rows: dict[str, dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
-        cells = [f"{row[f'{g}_top1']:.3f}" if "objects" in row else NOT for g in GROUPS]
+        top1 = [row.get(f"{group}_top1") for group in GROUPS]
+        cells = [NOT if value is None else f"{value:.3f}" for value in top1]
         for way in ("i2t", "t2i"):
             cells.append(" / ".join(f"{row[f'{way}_R@{k}']:.3f}" for k in (1, 5, 10)))
         size = row.get("parameters")

@@ -1,5 +1,6 @@
 """Whole images: captions, folders of classes, objects cut out of their images."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from mmengine.fileio import load
 from open_clip import IMAGENET_CLASSNAMES
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
-from ..vocabulary import Vocabulary
+from ..vocabulary import Vocabulary, clean_name
 from . import shapes
 from .coco import OVCocoDataset
 
@@ -56,7 +57,8 @@ class CaptionDataset(BaseDataset):
                 f"{self.ann_file}: {len(silent)} images have no caption, e.g. "
                 f"{silent[:5]}: leave them out of `images`."
             )
-        folder = Path(self.data_prefix.get("img") or self.data_prefix["img_path"])
+        prefix = self.data_prefix
+        folder = Path(prefix.get("img", prefix.get("img_path", "")))
         return [
             dict(
                 img_id=image["id"],
@@ -77,10 +79,11 @@ class ImageFolderDataset(BaseDataset):
 
     Args:
         data_root: the folder, whose folders are the classes.
-        vocabulary: the words of the folders, in the folders' alphabetical order: a
-            list, a file of :meth:`Vocabulary.load` (which may also have the folders'
-            names, in any order), or ``'imagenet-1k'``, CLIP's names of its classes;
-            None: the folders' own names.
+        vocabulary: the words of the folders: a list, a file of
+            :meth:`Vocabulary.load`, or ``'imagenet-1k'``, CLIP's names of its classes.
+            Those that are the folders' names are matched by name (of WordNet's ids,
+            ``n01440764``, the synonyms are the words), others by the folders'
+            alphabetical order. None: the folders' own names.
         synonyms: carry the synonyms of the vocabulary's file too.
         kwargs: those of ``mmengine.dataset.BaseDataset``.
 
@@ -133,11 +136,18 @@ def _vocabulary(
     """The words of folders, in their order."""
     if vocabulary == "imagenet-1k":
         return Vocabulary(IMAGENET)
-    if not isinstance(vocabulary, str):
-        return Vocabulary(tuple(vocabulary or folders))
-    words = Vocabulary.load(vocabulary)
-    if {*words.names} == {*folders}:
-        return words.take([words.names.index(f) for f in folders])
+    if isinstance(vocabulary, str):
+        words = Vocabulary.load(vocabulary)
+    else:
+        words = Vocabulary(tuple(vocabulary or folders))
+    place = {clean_name(name): i for i, name in enumerate(words.names)}
+    wanted = [clean_name(folder) for folder in folders]
+    if {*place} != {*wanted}:
+        return words  # by their order
+    words = words.take([place[name] for name in wanted])
+    said = tuple(own[1:] for own in words.words)
+    if all(said) and all(re.fullmatch(r"n\d{8}", folder) for folder in folders):
+        return Vocabulary(tuple(own[0] for own in said), said)  # WordNet's ids say none
     return words
 
 

@@ -173,6 +173,13 @@ def zero_shot_accuracy(
     }
 
 
+def _once(results: list) -> list:
+    """Each image once; the first entry of a result is its id."""
+    if not results:
+        raise ValueError("no image was tested: the data set is empty")
+    return [*{result[0]: result for result in results}.values()]
+
+
 class ImageMetric(BaseMetric):
     """What the two metrics share: a protocol, a log, a file.
 
@@ -236,7 +243,7 @@ class RetrievalMetric(ImageMetric):
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Figures of :func:`retrieval_recall`."""
-        results = [*{result[0]: result for result in results}.values()]
+        results = _once(results)
         counts = torch.tensor([len(captions) for _, _, captions in results])
         figures = retrieval_recall(
             torch.stack([image for _, image, _ in results]),
@@ -282,7 +289,7 @@ class ZeroShotMetric(ImageMetric):
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """``top1`` and ``top5`` over images, and ``mean_`` over classes, in [0, 1]."""
-        results = [*{result[0]: result for result in results}.values()]
+        results = _once(results)
         meta = self.dataset_meta or {}
         names = tuple(meta["classes"])
         ranking = torch.stack([best for _, best, _ in results])

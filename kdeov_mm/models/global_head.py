@@ -18,7 +18,8 @@ from .regions import RegionPicker
 Crops = Callable[[Sequence[Tensor], int], tuple[Sequence[Tensor], Tensor]]
 
 
-@MODELS.register_module()
+# the second name is for `distill`, whose heads are left aside at test time
+@MODELS.register_module(name=["GlobalHead", "GlobalDistillation"])
 class GlobalHead(RegionPicker):
     """Whole images in CLIP's space: the second mouth of the student.
 

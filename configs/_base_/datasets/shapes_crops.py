@@ -4,7 +4,7 @@ Written by ``python tools/make_shapes.py``.
 """
 
 data_root = "data/shapes/"
-image_size = 160
+image_size = 64  # the nearest of the sizes that the joint student saw crops at
 pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="CropToBox"),

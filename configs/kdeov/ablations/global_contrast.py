@@ -13,15 +13,17 @@ train_pipeline.insert(
 train_pipeline[-1]["meta_keys"] = (*train_pipeline[-1]["meta_keys"], "caption")
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 model = dict(
-    distill=None,
-    global_head=dict(
-        type="GlobalHead",
-        projection=dict(
-            type="GlobalProjection",
-            in_channels={{_base_.channels}},
-            embed_dims={{_base_.embed_dims}},
-            widen_factor={{_base_.widen_factor}},
+    distill=dict(
+        _delete_=True,
+        image=dict(
+            type="GlobalDistillation",
+            projection=dict(
+                type="GlobalProjection",
+                in_channels={{_base_.channels}},
+                embed_dims={{_base_.embed_dims}},
+                widen_factor={{_base_.widen_factor}},
+            ),
+            contrast=dict(type="InfoNCE", loss_weight=2.0),
         ),
-        contrast=dict(type="InfoNCE", loss_weight=2.0),
-    ),
+    )
 )
