@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeAlias
@@ -21,11 +21,11 @@ from torch import Tensor
 
 from .checkpoints import read_config
 from .inference import load_model, read_image, to_bgr
+from .models.ov_head import best_of
 from .models.vocabulary import embed_words
 from .vocabulary import Vocabulary, Words
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
-STRIDE = 32
 # what torch.load raises of a file that is no checkpoint, or a part of one
 BROKEN = (UnpicklingError, EOFError, LookupError, RuntimeError, ValueError)
 
@@ -34,10 +34,11 @@ class KDEOV:
     """A student with its words: images and texts to vectors, classes and boxes.
 
     A picture is a path; a PIL image; a numpy array (H, W, 3) or (H, W), uint8 RGB as
-    PIL's; or a tensor (3, H, W), RGB, uint8 or floats in [0, 1]. Methods take one
-    picture, a list of them (of any kinds and sizes), or a batch (B, 3, H, W) or
-    (B, H, W, 3), and answer in the order of the pictures. Pictures are resized as in
-    the config's test pipeline, so a batch says the same as its pictures one by one.
+    PIL's; or a tensor (3, H, W), RGB, uint8 or floats in [0, 1], not normalised.
+    Methods take one picture, a list of them (of any kinds and sizes), or a batch
+    (B, 3, H, W) or (B, H, W, 3), and answer in the order of the pictures. Pictures keep their
+    proportions and are padded by the model's own preprocessor, each as if alone, so a
+    batch says the same as its pictures one by one.
 
     Args:
         model: :class:`KDEOVDetector` or :class:`ImageTextModel`, with its config as
@@ -57,7 +58,7 @@ class KDEOV:
         checkpoint: str | Path | None = None,
         device: str = "cpu",
     ) -> "KDEOV":
-        """Build from a config, with a checkpoint's weights or with random ones.
+        """Build from a config, with a checkpoint's weights or untrained.
 
         Raises:
             FileNotFoundError: there is no such config or checkpoint.
@@ -67,7 +68,7 @@ class KDEOV:
         if not isinstance(config, Config):
             config = Config.fromfile(config, lazy_import=False)
         print_log(
-            "KDEOV.from_config without a checkpoint: the student's weights are RANDOM.",
+            "KDEOV.from_config without a checkpoint: the student is NOT TRAINED.",
             "current",
             level=logging.WARNING,
         )
@@ -108,10 +109,11 @@ class KDEOV:
         return cls(load_model(Config(config), checkpoint, device))
 
     @property
-    def least_size(self) -> int:
-        """What :meth:`encode_image` enlarges smaller pictures to: a side in pixels."""
+    def sizes(self) -> tuple[int, ...]:
+        """The sides in pixels, of which :meth:`encode_image` takes the nearest."""
         head = self.model.global_head
-        return min(head.crop_sizes) if head is not None and head.crops else self.size
+        crops = head.crop_sizes if head is not None and head.crops else ()
+        return tuple(sorted({*crops, self.size}))
 
     # ------------------------------------------------------------ the global path
 
@@ -119,8 +121,8 @@ class KDEOV:
     def encode_image(self, images: Picture | Sequence[Picture]) -> Tensor:
         """Pictures to unit vectors (B, D), in the space of :meth:`encode_text`.
 
-        Pictures longer than the model's input are shrunk to it. Smaller ones are only
-        enlarged to the nearest of the sizes that the model was trained to see crops at.
+        A picture's longer side is resized to the nearest of :attr:`sizes`: those at
+        which the model has learnt crops and whole images.
 
         Raises:
             ValueError: the model has no global head, or a picture is none.
@@ -133,17 +135,13 @@ class KDEOV:
                 "with it, e.g. configs/kdeov/kdeov_n_shapes_joint.py."
             )
         pictures = [_as_bgr(p) for p in _listed(images)]
-        sides = [self._side(p) for p in pictures]
+        sides = [min(self.sizes, key=lambda n: abs(n - max(p.shape))) for p in pictures]
         embeds: dict[int, Tensor] = {}
-        for side in dict.fromkeys(sides):
-            same = [i for i, other in enumerate(sides) if other == side]
-            for start in range(0, len(same), self.batch_size):
-                part = same[start : start + self.batch_size]
-                batch = self._batch([pictures[i] for i in part], side)
-                said = self.model(**batch, mode="tensor")
-                embeds.update(zip(part, said["visual_features"]))
+        for which, batch in self._batches(pictures, sides):
+            said = self.model(**batch, mode="tensor")
+            embeds.update(zip(which, said["visual_features"]))
         if not embeds:
-            return torch.zeros(0, head.projection.embed_dims)
+            return self._device_tensor(0, head.projection.embed_dims)
         return torch.stack([embeds[i] for i in range(len(pictures))])
 
     @torch.no_grad()
@@ -172,10 +170,14 @@ class KDEOV:
             ValueError: the model has no global head, or a picture is none.
         """
         embeds = self.encode_image(images)
-        text, _ = embed_words(
-            self.model.text_encoder, self._words(names), embeds.device
+        text, owner = embed_words(
+            self.model.text_encoder,
+            self._words(names),
+            embeds.device,
+            getattr(self.model, "synonyms", "mean"),
         )
-        return self.model.global_head.logits(embeds, text)
+        logits = self.model.global_head.logits(embeds, text)
+        return logits if owner is None else best_of(logits, owner)
 
     # ------------------------------------------------------------------ detection
 
@@ -220,27 +222,24 @@ class KDEOV:
         cfg.score_thr, cfg.nms.iou_threshold = score_threshold, nms_threshold
         titles = [word if isinstance(word, str) else word[0] for word in words]
         pictures = [_as_bgr(p) for p in _listed(images)]
-        found = []
-        for start in range(0, len(pictures), self.batch_size):
-            batch = self._batch(pictures[start : start + self.batch_size], self.size)
+        found: dict[int, dict[str, Any]] = {}
+        for which, batch in self._batches(pictures, [self.size] * len(pictures)):
             for sample in batch["data_samples"]:
                 sample.set_metainfo(dict(text=words))
             said = self.model(**batch, mode="tensor")["predictions"]
             metas = [sample.metainfo for sample in batch["data_samples"]]
-            for boxes in self.model.bbox_head.predict_by_feat(
+            results = self.model.bbox_head.predict_by_feat(
                 *said, batch_img_metas=metas, cfg=cfg
-            ):
+            )
+            for i, boxes in zip(which, results):
                 boxes = boxes[boxes.scores >= score_threshold]
-                labels = boxes.labels.tolist()
-                found.append(
-                    dict(
-                        boxes=boxes.bboxes,
-                        scores=boxes.scores,
-                        labels=boxes.labels,
-                        names=[titles[i] for i in labels],
-                    )
+                found[i] = dict(
+                    boxes=boxes.bboxes,
+                    scores=boxes.scores,
+                    labels=boxes.labels,
+                    names=[titles[label] for label in boxes.labels.tolist()],
                 )
-        return found
+        return [found[i] for i in range(len(pictures))]
 
     # -------------------------------------------------------------------- helpers
 
@@ -256,15 +255,15 @@ class KDEOV:
             raise ValueError(f"a class without any word: {list(names)[:10]}")
         return words
 
-    def _side(self, picture: np.ndarray) -> int:
-        """The side that a picture is shown at, a multiple of the stride if small."""
-        longer = round(max(picture.shape[:2]) / STRIDE) * STRIDE
-        return min(max(longer, self.least_size), self.size)
+    def _batches(
+        self, pictures: Sequence[np.ndarray], sides: Sequence[int]
+    ) -> Iterator[tuple[list[int], dict[str, Any]]]:
+        """Pictures (H, W, 3) BGR, their longer sides resized, as the model's input.
 
-    def _batch(self, pictures: Sequence[np.ndarray], side: int) -> dict[str, Any]:
-        """Pictures (H, W, 3) BGR, resized and padded to squares, with their samples."""
-        inputs, samples = [], []
-        for picture in pictures:
+        Those of one padded shape come together, so padding is that of a picture alone.
+        """
+        ready: dict[tuple[int, ...], list[tuple[int, Tensor, DetDataSample]]] = {}
+        for i, (picture, side) in enumerate(zip(pictures, sides)):
             size = mmcv.rescale_size(picture.shape[1::-1], (side, side))
             small = mmcv.imresize(picture, tuple(max(n, 1) for n in size))
             factors = (n / o for n, o in zip(small.shape[1::-1], picture.shape[1::-1]))
@@ -273,23 +272,41 @@ class KDEOV:
                 img_shape=small.shape[:2],
                 scale_factor=tuple(factors),
             )
-            samples.append(DetDataSample(metainfo=meta))
-            square = torch.zeros(3, side, side, dtype=torch.uint8)
-            height, width = small.shape[:2]
-            square[:, :height, :width] = torch.from_numpy(small).permute(2, 0, 1)
-            inputs.append(square)
-        data = dict(inputs=inputs, data_samples=samples)
-        return self.model.data_preprocessor(data, False)
+            pixels = torch.from_numpy(np.ascontiguousarray(small.transpose(2, 0, 1)))
+            data = dict(inputs=[pixels], data_samples=[DetDataSample(metainfo=meta)])
+            data = self.model.data_preprocessor(data, False)
+            shape = tuple(data["inputs"].shape)
+            batch = ready.setdefault(shape, [])
+            batch.append((i, data["inputs"], data["data_samples"][0]))
+            if len(batch) == self.batch_size:
+                yield _joined(ready.pop(shape))
+        for batch in ready.values():
+            yield _joined(batch)
+
+    def _device_tensor(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, device=next(self.model.parameters()).device)
+
+
+def _joined(
+    batch: Sequence[tuple[int, Tensor, DetDataSample]],
+) -> tuple[list[int], dict[str, Any]]:
+    """The numbers of pictures, and their inputs as one."""
+    which, inputs, samples = zip(*batch)
+    return list(which), dict(inputs=torch.cat(inputs), data_samples=list(samples))
 
 
 def _test_size(config: Config) -> int:
     """The longer side of the inputs of a config's test pipeline."""
-    pipeline = config.test_dataloader.dataset.pipeline
-    scales = [step["scale"] for step in pipeline if "scale" in step]
+    loader = config.get("test_dataloader") or {}
+    dataset = loader.get("dataset") or {}
+    while "dataset" in dataset:  # a wrapper
+        dataset = dataset["dataset"]
+    scales = [step["scale"] for step in dataset.get("pipeline", ()) if "scale" in step]
     if not scales:
         raise ValueError(
-            "the config's test pipeline resizes nothing (no step has a `scale`): the "
-            "size of the model's input is not known."
+            "the config's test pipeline resizes nothing (no step of "
+            "test_dataloader.dataset.pipeline has a `scale`): the size of the model's "
+            "input is not known."
         )
     return max(scales[-1]) if not isinstance(scales[-1], int) else scales[-1]
 

@@ -65,6 +65,7 @@ class ImageIndex:
             each folder and student).
 
     Raises:
+        ImportError: faiss is not installed.
         NotADirectoryError: the folder is none.
         ValueError: the store is of another folder or student, or damaged.
     """
@@ -72,6 +73,7 @@ class ImageIndex:
     def __init__(
         self, model: KDEOV, folder: str | Path, store: str | Path | None = None
     ) -> None:
+        self.faiss = _faiss()
         self.model = model
         self.folder = Path(folder).resolve()
         if not self.folder.is_dir():
@@ -98,8 +100,11 @@ class ImageIndex:
     def _stored(self) -> dict[str, Entry]:
         """What is on disk; of an image in several parts, the last one counts."""
         entries: dict[str, Entry] = {}
-        for part in self._parts():
-            entries.update(_read_part(part))
+        try:
+            for part in self._parts():
+                entries.update(_read_part(part))
+        except FileNotFoundError:  # another process has put the parts together
+            return self._stored()
         return entries
 
     def _parts(self) -> list[Path]:
@@ -151,7 +156,7 @@ class ImageIndex:
 
     def _files(self) -> Iterator[tuple[str, tuple[int, int]]]:
         """Names below the folder, and stamps, of all image files."""
-        for root, folders, names in os.walk(self.folder):
+        for root, folders, names in os.walk(self.folder, onerror=_refuse):
             folders.sort()
             for name in sorted(names):
                 if name.lower().endswith(IMG_EXTENSIONS):
@@ -205,13 +210,9 @@ class ImageIndex:
     @cached_property
     def _search(self) -> tuple[list[str], Any]:
         """Names, and faiss's index of their vectors in the same order."""
-        try:
-            import faiss
-        except ImportError as error:
-            raise ImportError("search needs faiss: pip install faiss-cpu") from error
         good = [(n, e.vector) for n, e in self.entries.items() if e.vector is not None]
         names = [name for name, _ in good]
-        index = faiss.IndexFlatIP(len(good[0][1]))
+        index = self.faiss.IndexFlatIP(len(good[0][1]))
         index.add(np.stack([vector for _, vector in good]))
         return names, index
 
@@ -279,13 +280,32 @@ def contact_sheet(
     return sheet
 
 
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError(
+            "search needs faiss: pip install faiss-cpu, or kdeov_mm[search]"
+        ) from error
+    return faiss
+
+
+def _refuse(error: OSError) -> None:
+    """A folder that cannot be listed is not empty: its images are not forgotten."""
+    raise error
+
+
 def _student_hash(model: KDEOV) -> str:
     """SHA-256 of what image embeddings depend on: weights and sizes of the input."""
-    digest = hashlib.sha256(str((model.size, model.least_size)).encode())
+    look = model.model.data_preprocessor
+    about = [model.sizes, look._channel_conversion]
+    if look._enable_normalize:
+        about += [look.mean.flatten().tolist(), look.std.flatten().tolist()]
+    digest = hashlib.sha256(str(about).encode())
     for name, value in sorted(model.model.state_dict().items()):
         if name.split(".")[0] in ("backbone", "neck", "global_head"):
             digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -294,6 +314,8 @@ def _read_part(path: Path) -> dict[str, Entry]:
         with safe_open(str(path), framework="np") as file:
             about = json.loads((file.metadata() or {})["about"])
             matrix = file.get_tensor("vectors")
+    except FileNotFoundError:
+        raise
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise ValueError(
             f"{path} is damaged ({error}): delete it, and its images are embedded anew."

@@ -679,7 +679,7 @@ def test_a_config_alone_gives_random_weights_and_says_so(
     cfg.dump(tmp_path / "config.py")
     for config in (cfg, tmp_path / "config.py", str(tmp_path / "config.py")):
         student = KDEOV.from_config(config)
-        assert "weights are RANDOM" in warned()
+        assert "NOT TRAINED" in warned()
         assert student.encode_image(scene(40, 40)).shape == (1, EMBED_DIMS)
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from kdeov_mm.vocabulary import Vocabulary
 
 from .conftest import EMBED_DIMS, ROOT, moved, run_env
+from .test_api import scene, write_joint
 from .test_configs import OneStep
 
 PAGE = (ROOT / "docs/custom_dataset.md").read_text()
@@ -132,3 +133,30 @@ def test_the_page_about_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert scope["words"].groups["novel"] == ("cat",)
     exec(block("python", "neighbours", page), scope)
     assert Vocabulary.load("words.safetensors").names == scope["words"].names
+
+
+def test_the_page_on_images_does_run(
+    load_config: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    page = (ROOT / "docs/images.md").read_text()
+    checkpoint = write_joint(tmp_path, load_config)
+    for name, size in (("a.jpg", (90, 60)), ("b.png", (40, 40))):
+        Image.fromarray(scene(*size)).save(tmp_path / name)
+    code = block("python", "from kdeov_mm import KDEOV", page)
+    code = code.replace("work_dirs/kdeov_n_shapes_joint/iter_800.pth", str(checkpoint))
+    monkeypatch.chdir(tmp_path)
+    said: dict[str, Any] = {}
+    exec(code, said)
+    assert said["images"].shape == (2, EMBED_DIMS)
+    assert said["texts"].shape == (1, EMBED_DIMS)
+    assert said["logits"].shape == (1, 2)
+    assert set(said["found"][0]) == {"boxes", "scores", "labels", "names"}
+
+
+@pytest.mark.parametrize("page", ["docs/images.md", "configs/image_text/README.md"])
+def test_files_that_the_pages_on_images_name_are_there(page: str) -> None:
+    text = (ROOT / page).read_text()
+    files = re.findall(r"(?:configs|tools|docs|kdeov_mm)/[\w/]+\.(?:py|md)", text)
+    assert files and all((ROOT / file).is_file() for file in files)

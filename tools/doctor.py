@@ -85,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     cfg = Config.fromfile(args.config, lazy_import=False)
     if not cfg.get("train_dataloader"):
         parser.error(f"{args.config} has no train_dataloader")
+    if "bbox_head" not in cfg.model:
+        parser.error(f"{args.config} has no bbox_head: detectors are examined here")
     accepted = set(cfg.get("doctor", {}).get("accept", ()))
     findings: list[Finding] = []
     try:

@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--tables", action="store_true", help="write the table only")
     args = parser.parse_args(argv)
+    if args.scenes != 1000 and args.results.resolve() == RESULTS:
+        parser.error("the table is of 1,000 scenes: name another --results")
     if not args.tables:
         if not args.checkpoints:
             parser.error("name a checkpoint, or --tables")
@@ -76,7 +79,7 @@ def measure(args: argparse.Namespace) -> None:
     rows = load(args.results) if args.results.exists() else {}
     teacher = CLIPImageTeacher("shapes")
     rows[TEACHER] = data.figures(
-        teacher(data.pixels), teacher.embed_crops(data.pixels, data.boxes)
+        teacher(data.pixels), teacher.embed_crops(data.pixels, data.boxes, (1.0,))
     )
     told = rows[TEACHER] | dict(data.retrieval(data.means(teacher)))
     rows[PARTS] = {k: v for k, v in told.items() if "top1" not in k}
@@ -189,15 +192,12 @@ def tower_times(model: KDEOV, rounds: int) -> dict[str, float]:
 
     figures = {}
     for batch in (1, 16):
-        runs: dict[str, Callable[[], Tensor]] = {
-            "vit": lambda b=batch: vit(  # type: ignore[misc]
-                torch.rand(b, 3, 224, 224)
-            )
-        }
+        runs: dict[str, Callable[[], Tensor]] = {}
         for side in (64, model.size, 224):
             image = torch.rand(batch, 3, side, side)
             image = image.contiguous(memory_format=torch.channels_last)
-            runs[f"{side}"] = lambda image=image: tower(image)  # type: ignore[misc]
+            runs[f"{side}"] = partial(tower, image)
+        runs["vit"] = partial(vit, torch.rand(batch, 3, 224, 224))
         took: dict[str, list[float]] = {key: [] for key in runs}
         for turn in range(rounds + 2):
             for key, run in runs.items():

@@ -39,7 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--index", type=Path, help="default: below work_dirs/search")
     parser.add_argument("--top", type=int, default=12, help="hits (default: 12)")
     parser.add_argument(
-        "--out", type=Path, default=Path("hits.png"), help="default: hits.png"
+        "--out",
+        type=Path,
+        default=Path("work_dirs/search/hits.png"),
+        help="default: %(default)s",
     )
     parser.add_argument(
         "--interactive", action="store_true", help="read words from the terminal"
@@ -57,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if number:
                 out = out.with_stem(f"{out.stem}_{number + 1}")
             answer(index, words, args.top, out)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
@@ -65,6 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def open_index(args: argparse.Namespace) -> ImageIndex:
     """The index of the folder, brought up to date."""
+    if not args.checkpoint.is_file():
+        raise FileNotFoundError(
+            f"checkpoint {args.checkpoint} does not exist; a model with a global head "
+            "is trained by tools/train.py configs/kdeov/kdeov_n_shapes.py, and then "
+            "configs/kdeov/kdeov_n_shapes_joint.py."
+        )
     if args.config:
         model = KDEOV.from_config(args.config, args.checkpoint, args.device)
     else:

@@ -1,6 +1,6 @@
 """The student of r50_coco.py, zero-shot on ImageNet-1k (data/imagenet/val).
 
-    python tools/train.py configs/image_text/r50_coco_imagenet.py
+    python tools/train.py configs/image_text/r50_coco.py
     python tools/test.py configs/image_text/r50_coco_imagenet.py \
         work_dirs/r50_coco/iter_28000.pth
 """

@@ -9,6 +9,7 @@ learns on its features what the teacher says of objects and of scenes.
 
 _base_ = "./kdeov_n_shapes.py"
 load_from = "work_dirs/kdeov_n_shapes/iter_800.pth"
+custom_hooks = []  # a moving average would round the detector
 model = dict(
     frozen=True,
     distill=None,

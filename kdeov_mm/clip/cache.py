@@ -396,7 +396,7 @@ def _check_heads(store: EmbeddingStore, heads: Mapping[str, Any]) -> None:
             missing.append(f"the crops of {asked}, but those of {manifest['heads']}")
         if missing:
             raise StoreMismatch(
-                f"distill.{name} needs what the store {store.folder} does not hold: "
+                f"the head {name} needs what the store {store.folder} does not hold: "
                 f"{'; '.join(missing)}. Make it again with this config: "
                 "tools/cache_embeddings.py."
             )
@@ -470,7 +470,7 @@ class CachedTeacher:
             moving = {"own", "random"} & set(getattr(head, "sources", ()))
             if moving:
                 raise StoreMismatch(
-                    f"distill.{name} asks for boxes that move from step to step "
+                    f"the head {name} asks for boxes that move from step to step "
                     f"({', '.join(sorted(moving))}): a store holds 'truth', 'blocks' "
                     "and 'stored' boxes. Change its `sources`, or use the live teacher."
                 )

@@ -142,8 +142,14 @@ def _vocabulary(
         words = Vocabulary(tuple(vocabulary or folders))
     place = {clean_name(name): i for i, name in enumerate(words.names)}
     wanted = [clean_name(folder) for folder in folders]
-    if {*place} != {*wanted}:
+    if not {*place} & {*wanted}:
         return words  # by their order
+    if {*place} != {*wanted}:
+        raise ValueError(
+            "some words are the folders' names, and some are not: "
+            f"{sorted({*place} ^ {*wanted})[:6]}. Give the folders' names, or other "
+            "words in the folders' alphabetical order."
+        )
     words = words.take([place[name] for name in wanted])
     said = tuple(own[1:] for own in words.words)
     if all(said) and all(re.fullmatch(r"n\d{8}", folder) for folder in folders):

@@ -104,6 +104,7 @@ def retrieval_recall(
             f"expected the owner of each of {len(captions)} captions, at least one, "
             f"got {tuple(owner.shape)}"
         )
+    owner = owner.long()
     counts = torch.bincount(owner.clamp(min=0), minlength=len(images))
     if owner.min() < 0 or len(counts) > len(images) or not counts.all():
         raise ValueError(
@@ -235,8 +236,9 @@ class RetrievalMetric(ImageMetric):
         for sample in data_samples:
             if "caption_features" not in sample:
                 raise ValueError(
-                    f"image {sample.get('img_id')} has no captions: use CaptionDataset "
-                    "and name 'captions' among meta_keys of PackDetInputs."
+                    f"image {sample.get('img_id')} has no embeddings of captions: test "
+                    "an ImageTextModel on a CaptionDataset, with 'captions' among "
+                    "meta_keys of PackDetInputs."
                 )
             pair = sample["visual_feature"], sample["caption_features"]
             self.results.append((sample["img_id"], *(part.cpu() for part in pair)))

@@ -15,6 +15,7 @@ from ..vocabulary import Words
 from .global_head import GlobalHead, filled_part
 from .ov_head import best_of
 from .teaching import (
+    check_dims,
     check_teacher,
     crop_to_fit,
     frozen_statistics,
@@ -117,6 +118,8 @@ class KDEOVDetector(SingleStageDetector):
                 f"model.bbox_head.head_module.embed_dims is {head_dims}: set it to "
                 f"{clip_dims}."
             )
+        if self.global_head is not None:
+            check_dims(self.global_head, clip_dims)
         if self.pupils:
             check_teacher(self, self.pupils)
 
@@ -139,14 +142,12 @@ class KDEOVDetector(SingleStageDetector):
             shapes = [s.img_shape for s in samples]
             pixels = undo_normalisation(self.data_preprocessor, batch_inputs, shapes)
         seen = (text, teacher, pixels, samples, locations)
-        head: Any
-        for name, head in self.distill.items():
-            for key, value in head.loss(feats, *seen).items():
-                # of two heads of a kind, both count
+        crops = partial(self._see_crops, batch_inputs)
+        for name, head in self.pupils.items():
+            own = name == "global_head"
+            terms = head.loss(plain, *seen, crops) if own else head.loss(feats, *seen)
+            for key, value in terms.items():  # of two heads of a kind, both count
                 losses[f"{key}_{name}" if key in losses else key] = value
-        if self.global_head is not None and self.global_head.learns:
-            crops = partial(self._see_crops, batch_inputs)
-            losses.update(self.global_head.loss(plain, *seen, crops))
         return losses
 
     def _see_crops(

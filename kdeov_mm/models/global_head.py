@@ -10,7 +10,7 @@ from mmdet.structures import SampleList
 from mmengine.dist import get_world_size
 from torch import Tensor, nn
 
-from .losses import InfoNCE, initial_log_scale
+from .losses import InfoNCE, initial_log_scale, inverse_temperature
 from .regions import RegionPicker
 
 # B tensors (n_b, 4) of boxes, and a side in pixels -> feature maps of the crops, and
@@ -66,6 +66,11 @@ class GlobalHead(RegionPicker):
                 f"crops={crops} and target={target!r} need regions: set `sources`, "
                 "e.g. ('truth', 'own')."
             )
+        if calibrate and not (distances or contrast):
+            raise ValueError(
+                "calibrate teaches the temperature alone: give `distances`, `contrast` "
+                "or both as well."
+            )
         if calibrate and not (crops and self.sources[0] == "truth"):
             raise ValueError(
                 "calibrate needs crops with labels: set `crops`, and begin `sources` "
@@ -89,7 +94,7 @@ class GlobalHead(RegionPicker):
     @property
     def learns(self) -> bool:
         """Whether there is anything to learn from."""
-        return bool(self.distances or self.contrast or self.calibrate)
+        return bool(self.distances or self.contrast)
 
     def embed(self, feats: Sequence[Tensor], filled: Tensor) -> Tensor:
         """Embed images.
@@ -105,7 +110,7 @@ class GlobalHead(RegionPicker):
 
     def logits(self, embeds: Tensor, text: Tensor) -> Tensor:
         """Unit vectors (B, D) and (K, D) -> cosines by the temperature (B, K)."""
-        return self.log_scale.exp() * embeds @ text.T
+        return inverse_temperature(self.log_scale) * embeds @ text.T
 
     def loss(
         self,
@@ -131,10 +136,16 @@ class GlobalHead(RegionPicker):
             see: :data:`Crops`, the student's features of crops; needed by ``crops``.
 
         Raises:
-            ValueError: captions are wanted and a sample has none.
+            ValueError: captions are wanted and a sample has none, or crops where they
+                cannot be seen.
         """
         embeds = self.embed(feats, filled_part(samples).to(feats[0].device))
         targets, losses = [], {}
+        if self.crops and see is None:
+            raise ValueError(
+                "`crops` are seen by model.global_head; a GlobalDistillation in "
+                "model.distill has none."
+            )
         if self.sources:
             self.steps += 1
             regions = self.regions(samples, locations, teacher)

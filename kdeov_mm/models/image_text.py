@@ -16,8 +16,10 @@ from torchvision.models import get_model_weights
 
 from ..vocabulary import Words
 from .global_head import filled_part
-from .teaching import check_teacher, undo_normalisation
+from .teaching import check_dims, check_teacher, undo_normalisation
 from .vocabulary import embed_words, words_of
+
+HEADS = ("fc", "classifier", "head")  # of the classifiers that backbones come from
 
 
 @MODELS.register_module()
@@ -63,22 +65,25 @@ class ImageTextModel(BaseModel):
         self._check()
         self.to(memory_format=torch.channels_last)
 
+    @property
+    def pupils(self) -> dict[str, Any]:
+        """The heads that ask the teacher in training, by name."""
+        return {"global_head": self.global_head} if self.global_head.learns else {}
+
     def _check(self) -> None:
-        head_dims = self.global_head.projection.embed_dims
-        clip_dims = self.text_encoder.embed_dims
-        if head_dims != clip_dims:
-            raise ValueError(
-                f"the CLIP of model.text_encoder has {clip_dims} dimensions, "
-                f"model.global_head.projection.embed_dims is {head_dims}: set it to "
-                f"{clip_dims}."
-            )
+        check_dims(self.global_head, self.text_encoder.embed_dims)
         if self.global_head.sources:
             raise ValueError(
                 "model.global_head.sources: there are no boxes here, and no regions; "
                 "leave it out, or use KDEOVDetector."
             )
-        if self.global_head.learns:
-            check_teacher(self, {"global_head": self.global_head})
+        if self.pupils:
+            check_teacher(self, self.pupils)
+            if not getattr(self.teacher, "sees_pixels", False):
+                raise ValueError(
+                    "stored embeddings serve detectors: use the live teacher here, "
+                    "model.teacher.type='CLIPImageTeacher'."
+                )
 
     def init_weights(self) -> None:
         """mm's, then the pretrained weights of the backbone.
@@ -96,12 +101,15 @@ class ImageTextModel(BaseModel):
         state = CheckpointLoader.load_checkpoint(str(file), map_location="cpu")
         state = state.get("state_dict", state)
         state = {key.removeprefix("backbone."): value for key, value in state.items()}
-        missing, _ = self.backbone.load_state_dict(state, strict=False)
-        if missing:
+        own = self.backbone.state_dict()
+        other = [k for k in own if k not in state or state[k].shape != own[k].shape]
+        other += [k for k in state if k not in own and k.split(".")[0] not in HEADS]
+        if other:
             raise ValueError(
-                f"{file} has not the weights of a {type(self.backbone).__name__}: "
-                f"{len(missing)} are missing, e.g. {missing[:3]}"
+                f"{file} has other weights than this {type(self.backbone).__name__}: "
+                f"{len(other)} names or shapes differ, e.g. {other[:3]}"
             )
+        self.backbone.load_state_dict(state, strict=False)
         print_log(f"backbone: weights of {file}", "current")
 
     def forward(
@@ -136,13 +144,10 @@ class ImageTextModel(BaseModel):
                 "nothing to learn: give model.global_head `distances`, `contrast` or "
                 "both, and the model a `teacher`."
             )
-        teacher = self.teacher.for_batch(data_samples)
-        pixels = inputs
-        if self.teacher.sees_pixels:
-            shapes = [s.img_shape for s in data_samples]
-            pixels = undo_normalisation(self.data_preprocessor, inputs, shapes)
+        shapes = [s.img_shape for s in data_samples]
+        pixels = undo_normalisation(self.data_preprocessor, inputs, shapes)
         feats = self.extract_feat(inputs)
-        return self.global_head.loss(feats, None, teacher, pixels, data_samples)
+        return self.global_head.loss(feats, None, self.teacher, pixels, data_samples)
 
     @torch.no_grad()
     def predict(self, inputs: Tensor, data_samples: SampleList) -> SampleList:
@@ -221,6 +226,7 @@ def pretrained_file(name: str) -> Path | None:
 
     Raises:
         FileNotFoundError: a path that is no file.
+        ValueError: a name that torchvision does not know.
     """
     if not name.startswith("torchvision://"):
         if not Path(name).is_file():
@@ -229,7 +235,14 @@ def pretrained_file(name: str) -> Path | None:
                 "'torchvision://resnet50', or None for random weights."
             )
         return Path(name)
-    weights = get_model_weights(name.removeprefix("torchvision://"))["IMAGENET1K_V1"]
+    try:
+        weights = get_model_weights(name.removeprefix("torchvision://"))[
+            "IMAGENET1K_V1"
+        ]
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"pretrained='{name}': torchvision has no such ImageNet weights"
+        ) from error
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     if file.is_file():
         return file

@@ -138,10 +138,10 @@ class InfoNCE(nn.Module):
 
     def forward(self, images: Tensor, captions: Tensor, log_scale: Tensor) -> Tensor:
         """Unit vectors (B, D) of images and of their captions, and the log of the
-        inverse temperature, in effect at most 100 -> scalar."""
+        inverse temperature -> scalar."""
         with torch.autocast(images.device.type, enabled=False):
             images, captions = gathered(images.float()), gathered(captions.float())
-            scale = log_scale.clamp(max=math.log(100)).exp()
+            scale = inverse_temperature(log_scale)
             logits = scale * images @ captions.T
             own = captions @ captions.T > 1 - 1e-4
             own.fill_diagonal_(True)
@@ -153,6 +153,11 @@ class InfoNCE(nn.Module):
 def initial_log_scale() -> Tensor:
     """Log of CLIP's first inverse temperature, 1 / 0.07 (Radford et al., 2021)."""
     return torch.tensor(math.log(1 / 0.07))
+
+
+def inverse_temperature(log_scale: Tensor) -> Tensor:
+    """What cosines are multiplied by: at most 100, as in CLIP."""
+    return log_scale.clamp(max=math.log(100)).exp()
 
 
 def gathered(embeds: Tensor) -> Tensor:

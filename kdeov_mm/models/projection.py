@@ -107,11 +107,12 @@ class GlobalProjection(nn.Module):
 
 
 def _masked_mean(feat: Tensor, filled: Tensor) -> Tensor:
-    """Mean over the locations whose centre is in the image: (B, C)."""
+    """Mean over the locations whose centre is in the image, or the first: (B, C)."""
     inside = [
-        (torch.arange(n, device=feat.device) + 0.5) / n < part[:, None]
+        (torch.arange(n, device=feat.device) + 0.5) / n
+        < part[:, None].clamp(min=0.51 / n)
         for n, part in zip(feat.shape[-2:], filled.T)
     ]  # (B, H), (B, W)
     mask = (inside[0][:, :, None] & inside[1][:, None]).to(feat.dtype)
-    mask = mask / mask.sum((1, 2), keepdim=True).clamp(min=1)
+    mask = mask / mask.sum((1, 2), keepdim=True)
     return torch.einsum("bchw,bhw->bc", feat, mask)

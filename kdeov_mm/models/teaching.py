@@ -9,6 +9,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def check_dims(global_head: Any, clip_dims: int) -> None:
+    """Whether a global head speaks in the dimensions of the CLIP.
+
+    Raises:
+        ValueError: it does not.
+    """
+    head_dims = global_head.projection.embed_dims
+    if head_dims != clip_dims:
+        raise ValueError(
+            f"the CLIP of model.text_encoder has {clip_dims} dimensions, "
+            f"model.global_head.projection.embed_dims is {head_dims}: set it to "
+            f"{clip_dims}."
+        )
+
+
 def check_teacher(model: Any, heads: Mapping[str, Any]) -> None:
     """Whether a student's teacher suits its words, its pixels, and what its heads ask.
 

@@ -1,8 +1,6 @@
 """The built-in world's scenes with their captions, three each.
 
-Written by ``python tools/make_shapes.py``. For a gallery of 1,000 scenes:
-``--root data/shapes_1000 --train 1 --val 1000``, and in a config
-``test_root = 'data/shapes_1000/'``.
+Written by ``python tools/make_shapes.py``.
 """
 
 data_root = "data/shapes/"
