@@ -22,7 +22,7 @@ install: $(READY) ## make the environment: 2 to 5 minutes once, 10 GB of disk
 demo: $(READY) ## train, test and draw the demo: at most 12 minutes on 2 cores
 	$(BIN)/python tools/demo.py
 
-test: $(READY) ## all tests: at most 20 minutes on 2 cores
+test: $(READY) ## all tests: at most 30 minutes on 2 cores
 	$(BIN)/python -m pytest tests
 
 check: $(READY) ## style and types: ruff and mypy

@@ -213,14 +213,15 @@ def test_embeddings_are_unit_vectors_that_tell_pictures_apart(student: KDEOV) ->
     assert (embeds @ embeds.T - 2 * torch.eye(5)).max() < 0.95
 
 
-@pytest.mark.parametrize("size", [(96, 160), (160, 64), (64, 32)])
+@pytest.mark.parametrize("size", [(96, 160), (160, 70), (64, 40), (10, 96)])
 def test_padding_is_no_part_of_a_picture(student: KDEOV, size: tuple[int, int]) -> None:
-    picture, side = scene(*size), max(size)
-    square = torch.zeros(1, 3, side, side)
-    square[..., : size[0], : size[1]] = as_tensor(picture) / 255
-    filled = torch.tensor([[n / side for n in size]])
+    picture = scene(*size)
+    padded = [-(-n // 32) * 32 for n in size]
+    pixels = torch.zeros(1, 3, *padded)
+    pixels[..., : size[0], : size[1]] = as_tensor(picture) / 255
+    filled = torch.tensor([[n / m for n, m in zip(size, padded)]])
     with torch.no_grad():
-        feats = student.model.extract_feat(square)
+        feats = student.model.extract_feat(pixels)
         wanted = student.model.global_head.embed(feats, filled)
     torch.testing.assert_close(student.encode_image(picture), wanted, **CLOSE)
 
@@ -230,8 +231,9 @@ def test_a_thread_of_a_picture_is_a_picture(
     student: KDEOV, size: tuple[int, int]
 ) -> None:
     """At the model's input it would be less than a pixel thin."""
-    embeds = student.encode_image(scene(*size))
-    torch.testing.assert_close(embeds.norm(dim=1), torch.ones(1))
+    embeds = student.encode_image([scene(*size), np.full((*size, 3), 255, np.uint8)])
+    torch.testing.assert_close(embeds.norm(dim=1), torch.ones(2))
+    assert embeds[0] @ embeds[1] < 0.999
 
 
 def test_a_list_of_any_kinds_and_sizes_says_what_each_says_alone(
@@ -274,14 +276,16 @@ def test_the_number_of_pictures_at_once_changes_nothing(student: KDEOV) -> None:
     assert len(few.open_vocabulary_detect(pictures, WORDS)) == len(pictures)
 
 
-@pytest.mark.parametrize(
-    "size, side", [((10, 7), 64), ((70, 40), 64), ((300, 400), SIDE)]
-)
-def test_pictures_are_shown_at_a_size_that_the_student_knows(
-    student: KDEOV, size: tuple[int, int], side: int
+SHOWN = {(10, 7): 64, (70, 40): 64, (127, 20): 96, (20, 129): SIDE, (300, 400): SIDE}
+
+
+@pytest.mark.parametrize("size", SHOWN)
+def test_pictures_are_shown_at_the_nearest_size_that_the_student_knows(
+    student: KDEOV, size: tuple[int, int]
 ) -> None:
-    """Crops of 64 px are the least that it learnt of, whole images the largest."""
-    picture = scene(*size)
+    """It has learnt crops of 64, 96 and 160 px, and whole images."""
+    assert student.sizes == (64, 96, SIDE)
+    picture, side = scene(*size), SHOWN[size]
     shown = mmcv.imrescale(picture, (side, side))
     assert max(shown.shape) == side
     wanted = student.encode_image(shown)
@@ -302,20 +306,34 @@ def test_no_pictures_have_no_embeddings_and_no_boxes(student: KDEOV) -> None:
     assert student.open_vocabulary_detect([], WORDS) == []
 
 
+def by_pipeline(student: KDEOV, path: Path) -> Tensor:
+    """The embedding of a file that went through the config's test pipeline."""
+    pipeline = Compose(student.model.cfg.test_dataloader.dataset.pipeline)
+    data = pipeline(dict(img_path=str(path), img_id=0, text=WORDS))
+    batch = student.model.data_preprocessor(pseudo_collate([data]))
+    with torch.no_grad():
+        return student.model(**batch, mode="tensor")["visual_features"]
+
+
 @pytest.mark.parametrize("color", [(255, 0, 0), (0, 0, 255), (200, 120, 10)])
 def test_colours_are_those_of_the_test_pipeline(
     student: KDEOV, tmp_path: Path, color: tuple[int, int, int]
 ) -> None:
     path = tmp_path / "a.png"
     Image.new("RGB", (SIDE, SIDE), color).save(path)
-    pipeline = Compose(student.model.cfg.test_dataloader.dataset.pipeline)
-    data = pipeline(dict(img_path=str(path), img_id=0, text=WORDS))
-    batch = student.model.data_preprocessor(pseudo_collate([data]))
-    with torch.no_grad():
-        wanted = student.model(**batch, mode="tensor")["visual_features"]
+    wanted = by_pipeline(student, path)
     torch.testing.assert_close(student.encode_image(path), wanted, **CLOSE)
     swapped = Image.new("RGB", (SIDE, SIDE), color[::-1])
     assert (student.encode_image(swapped) - wanted).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("size", [(SIDE, 100), (90, 400), (SIDE, 5), (600, 599)])
+def test_large_pictures_are_those_of_the_test_pipeline(
+    student: KDEOV, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    path = save(scene(*size), tmp_path / "a.png")
+    wanted = by_pipeline(student, path)
+    torch.testing.assert_close(student.encode_image(path), wanted, **CLOSE)
 
 
 NO_PICTURES: tuple[tuple[Any, str], ...] = (
@@ -411,6 +429,17 @@ def test_synonyms_are_the_direction_of_their_mean(student: KDEOV) -> None:
     wanted = scale * student.encode_image(picture) @ mean
     assert logits.shape == (1, 2)
     torch.testing.assert_close(logits[:, 1], wanted, **CLOSE)
+
+
+def test_synonyms_answer_as_in_the_model(
+    student: KDEOV, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(student.model, "synonyms", "max")
+    picture = scene(60, 60)
+    each = student.zero_shot_classify(picture, WORDS[:3])
+    both = student.zero_shot_classify(picture, [WORDS[0], WORDS[1:3]])
+    wanted = torch.stack([each[:, 0], each[:, 1:].amax(1)], 1)
+    torch.testing.assert_close(both, wanted, **CLOSE)
 
 
 def test_a_vocabulary_is_a_list_of_names(student: KDEOV) -> None:
@@ -544,10 +573,11 @@ def test_a_class_with_synonyms_has_the_name_of_the_first(student: KDEOV) -> None
     assert {*found["names"]} == {*WORDS[:2]}
 
 
-@pytest.mark.parametrize("side", [60, 160, 240])
-def test_boxes_are_those_of_detect(student: KDEOV, tmp_path: Path, side: int) -> None:
-    """Of squares; others are padded to squares here, to multiples of 32 there."""
-    path = save(scene(side, side), tmp_path / "a.png")
+@pytest.mark.parametrize("size", [(60, 60), (160, 100), (90, 400), (43, 61)])
+def test_boxes_are_those_of_detect(
+    student: KDEOV, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    path = save(scene(*size), tmp_path / "a.png")
     cfg = student.model.bbox_head.test_cfg
     (found,) = student.open_vocabulary_detect(
         path, WORDS, cfg.score_thr, cfg.nms.iou_threshold
@@ -670,7 +700,7 @@ def test_a_checkpoint_alone_is_as_good_as_with_its_config(
     assert student.model.dataset_meta["classes"] == WORDS
 
 
-def test_a_config_alone_gives_random_weights_and_says_so(
+def test_a_config_alone_gives_an_untrained_student_and_says_so(
     load_config: Callable[..., Config],
     tmp_path: Path,
     warned: Callable[[], str],

@@ -189,10 +189,10 @@ def test_no_words_are_refused(student: KDEOV, folder: Path, words: str) -> None:
 def test_without_faiss_it_is_said_what_to_install(
     student: KDEOV, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index = made(student, folder)  # needs none
+    """Before a folder is embedded for nothing."""
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ImportError, match="pip install faiss-cpu"):
-        index.search("red ball")
+        ImageIndex(student, folder)
 
 
 def test_an_empty_folder_says_that_there_is_nothing_to_search(
@@ -282,6 +282,24 @@ def test_an_emptied_folder_has_an_empty_index(student: KDEOV, folder: Path) -> N
     assert ImageIndex(student, folder).entries == {}
     with pytest.raises(ValueError, match="no image of"):
         index.search("red ball")
+
+
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(
+    student: KDEOV, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, real = made(student, folder), os.scandir
+    known = {*index.entries}
+
+    def closed(path: Any) -> Any:
+        if Path(path) == folder / "a/b c":
+            raise PermissionError(f"cannot list {path}")
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", closed)
+        with pytest.raises(PermissionError, match="b c"):
+            index.update()
+    assert {*index.entries} == {*ImageIndex(student, folder).entries} == known
 
 
 def test_unreadable_files_are_counted_named_and_not_lost(
@@ -521,7 +539,7 @@ def test_every_folder_and_every_student_has_a_place_of_its_own(
         assert ImageIndex(student, spelling).store == known
 
 
-def test_a_student_that_sees_pictures_at_another_size_is_another(
+def test_a_student_that_sees_pictures_otherwise_is_another(
     student: KDEOV, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stores = [ImageIndex(student, folder).store]
@@ -531,7 +549,12 @@ def test_a_student_that_sees_pictures_at_another_size_is_another(
     with monkeypatch.context() as patch:
         patch.setattr(student.model.global_head, "crop_sizes", (128, 160))
         stores.append(ImageIndex(student, folder).store)
-    assert len({*stores}) == 3
+    look = student.model.data_preprocessor
+    for statistic in (look.mean, look.std):
+        statistic += 1
+        stores.append(ImageIndex(student, folder).store)
+        statistic -= 1
+    assert len({*stores}) == 5
     assert ImageIndex(student, folder).store == stores[0]
 
 
@@ -662,7 +685,7 @@ def test_the_tool_prints_and_draws_the_hits(
     assert [path for _, path in hits_of(said)] == [hit.path for hit in wanted]
     for (score, _), hit in zip(hits_of(said), wanted):
         assert score == pytest.approx(hit.score, abs=1e-3)
-    with Image.open("hits.png") as sheet:
+    with Image.open("work_dirs/search/hits.png") as sheet:
         assert sheet.size == contact_sheet(wanted, "title").size
 
 
@@ -687,7 +710,8 @@ def test_the_tool_asks_the_terminal_until_an_empty_line(
     monkeypatch.setattr(sys, "stdin", io.StringIO("tall tree"))  # and its end
     code, said, _ = run("red ball", "--interactive", "--top=2")
     assert code == 0 and re.findall('^"(.*)"', said, re.M) == ["red ball", "tall tree"]
-    assert Path("hits.png").is_file() and Path("hits_2.png").is_file()
+    drawn = sorted(path.name for path in Path("work_dirs/search").glob("*.png"))
+    assert drawn == ["hits.png", "hits_2.png"]
 
 
 def test_the_tool_takes_a_config_and_a_place(
@@ -696,7 +720,10 @@ def test_the_tool_takes_a_config_and_a_place(
     load_config("kdeov_n_shapes_joint.py").dump(tmp_path / "config.py")
     store = tmp_path / "store"
     code, said, _ = run(
-        "red ball", f"--config={tmp_path / 'config.py'}", f"--index={store}"
+        "red ball",
+        f"--config={tmp_path / 'config.py'}",
+        f"--index={store}",
+        f"--out={tmp_path / 'hits.png'}",
     )
     assert code == 0 and (store / "index.json").is_file() and str(store) in said
     assert not Path("work_dirs").exists()
