@@ -22,7 +22,7 @@ MM = [
     "mmyolo==0.6.0",
     "setuptools<82",  # mmengine imports pkg_resources and distutils
 ]
-DEV = ["pytest", "ruff", "mypy", "tensorboard"]
+DEV = ["pytest", "ruff", "mypy", "tensorboard", "faiss-cpu"]
 
 setup(
     name="kdeov_mm",

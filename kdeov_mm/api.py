@@ -36,9 +36,9 @@ class KDEOV:
     A picture is a path; a PIL image; a numpy array (H, W, 3) or (H, W), uint8 RGB as
     PIL's; or a tensor (3, H, W), RGB, uint8 or floats in [0, 1], not normalised.
     Methods take one picture, a list of them (of any kinds and sizes), or a batch
-    (B, 3, H, W) or (B, H, W, 3), and answer in the order of the pictures. Pictures keep their
-    proportions and are padded by the model's own preprocessor, each as if alone, so a
-    batch says the same as its pictures one by one.
+    (B, 3, H, W) or (B, H, W, 3), and answer in the order of the pictures. Pictures
+    keep their proportions and are padded by the model's own preprocessor, each as if
+    alone, so a batch says the same as its pictures one by one.
 
     Args:
         model: :class:`KDEOVDetector` or :class:`ImageTextModel`, with its config as

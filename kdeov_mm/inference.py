@@ -49,6 +49,7 @@ def load_model(
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
+        ValueError: it is of another model: most weights are missing.
     """
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(
@@ -63,6 +64,13 @@ def load_model(
         config.model.backbone.init_cfg = None
     model = revert_sync_batchnorm(MODELS.build(config.model))
     content = load_checkpoint(model, str(checkpoint), map_location="cpu")
+    own, held = model.state_dict(), content.get("state_dict", content)
+    missing = [key for key in own if key not in held]
+    if len(missing) > len(own) / 2:
+        raise ValueError(
+            f"{checkpoint} is of another model: {len(missing)} of the {len(own)} "
+            f"weights that the config asks for are missing, e.g. {missing[:3]}"
+        )
     model.dataset_meta = content.get("meta", {}).get("dataset_meta", {})
     model.cfg = config
     return model.to(device).eval()

@@ -216,6 +216,10 @@ class ImageIndex:
         index.add(np.stack([vector for _, vector in good]))
         return names, index
 
+    def prepare(self) -> None:
+        """Load what queries need, so that the first is as quick as the others."""
+        self.search("image", 1)
+
     def search(self, words: str | Tensor, top: int = 12) -> list[Hit]:
         """The images nearest to words.
 
@@ -231,7 +235,8 @@ class ImageIndex:
         """
         if not any(entry.vector is not None for entry in self.entries.values()):
             raise ValueError(
-                f"no image of {self.folder} is in the index: call update()"
+                f"no image of {self.folder} is in the index: the folder has none that "
+                "can be read, or update() was not called"
             )
         vector = (
             self.model.model.text_encoder([words])[0]

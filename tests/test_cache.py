@@ -262,7 +262,7 @@ def test_boxes_that_move_are_refused_at_the_start(
 ) -> None:
     teacher = CachedTeacher(config.model.teacher.store, config.model.teacher.model)
     head = MODELS.build(dict(type="RegionDistillation", distances=COSINE))
-    with pytest.raises(StoreMismatch, match=r"distill.crops .*own"):
+    with pytest.raises(StoreMismatch, match=r"the head crops .*own"):
         teacher.admit(dataset, dict(crops=head), None)
 
 
@@ -299,7 +299,7 @@ def test_heads_that_ask_for_more_than_the_store_holds_are_refused_at_the_start(
     head = dict(type="RegionDistillation", distances=COSINE)
     wanted = MODELS.build({**head, "sources": ("truth",)})
     teacher.admit(dataset, dict(crops=wanted), None)
-    with pytest.raises(StoreMismatch, match=f"(?s)distill.crops needs .*{reason}"):
+    with pytest.raises(StoreMismatch, match=f"(?s)the head crops needs .*{reason}"):
         teacher.admit(dataset, dict(crops=MODELS.build(head | changes)), None)
 
 

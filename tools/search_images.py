@@ -92,6 +92,7 @@ def open_index(args: argparse.Namespace) -> ImageIndex:
     bad = [(n, e.error) for n, e in index.entries.items() if e.vector is None]
     for name, error in bad[:5]:
         print(f"  {name}: {error}", file=sys.stderr)
+    index.prepare()
     return index
 
 

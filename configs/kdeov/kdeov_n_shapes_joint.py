@@ -2,7 +2,6 @@
 
 The detector of kdeov_n_shapes.py stays as it is, to the bit; a head of 0.3 M parameters
 learns on its features what the teacher says of objects and of scenes.
-
     python tools/train.py configs/kdeov/kdeov_n_shapes.py
     python tools/train.py configs/kdeov/kdeov_n_shapes_joint.py
 """
