@@ -36,8 +36,8 @@ def check_teacher(model: Any, heads: Mapping[str, Any]) -> None:
     """
     if model.teacher is None:
         raise ValueError(
-            f"{list(heads)} ask a teacher in training: the model config needs a "
-            "`teacher`"
+            f"{list(heads)} learn from a teacher: they need a `teacher` in the model "
+            "config"
         )
     words = model.text_encoder.source
     if model.teacher.source != words:
