@@ -309,6 +309,7 @@ def load_config(
     def load(name: str | Path, clip: bool = True) -> Config:
         cfg = Config.fromfile(ROOT / "configs/kdeov" / name, lazy_import=False)
         cfg = Config(moved(cfg.to_dict(), places))
+        cfg.load_from = None  # another config's checkpoint, which may not be there
         for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
             loader.update(batch_size=4, num_workers=0, persistent_workers=False)
         if not clip and cfg.model.text_encoder.model in TEACHERS:

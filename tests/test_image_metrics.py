@@ -481,7 +481,7 @@ def test_the_gallery_stands_beside_its_figures(
 
 def test_an_image_without_captions_is_refused_by_name() -> None:
     sample = predicted("i7", {}, visual_feature=torch.ones(4))
-    with pytest.raises(ValueError, match="image i7 has no captions.*meta_keys"):
+    with pytest.raises(ValueError, match="image i7 has no embeddings.*meta_keys"):
         RetrievalMetric("a test").process({}, [sample.to_dict()])
 
 
