@@ -141,7 +141,8 @@ class KDEOV:
             said = self.model(**batch, mode="tensor")
             embeds.update(zip(which, said["visual_features"]))
         if not embeds:
-            return self._device_tensor(0, head.projection.embed_dims)
+            device = next(self.model.parameters()).device
+            return torch.zeros(0, head.projection.embed_dims, device=device)
         return torch.stack([embeds[i] for i in range(len(pictures))])
 
     @torch.no_grad()
@@ -282,9 +283,6 @@ class KDEOV:
                 yield _joined(ready.pop(shape))
         for batch in ready.values():
             yield _joined(batch)
-
-    def _device_tensor(self, *shape: int) -> Tensor:
-        return torch.zeros(shape, device=next(self.model.parameters()).device)
 
 
 def _joined(

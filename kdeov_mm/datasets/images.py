@@ -13,8 +13,7 @@ from open_clip import IMAGENET_CLASSNAMES
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
 from ..vocabulary import Vocabulary, clean_name
-from . import shapes
-from .coco import OVCocoDataset
+from .coco import OVCocoDataset, ShapesDataset
 
 # CLIP's names of ImageNet's classes, of which two are there twice
 IMAGENET = tuple(
@@ -201,13 +200,7 @@ class CropDataset(OVCocoDataset):
 class ShapesCrops(CropDataset):
     """The objects of the built-in world, one by one."""
 
-    METAINFO = dict(
-        classes=shapes.CLASSES,
-        base_classes=shapes.BASE_CLASSES,
-        combo_classes=shapes.COMBO_CLASSES,
-        novel_classes=shapes.NOVEL_CLASSES,
-        palette=list(shapes.PALETTE),
-    )
+    METAINFO = ShapesDataset.METAINFO
 
 
 @TRANSFORMS.register_module()
