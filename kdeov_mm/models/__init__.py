@@ -2,6 +2,7 @@
 
 from .dense_head import AttentionDistillation, DenseDistillation
 from .detector import KDEOVDetector
+from .folded import FoldedDetector
 from .fusion import ClassFiLM, CrossAttentionFusion, FiLMFusion
 from .global_head import GlobalHead
 from .image_text import ImageTextModel
@@ -17,6 +18,7 @@ from .ov_head import GridHeadModule, Locations, OVHead, OVHeadModule, WordBCELos
 from .projection import GlobalProjection, SpatialProjection
 from .region_head import RegionDistillation
 from .regions import RegionPicker
+from .scoring import PromisingPlaces
 from .vocabulary import RandomVocabulary, words_of
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "CrossAttentionFusion",
     "DenseDistillation",
     "FiLMFusion",
+    "FoldedDetector",
     "GlobalHead",
     "GlobalProjection",
     "GridHeadModule",
@@ -38,6 +41,7 @@ __all__ = [
     "Locations",
     "OVHead",
     "OVHeadModule",
+    "PromisingPlaces",
     "RandomVocabulary",
     "RegionDistillation",
     "RegionPicker",

@@ -11,9 +11,10 @@ from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, OptSampleList, SampleList
 from torch import Tensor, nn
 
-from ..vocabulary import Words
+from ..vocabulary import Vocabulary, Words
+from .folded import FoldedDetector, fold_head, name_labels
 from .global_head import GlobalHead, filled_part
-from .ov_head import best_of
+from .scoring import best_of
 from .teaching import (
     check_dims,
     check_teacher,
@@ -172,10 +173,45 @@ class KDEOVDetector(SingleStageDetector):
             batch_data_samples,
             rescale=rescale,
         )
-        names = [word if isinstance(word, str) else word[0] for word in words]
-        for result in results:
-            result.label_names = [names[i] for i in result.labels.tolist()]
+        name_labels(results, words)
         return self.add_pred_to_datasample(batch_data_samples, results)
+
+    @torch.no_grad()
+    def fold(
+        self,
+        vocabulary: Sequence[Words] | Vocabulary,
+        fuse: bool = True,
+        places: int | None = None,
+    ) -> FoldedDetector:
+        """The plain detector of a vocabulary: no text tower, no text product.
+
+        Projection, norm, temperature, words and FiLM become convolutions. With
+        BatchNorm (no L2 norm) and no fusion, the state is the one of mmyolo's YOLOv8
+        with K classes. GroupNorm or the L2 norm, and cross-attention, depend on the
+        image and stay as they are, with the words fixed.
+
+        Args:
+            vocabulary: K words; a tuple of words are synonyms.
+            fuse: fold BatchNorms into the convolutions before them.
+            places: score the words only at this many promising places of an image,
+                for very large vocabularies (:class:`PromisingPlaces`: not exact; 1000
+                keep 0.99 of the best boxes); None scores them at all.
+
+        Raises:
+            ValueError: no words, or ``places`` below 1.
+        """
+        if isinstance(vocabulary, Vocabulary):
+            if vocabulary.vectors:
+                self.text_encoder.take(vocabulary)
+            vocabulary = vocabulary.text
+        if isinstance(vocabulary, str) or not len(vocabulary):
+            raise ValueError(f"expected a list of words, got {vocabulary!r}")
+        device = self.bbox_head.head_module.bias.device
+        text, owner = embed_words(self.text_encoder, vocabulary, device, self.synonyms)
+        fusion = self.fusion.fixed(text) if self.fusion else None
+        head = fold_head(self.bbox_head, text, owner, places)
+        parts = (self.backbone, self.neck, self.data_preprocessor, fusion, head)
+        return FoldedDetector(*parts, words=vocabulary, fuse=fuse)
 
     def _forward(
         self, batch_inputs: Tensor, batch_data_samples: OptSampleList = None

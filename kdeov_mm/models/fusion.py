@@ -1,11 +1,13 @@
 """Features that know which words are asked: (feats, text) -> feats.
 
 Each form is the identity at the start and does not depend on the order of
-the words. No fusion is a choice too (``fusion=None``). The last form,
-:class:`ClassFiLM`, changes the words instead of the features, and folds.
+the words, and has ``fixed(text)``: the same for these words alone. No fusion is a
+choice too (``fusion=None``). The last form, :class:`ClassFiLM`, changes the words
+instead of the features, and folds.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
 
 from mmdet.registry import MODELS
 from mmyolo.models.utils import make_divisible
@@ -40,13 +42,32 @@ class FiLMFusion(nn.Module):
 
     def forward(self, feats: Sequence[Tensor], text: Tensor) -> tuple[Tensor, ...]:
         """L maps (B, C_l, H_l, W_l) and words (K, D) -> maps, same shapes."""
-        scale, shift = self.modulate(text.mean(0)).chunk(2)
         return tuple(
-            feat * (1 + s.view(1, -1, 1, 1)) + b.view(1, -1, 1, 1)
-            for feat, s, b in zip(
-                feats, scale.split(self.channels), shift.split(self.channels)
-            )
+            feat * s.view(1, -1, 1, 1) + b.view(1, -1, 1, 1)
+            for feat, (s, b) in zip(feats, self._factors(text))
         )
+
+    def _factors(self, text: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Words (K, D) -> per level the scale and the shift of channels (C_l,)."""
+        scale, shift = self.modulate(text.mean(0)).chunk(2)
+        return zip((1 + scale).split(self.channels), shift.split(self.channels))
+
+    def fixed(self, text: Tensor) -> nn.Module:
+        """Maps -> maps for words (K, D): a 1x1 convolution of each channel."""
+        layers = []
+        for scale, shift in self._factors(text.detach()):
+            layer = nn.Conv2d(len(scale), len(scale), 1, groups=len(scale))
+            layer.weight = nn.Parameter(scale.detach().view(-1, 1, 1, 1).clone())
+            layer.bias = nn.Parameter(shift.detach().clone())
+            layers.append(layer)
+        return _PerLevel(layers)
+
+
+class _PerLevel(nn.ModuleList):
+    """A module for each level."""
+
+    def forward(self, feats: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(layer(feat) for layer, feat in zip(self, feats))
 
 
 @MODELS.register_module()
@@ -88,6 +109,22 @@ class CrossAttentionFusion(nn.Module):
             read, _ = attend(query, words, words, need_weights=False)
             fused.append(feat + read.transpose(1, 2).reshape(feat.shape))
         return tuple(fused)
+
+    def fixed(self, text: Tensor) -> nn.Module:
+        """Maps -> maps for words (K, D); the attention to them stays."""
+        return _WithWords(copy.deepcopy(self), text)
+
+
+class _WithWords(nn.Module):
+    """A fusion that holds its words (K, D)."""
+
+    def __init__(self, fusion: nn.Module, text: Tensor) -> None:
+        super().__init__()
+        self.fusion = fusion
+        self.register_buffer("text", text.detach())
+
+    def forward(self, feats: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return self.fusion(feats, self.get_buffer("text"))
 
 
 @MODELS.register_module()

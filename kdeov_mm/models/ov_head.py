@@ -1,5 +1,6 @@
 """Boxes by YOLOv8, class scores by embedding . text."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,10 +13,22 @@ from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
 from mmyolo.models.dense_heads import YOLOv8Head, YOLOv8HeadModule
 from torch import Tensor, nn
-from torchvision.ops import nms
 
 from .losses import initial_log_scale
 from .projection import SpatialProjection
+from .scoring import (
+    PART,
+    Layer,
+    PromisingPlaces,
+    above,
+    best_boxes,
+    is_simple,
+    least_logit,
+    logits_of,
+    most_boxes,
+    one_by_one,
+    score_in_parts,
+)
 
 
 class Locations(NamedTuple):
@@ -121,7 +134,7 @@ class OVHeadModule(YOLOv8HeadModule):
     def classify(self, embeds: Sequence[Tensor], text: Tensor) -> list[Tensor]:
         """L maps (B, D, H, W) and words (K, D) -> logits (B, K, H, W)."""
         kernel, biases = self._kernel(text)
-        return [_one_by_one(e, kernel, b) for e, b in zip(embeds, biases)]
+        return [one_by_one(e, kernel, b) for e, b in zip(embeds, biases)]
 
     def _kernel(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Words (K, D) -> what embeddings are multiplied by (K, D); biases (L, K)."""
@@ -136,16 +149,36 @@ class OVHeadModule(YOLOv8HeadModule):
         return not self.l2_norm and all(b[-1].is_linear for b in self.cls_preds)
 
     def folded(self, text: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Words (K, D) -> per level the 1x1 convolution of all three: (K, C), (K,).
-
-        Features have fewer channels C than embeddings have dimensions D, so it is
-        cheaper than to embed first, the more the more words are asked.
-        """
+        """Words (K, D) -> per level the 1x1 convolution of all three: (K, C), (K,)."""
         with torch.autocast(text.device.type, enabled=False):
             kernel, biases = self._kernel(text)
             kernel = kernel / self.embed_dims**0.5
             maps = [branch[-1].linear() for branch in self.cls_preds]
             return [(kernel @ w, kernel @ v + b) for (w, v), b in zip(maps, biases)]
+
+    def _folding_is_cheaper(self, number: int) -> bool:
+        """Of K words, features (C) times (K, C), or embedded (D) and times (K, D)."""
+        channels, dims = self.cls_preds[0][-1].project.in_channels, self.embed_dims
+        return channels <= dims or channels * number <= dims * (channels + number)
+
+    def apart(
+        self, x: tuple[Sequence[Tensor], Tensor, Tensor | None]
+    ) -> tuple[list[Tensor], list[Layer], Tensor | None, list[list[Tensor]]]:
+        """All but the last product, in the order that costs the least.
+
+        Args:
+            x: as of :meth:`forward`.
+
+        Returns:
+            L maps (B, C, H_l, W_l); per level the 1x1 convolution to the words,
+            (W, C) and (W,); ``owner``; the boxes of :meth:`trunk`.
+        """
+        feats, text, owner = x
+        hidden, *boxes = self.trunk(feats)
+        if self.folds and self._folding_is_cheaper(len(text)):
+            return hidden, self.folded(text), owner, boxes
+        kernel, biases = self._kernel(text)
+        return self._project(hidden), [(kernel, b) for b in biases], owner, boxes
 
     def forward(
         self, x: tuple[Sequence[Tensor], Tensor, Tensor | None]
@@ -155,18 +188,81 @@ class OVHeadModule(YOLOv8HeadModule):
         ``owner`` (W,) is the class of each of W words, in order: a class scores what
         the best of its words does. None: every class has one word.
         """
-        feats, text, owner = x
-        hidden, *boxes = self.trunk(feats)
-        if self.folds:
-            logits = [
-                _one_by_one(h, kernel, bias)
-                for h, (kernel, bias) in zip(hidden, self.folded(text))
-            ]
+        hidden, layers, owner, boxes = self.apart(x)
+        return logits_of(hidden, layers, owner), *boxes
+
+    def fold(self, text: Tensor, owner: Tensor | None = None) -> "FoldedHeadModule":
+        """The head for these words alone, all of it convolutions.
+
+        Args:
+            text: (W, D) unit vectors.
+            owner: (W,), as in :meth:`forward`.
+        """
+        module = FoldedHeadModule(self, owner)
+        ends: list[list[nn.Module]] = []
+        if self.folds and self._folding_is_cheaper(len(text)):
+            ends = [[_convolution(*layer)] for layer in self.folded(text)]
         else:
-            logits = self.classify(self._project(hidden), text)
-        if owner is not None:
-            logits = [best_of(each, owner) for each in logits]
-        return logits, *boxes
+            kernel, biases = self._kernel(text)
+            unit = [UnitLength()] if self.l2_norm else []
+            kernel = kernel if unit else kernel / self.embed_dims**0.5
+            for branch, bias in zip(self.cls_preds, biases):
+                ends.append([branch[-1], *unit, _convolution(kernel, bias)])
+        for i, (branch, end) in enumerate(zip(self.cls_preds, ends)):
+            module.cls_preds[i] = copy.deepcopy(nn.Sequential(*branch[:-1], *end))
+        module.reg_preds = copy.deepcopy(self.reg_preds)
+        return module.eval()
+
+
+class UnitLength(nn.Module):
+    """Embeddings (B, D, H, W) divided by their L2 norm."""
+
+    def forward(self, embeds: Tensor) -> Tensor:
+        """Divide."""
+        return F.normalize(embeds, dim=1)
+
+
+class FoldedHeadModule(YOLOv8HeadModule):
+    """The head with its words fixed: a closed-set YOLOv8's, its last layers the words.
+
+    Its state has the layout of ``mmyolo.YOLOv8HeadModule`` with K classes, where
+    projection and words fold into one convolution (BatchNorm, no L2 norm).
+
+    Args:
+        head: the head whose words are fixed; :meth:`OVHeadModule.fold` fills in layers.
+        owner: (W,) the class of each word; None: every class has one.
+    """
+
+    def __init__(self, head: OVHeadModule, owner: Tensor | None) -> None:
+        super().__init__(
+            num_classes=1,  # the class branch would be as wide as there are classes
+            in_channels=head.in_channels,
+            num_base_priors=head.num_base_priors,
+            featmap_strides=head.featmap_strides,
+            reg_max=head.reg_max,
+            norm_cfg=head.norm_cfg,
+            act_cfg=head.act_cfg,
+        )
+        self.register_buffer("owner", owner, persistent=owner is not None)
+
+    @property
+    def layers(self) -> list[Layer]:
+        """Per level the 1x1 convolution to the words, (W, C) and (W,)."""
+        ends = [branch[-1] for branch in self.cls_preds]
+        return [(end.weight[..., 0, 0], end.bias) for end in ends]
+
+    def apart(
+        self, feats: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Layer], Tensor | None, list[list[Tensor]]]:
+        """As :meth:`OVHeadModule.apart`, of feature maps alone."""
+        trunks = [branch[:-1] for branch in self.cls_preds]
+        hidden, *boxes = multi_apply(self.forward_single, feats, trunks, self.reg_preds)
+        return hidden, self.layers, self.owner, boxes
+
+    def forward(self, feats: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
+        """Feature maps -> logits (B, K, H_l, W_l) and box sides, per level."""
+        hidden, layers, owner, boxes = self.apart(feats)
+        return logits_of(hidden, layers, owner), *boxes
 
 
 @MODELS.register_module()
@@ -189,6 +285,16 @@ class GridHeadModule(OVHeadModule):
         hidden, sides, *logits = super().trunk(feats)
         fixed = [torch.full_like(s, self.grid_side / 2) for s in sides]
         return hidden, fixed, *logits
+
+    def fold(self, text: Tensor, owner: Tensor | None = None) -> FoldedHeadModule:
+        """As the parent's; the box distribution's mean is the side, everywhere."""
+        module = super().fold(text, owner)
+        bins = torch.arange(self.reg_max, dtype=torch.float)
+        share = (1 - (bins - self.grid_side / 2).abs()).clamp(min=1e-30)
+        for branch in module.reg_preds:
+            nn.init.zeros_(branch[-1].weight)
+            branch[-1].bias.data = share.log().repeat(4).to(branch[-1].bias)
+        return module
 
 
 @MODELS.register_module()
@@ -242,6 +348,7 @@ class OVHead(YOLOv8Head):
             head_module, loss_cls=loss_cls or dict(type="mmdet.WordBCELoss"), **kwargs
         )
         self.supervised = supervised
+        self.places: PromisingPlaces | None = None
 
     def loss_and_locations(
         self, feats: Sequence[Tensor], text: Tensor, samples: SampleList
@@ -277,6 +384,31 @@ class OVHead(YOLOv8Head):
         finally:
             self.loss_cls.word_weight = None
 
+    def predict(
+        self, x: Any, batch_data_samples: SampleList, rescale: bool = False
+    ) -> list[InstanceData]:
+        """What the head module is given, and B samples -> boxes of each image.
+
+        Of very many words, scores come in parts, so that memory is bounded; with
+        :class:`PromisingPlaces`, of promising places alone. Else it is the parent's.
+        """
+        hidden, layers, owner, boxes = self.head_module.apart(x)
+        metas = [sample.metainfo for sample in batch_data_samples]
+        number = sum(h[0, 0].numel() for h in hidden) * len(layers[0][0])
+        if self.places is None and (number <= PART or not is_simple(self.test_cfg)):
+            logits = logits_of(hidden, layers, owner)
+            return self.predict_by_feat(
+                logits, boxes[0], batch_img_metas=metas, rescale=rescale
+            )
+        decoded = self._decode(boxes[0])
+        results = []
+        for i, meta in enumerate(metas):
+            rows = [h[i].flatten(1).T for h in hidden]  # (C, H, W) -> (H*W, C)
+            where = None if self.places is None else self.places(rows)
+            found = score_in_parts(rows, layers, owner, where, self.test_cfg)
+            results.append(best_boxes(found, decoded[i], meta, self.test_cfg, rescale))
+        return results
+
     def predict_by_feat(
         self,
         cls_scores: Sequence[Tensor],
@@ -299,27 +431,31 @@ class OVHead(YOLOv8Head):
         cfg = self.test_cfg if cfg is None else cfg
         self.num_classes = cls_scores[0].shape[1]
         metas = batch_img_metas or []
-        simple = (
-            cfg.multi_label and with_nms and {*cfg.nms} == {"type", "iou_threshold"}
-        )
-        simple = simple and cfg.nms.type == "nms" and (cfg.max_per_img or 0) > 0
-        if not simple or {"min_bbox_size", "yolox_style"} & {*cfg}:
+        if not with_nms or not is_simple(cfg):
             return super().predict_by_feat(
                 cls_scores, bbox_preds, objectnesses, metas, cfg, rescale, with_nms
             )
-        sizes = [scores.shape[2:] for scores in cls_scores]
-        priors = self.prior_generator.grid_priors(
-            sizes, bbox_preds[0].dtype, bbox_preds[0].device, with_stride=True
-        )
-        points = torch.cat(priors)
-        sides = _flatten(bbox_preds)
-        boxes = self.bbox_coder.decode(points[None, :, :2], sides, points[:, 2])
+        boxes = self._decode(bbox_preds)
         results = []
         for i, meta in enumerate(metas):
-            logits = [scores[i].permute(1, 2, 0) for scores in cls_scores]
-            found = _best_boxes(logits, boxes[i], meta, cfg, rescale)
-            results.append(found)
+            rows = [scores[i].permute(1, 2, 0).flatten(0, 1) for scores in cls_scores]
+            found = above(rows, least_logit(cfg), most_boxes(cfg))
+            results.append(best_boxes(found, boxes[i], meta, cfg, rescale))
         return results
+
+    def _decode(self, sides: Sequence[Tensor]) -> Tensor:
+        """Box sides (B, 4, H_l, W_l) in strides -> boxes (B, N, 4), xyxy pixels."""
+        points = torch.cat(
+            self.prior_generator.grid_priors(
+                [level.shape[2:] for level in sides],
+                sides[0].dtype,
+                sides[0].device,
+                with_stride=True,
+            )
+        )
+        return self.bbox_coder.decode(
+            points[None, :, :2], _flatten(sides), points[:, 2]
+        )
 
     def _locations(
         self,
@@ -340,90 +476,12 @@ class OVHead(YOLOv8Head):
         )
 
 
-def _one_by_one(feats: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-    """Maps (B, C, H, W), kernel (K, C), bias (K,) -> (B, K, H, W)."""
-    return F.conv2d(
-        feats, kernel[..., None, None].to(feats.dtype), bias.to(feats.dtype)
-    )
-
-
-def best_of(logits: Tensor, owner: Tensor) -> Tensor:
-    """Logits (B, W, ...) of words -> (B, K, ...), the best of each class's."""
-    index = owner.view(-1, *[1] * (logits.ndim - 2)).expand_as(logits)
-    shape = (len(logits), int(owner[-1]) + 1, *logits.shape[2:])
-    return logits.new_empty(shape).scatter_reduce(
-        1, index, logits, "amax", include_self=False
-    )
-
-
-def _best_boxes(
-    logits: Sequence[Tensor],
-    boxes: Tensor,
-    meta: dict[str, Any],
-    cfg: Any,
-    rescale: bool,
-) -> InstanceData:
-    """One image's boxes after threshold, suppression class by class, and cap.
-
-    Args:
-        logits: L maps (H_l, W_l, K).
-        boxes: (sum H_l * W_l, 4) xyxy, pixels of the padded input.
-        meta: the image's metainfo.
-        cfg: ``test_cfg``.
-        rescale: boxes in pixels of the original image.
-    """
-    least = max(float(cfg.get("score_thr", 0)), 0.0)
-    values, places = _above(logits, torch.logit(torch.tensor(least)).item())
-    if rescale:
-        if (pad := meta.get("pad_param")) is not None:
-            boxes = boxes - boxes.new_tensor([pad[2], pad[0], pad[2], pad[0]])
-        boxes = boxes / boxes.new_tensor(meta["scale_factor"]).repeat(2)
-    most = min(len(values), cfg.get("nms_pre", 100000))
-    number = 4 * cfg.max_per_img
-    while True:  # what stays of the best n is the beginning of what stays of all
-        scores, order = values.topk(min(number, most))
-        location, labels = places[order].unbind(1)
-        keep = _suppress(boxes[location], scores, labels, cfg.nms.iou_threshold)
-        if len(keep) >= cfg.max_per_img or number >= most:
-            break
-        number *= 4
-    keep = keep[: cfg.max_per_img]
-    found = boxes[location[keep]]
-    height, width = meta["ori_shape"][:2]
-    found[:, 0::2].clamp_(0, width)
-    found[:, 1::2].clamp_(0, height)
-    return InstanceData(
-        bboxes=found, scores=scores[keep].sigmoid(), labels=labels[keep]
-    )
-
-
-def _above(logits: Sequence[Tensor], threshold: float) -> tuple[Tensor, Tensor]:
-    """Scores above a threshold.
-
-    Args:
-        logits: L maps (H_l, W_l, K).
-        threshold: a logit.
-
-    Returns:
-        (n,) logits; (n, 2) the location, counted over all levels, and the word.
-    """
-    values, places, start = [], [], 0
-    for level in logits:
-        level = level.flatten(0, 1)  # (H, W, K) -> (H*W, K)
-        busy = (level.amax(1) > threshold).nonzero()[:, 0]  # most places are empty
-        chosen = level[busy]
-        where = (chosen > threshold).nonzero()
-        values.append(chosen[where[:, 0], where[:, 1]])
-        places.append(torch.stack([busy[where[:, 0]] + start, where[:, 1]], 1))
-        start += len(level)
-    return torch.cat(values).float(), torch.cat(places)
-
-
-def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:
-    """Indices that non-maximum suppression within each class leaves, best first."""
-    # classes are moved apart, in double precision: 1203 of them reach far
-    reach = boxes.max().double() + 1 if len(boxes) else 1
-    return nms(boxes.double() + (labels * reach)[:, None], scores.double(), iou)
+def _convolution(kernel: Tensor, bias: Tensor) -> nn.Conv2d:
+    """The 1x1 convolution of a kernel (K, C) and a bias (K,)."""
+    layer = nn.Conv2d(kernel.shape[1], len(kernel), 1)
+    layer.weight = nn.Parameter(kernel.detach()[..., None, None].contiguous())
+    layer.bias = nn.Parameter(bias.detach().contiguous())
+    return layer
 
 
 def _flatten(maps: Sequence[Tensor]) -> Tensor:
