@@ -10,7 +10,7 @@ DISK_GB := 10
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check clean
+.PHONY: help install demo web test check clean
 
 help: ## list the targets
 	@echo "make TARGET [PYTHON=python3.12] [VENV=.venv]"
@@ -21,6 +21,9 @@ install: $(READY) ## make the environment: 2 to 5 minutes once, 10 GB of disk
 
 demo: $(READY) ## train, test and draw the demo: at most 12 minutes on 2 cores
 	$(BIN)/python tools/demo.py
+
+web: $(READY) work_dirs/demo/last_checkpoint ## a page in your browser: words in, boxes out; Ctrl-C ends it
+	$(BIN)/python tools/web.py
 
 test: $(READY) ## all tests: at most 30 minutes on 2 cores
 	$(BIN)/python -m pytest tests
@@ -33,6 +36,9 @@ clean: ## remove the environment and what the commands wrote
 	if [ -e $(VENV)/.made-by-kdeov ]; then rm -rf $(VENV); fi
 	rm -rf work_dirs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+work_dirs/demo/last_checkpoint: | $(READY)
+	$(BIN)/python tools/demo.py
 
 # The marker is written last: an interrupted installation starts again from nothing.
 $(READY): setup.py constraints.txt

@@ -22,7 +22,10 @@ MM = [
     "mmyolo==0.6.0",
     "setuptools<82",  # mmengine imports pkg_resources and distutils
 ]
-DEV = ["pytest", "ruff", "mypy", "tensorboard", "faiss-cpu"]
+SEARCH = ["faiss-cpu"]
+WEB = ["gradio>=6", *SEARCH]
+ONNX = ["onnx", "onnxruntime", "onnxscript"]
+DEV = ["pytest", "ruff", "mypy", "tensorboard", "playwright", "supervision"]
 
 setup(
     name="kdeov_mm",
@@ -42,9 +45,16 @@ setup(
         "numpy",
         "open_clip_torch>=2.24",
         "safetensors",
+        "scipy",
         "tqdm",
         "faster-coco-eval",
         "ijson",
     ],
-    extras_require={"mm": MM, "search": ["faiss-cpu"], "dev": DEV},
+    extras_require={
+        "mm": MM,
+        "search": SEARCH,
+        "web": WEB,
+        "onnx": ONNX,
+        "dev": [*DEV, *WEB, *ONNX],
+    },
 )

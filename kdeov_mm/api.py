@@ -4,7 +4,6 @@ import copy
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, TypeAlias
 
 import mmcv
@@ -15,19 +14,16 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
-from mmengine.runner import CheckpointLoader
 from PIL import Image
 from torch import Tensor
 
 from .checkpoints import read_config
-from .inference import load_model, read_image, to_bgr
-from .models.ov_head import best_of
+from .inference import check_pixels, load_model, read_checkpoint, read_image, to_bgr
+from .models.scoring import best_of
 from .models.vocabulary import embed_words
 from .vocabulary import Vocabulary, Words
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
-# what torch.load raises of a file that is no checkpoint, or a part of one
-BROKEN = (UnpicklingError, EOFError, LookupError, RuntimeError, ValueError)
 
 
 class KDEOV:
@@ -49,7 +45,7 @@ class KDEOV:
     def __init__(self, model: Any, batch_size: int = 32) -> None:
         self.model = model.eval()
         self.batch_size = batch_size
-        self.size = _test_size(model.cfg)
+        self.size = test_size(model.cfg)
 
     @classmethod
     def from_config(
@@ -88,18 +84,7 @@ class KDEOV:
             FileNotFoundError: there is no such checkpoint.
             ValueError: it is damaged, holds no config, or one that cannot be read.
         """
-        if not Path(checkpoint).is_file():
-            raise FileNotFoundError(
-                f"checkpoint {checkpoint} does not exist; train one with "
-                "tools/train.py, or run `make demo`."
-            )
-        try:
-            content = CheckpointLoader.load_checkpoint(str(checkpoint), "cpu")
-        except BROKEN as error:
-            raise ValueError(
-                f"{checkpoint} is no checkpoint, or damaged: {error}"
-            ) from error
-        meta = content.get("meta") if isinstance(content, dict) else None
+        meta = read_checkpoint(checkpoint).get("meta")
         config = read_config((meta or {}).get("cfg"), strict=True)
         if not config or "model" not in config:
             raise ValueError(
@@ -173,7 +158,7 @@ class KDEOV:
         embeds = self.encode_image(images)
         text, owner = embed_words(
             self.model.text_encoder,
-            self._words(names),
+            self.take_words(names),
             embeds.device,
             getattr(self.model, "synonyms", "mean"),
         )
@@ -209,42 +194,85 @@ class KDEOV:
             ValueError: the model has no detection head, thresholds outside [0, 1], no
                 words, or a picture is none.
         """
-        names = class_names if names is None else names
+        for key in ("score_threshold", "nms_threshold"):
+            if not 0 <= locals()[key] <= 1:
+                raise ValueError(f"{key} lies in [0, 1], got {locals()[key]}")
+        samples = self.find(
+            [_as_bgr(p) for p in _listed(images)],
+            self.take_words(class_names if names is None else names),
+            score_threshold,
+            nms_threshold,
+        )
+        return [
+            dict(
+                boxes=found.bboxes,
+                scores=found.scores,
+                labels=found.labels,
+                names=found.label_names,
+            )
+            for found in (sample.pred_instances for sample in samples)
+        ]
+
+    @torch.no_grad()
+    def find(
+        self,
+        pictures: Sequence[np.ndarray],
+        words: tuple[Words, ...],
+        score_threshold: float | None = None,
+        nms_threshold: float | None = None,
+    ) -> list[DetDataSample]:
+        """The detector's ``predict`` of pictures of any sizes.
+
+        Args:
+            pictures: (H, W, 3) uint8 BGR, mm's channel order.
+            words: of :meth:`take_words`.
+            score_threshold: boxes below are left out; None: ``test_cfg``'s.
+            nms_threshold: IoU, within a class; None: ``test_cfg``'s.
+
+        Returns:
+            A sample of each picture, with its words as ``text``; ``pred_instances``
+            has ``bboxes`` (n, 4), xyxy in pixels of the picture, ``scores`` (n,),
+            ``labels`` (n,) and ``label_names``, best first.
+
+        Raises:
+            ValueError: the model has no detection head.
+        """
         if not getattr(self.model, "with_bbox", False):
             raise ValueError(
                 f"a {type(self.model).__name__} finds no boxes: use the checkpoint of "
                 "a KDEOVDetector."
             )
-        for key in ("score_threshold", "nms_threshold"):
-            if not 0 <= locals()[key] <= 1:
-                raise ValueError(f"{key} lies in [0, 1], got {locals()[key]}")
-        words = self._words(names)
-        cfg = copy.deepcopy(self.model.bbox_head.test_cfg)
-        cfg.score_thr, cfg.nms.iou_threshold = score_threshold, nms_threshold
-        titles = [word if isinstance(word, str) else word[0] for word in words]
-        pictures = [_as_bgr(p) for p in _listed(images)]
-        found: dict[int, dict[str, Any]] = {}
+        model = self._with_thresholds(score_threshold, nms_threshold)
+        found: dict[int, DetDataSample] = {}
         for which, batch in self._batches(pictures, [self.size] * len(pictures)):
             for sample in batch["data_samples"]:
                 sample.set_metainfo(dict(text=words))
-            said = self.model(**batch, mode="tensor")["predictions"]
-            metas = [sample.metainfo for sample in batch["data_samples"]]
-            results = self.model.bbox_head.predict_by_feat(
-                *said, batch_img_metas=metas, cfg=cfg
-            )
-            for i, boxes in zip(which, results):
-                boxes = boxes[boxes.scores >= score_threshold]
-                found[i] = dict(
-                    boxes=boxes.bboxes,
-                    scores=boxes.scores,
-                    labels=boxes.labels,
-                    names=[titles[label] for label in boxes.labels.tolist()],
-                )
+            found.update(zip(which, model(**batch, mode="predict")))
+        for sample in found.values():
+            boxes = sample.pred_instances
+            if score_threshold is not None:  # its logit rounds
+                sample.pred_instances = boxes[boxes.scores >= score_threshold]
         return [found[i] for i in range(len(pictures))]
+
+    def _with_thresholds(self, score: float | None, nms: float | None) -> Any:
+        """The model with other thresholds, and the same weights; ours is left alone."""
+        model, head = copy.copy(self.model), copy.copy(self.model.bbox_head)
+        head.test_cfg = copy.deepcopy(head.test_cfg)
+        if score is not None:
+            head.test_cfg.score_thr = score
+        if nms is not None:
+            head.test_cfg.nms.iou_threshold = nms
+        model._modules = {**model._modules, "bbox_head": head}
+        return model
 
     # -------------------------------------------------------------------- helpers
 
-    def _words(self, names: Any) -> tuple[Words, ...]:
+    def take_words(self, names: Any) -> tuple[Words, ...]:
+        """Check words; from now on, use the vectors of a vocabulary that has some.
+
+        Raises:
+            ValueError: no words, or vectors of another CLIP.
+        """
         if isinstance(names, str) or names is None or not len(names):
             raise ValueError(f"expected a list of words, got {names!r}")
         if isinstance(names, Vocabulary):
@@ -293,7 +321,7 @@ def _joined(
     return list(which), dict(inputs=torch.cat(inputs), data_samples=list(samples))
 
 
-def _test_size(config: Config) -> int:
+def test_size(config: Config) -> int:
     """The longer side of the inputs of a config's test pipeline."""
     loader = config.get("test_dataloader") or {}
     dataset = loader.get("dataset") or {}
@@ -336,14 +364,7 @@ def _as_bgr(picture: Any) -> np.ndarray:
             "a picture is a path, a PIL image, an array (H, W, 3) or a tensor "
             f"(3, H, W), got a {type(picture).__name__}"
         )
-    if picture.ndim == 2:
-        picture = np.stack([picture] * 3, -1)
-    if picture.dtype != np.uint8 or picture.shape[2:] != (3,) or not picture.size:
-        raise ValueError(
-            "expected an array (H, W, 3) of uint8, RGB, got "
-            f"{picture.shape} of {picture.dtype}"
-        )
-    return np.ascontiguousarray(picture[..., ::-1])
+    return np.ascontiguousarray(check_pixels(picture, "RGB")[..., ::-1])
 
 
 def _pixels(picture: Tensor) -> np.ndarray:

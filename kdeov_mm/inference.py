@@ -1,45 +1,26 @@
 """Images and words -> boxes, names, drawings."""
 
 import copy
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
-from mmcv.transforms import Compose
+from matplotlib.font_manager import findfont
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
-from mmengine.logging import print_log
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
-from mmengine.runner import load_checkpoint
-from mmengine.visualization import Visualizer
-from PIL import Image, ImageOps
+from mmengine.runner import CheckpointLoader
+from mmengine.runner.checkpoint import _load_checkpoint_to_model
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from .models import KDEOVDetector
-from .vocabulary import Vocabulary, Words
-
-
-@dataclass
-class Detections:
-    """What was found in one image.
-
-    Attributes:
-        path: the file.
-        sample: mmdet's sample, boxes xyxy in pixels of the file's image, with
-            ``label_names``; None where the file could not be read.
-        error: why it could not be read.
-    """
-
-    path: Path
-    sample: DetDataSample | None = None
-    error: str | None = None
+# what torch.load raises of a file that is no checkpoint, or a part of one
+BROKEN = (UnpicklingError, EOFError, LookupError, RuntimeError, ValueError)
 
 
 def load_model(
@@ -51,11 +32,7 @@ def load_model(
         FileNotFoundError: there is no such checkpoint.
         ValueError: it is of another model: most weights are missing.
     """
-    if not Path(checkpoint).is_file():
-        raise FileNotFoundError(
-            f"checkpoint {checkpoint} does not exist; train one with "
-            "tools/train.py, or run `make demo`."
-        )
+    content = read_checkpoint(checkpoint)
     if not isinstance(config, Config):
         config = Config.fromfile(config, lazy_import=False)
     init_default_scope(config.get("default_scope", "mmdet"))
@@ -63,7 +40,7 @@ def load_model(
         config = copy.deepcopy(config)
         config.model.backbone.init_cfg = None
     model = revert_sync_batchnorm(MODELS.build(config.model))
-    content = load_checkpoint(model, str(checkpoint), map_location="cpu")
+    _load_checkpoint_to_model(model, content)
     own, held = model.state_dict(), content.get("state_dict", content)
     missing = [key for key in own if key not in held]
     if len(missing) > len(own) / 2:
@@ -74,6 +51,25 @@ def load_model(
     model.dataset_meta = content.get("meta", {}).get("dataset_meta", {})
     model.cfg = config
     return model.to(device).eval()
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """What a checkpoint holds, on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it is damaged, or something else.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"checkpoint {path} does not exist; train one with "
+            "tools/train.py, or run `make demo`."
+        )
+    try:
+        content = CheckpointLoader.load_checkpoint(str(path), "cpu")
+    except BROKEN as error:
+        raise ValueError(f"{path} is no checkpoint, or damaged: {error}") from error
+    return content if isinstance(content, dict) else {}
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -107,59 +103,24 @@ def to_bgr(picture: Image.Image) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(picture.convert("RGB"))[..., ::-1])
 
 
-@torch.no_grad()
-def detect(
-    model: KDEOVDetector,
-    paths: Sequence[str | Path],
-    words: Sequence[Words] | Vocabulary,
-) -> Iterator[Detections]:
-    """Find words in images, one result per path, in order.
-
-    A file that cannot be read is logged, yields a result with ``error``, and
-    the rest goes on.
+def check_pixels(picture: np.ndarray, order: str) -> np.ndarray:
+    """An array (H, W, 3) or, of gray, (H, W), as (H, W, 3).
 
     Args:
-        model: from :func:`load_model`.
-        paths: image files.
-        words: any words; their number and order do not matter. A tuple of words are
-            synonyms of the first one, as in a :class:`Vocabulary`.
+        picture: uint8.
+        order: of the channels, RGB or BGR, as the caller takes them.
+
+    Raises:
+        ValueError: another shape, no pixels, or no uint8.
     """
-    if isinstance(paths, (str, Path)) or isinstance(words, str):
-        raise ValueError("expected lists of paths and of words, got a single one")
-    if isinstance(words, Vocabulary) and words.vectors:
-        model.text_encoder.take(words)
-    text = words.text if isinstance(words, Vocabulary) else tuple(words)
-    pipeline = Compose(
-        [
-            dict(type="mmdet.LoadImageFromNDArray"),
-            *(
-                step
-                for step in model.cfg.test_dataloader.dataset.pipeline
-                if "Load" not in step["type"]  # pixels and words are at hand
-            ),
-        ]
-    )
-    for path in map(Path, paths):
-        try:
-            data = _prepare(pipeline, path, text)
-        except OSError as error:
-            print_log(str(error), "current", level=40)
-            yield Detections(path, error=str(error))
-            continue
-        sample = model.test_step(pseudo_collate([data]))[0]
-        yield Detections(path, sample)
-
-
-def _prepare(pipeline: Compose, path: Path, text: tuple[Words, ...]) -> dict:
-    """Read and resize; OSError names the file when either cannot be done."""
-    image = read_image(path)
-    try:
-        return pipeline(dict(img=image, img_id=0, img_path=str(path), text=text))
-    except cv2.error as error:  # a side of less than a pixel
-        raise OSError(
-            f"cannot resize image {path}, {image.shape[1]} x "
-            f"{image.shape[0]} px: {error}"
-        ) from error
+    if picture.ndim == 2:
+        picture = np.stack([picture] * 3, -1)
+    if picture.dtype != np.uint8 or picture.shape[2:] != (3,) or not picture.size:
+        raise ValueError(
+            f"expected an array (H, W, 3) of uint8, {order}, got "
+            f"{picture.shape} of {picture.dtype}"
+        )
+    return picture
 
 
 def draw(
@@ -181,7 +142,8 @@ def draw(
         palette: an RGB colour per class.
         marked: names to write with ``mark``.
         score_threshold: predictions below are not drawn.
-        side: the longer side of the picture, in pixels; small images grow.
+        side: the longer side of the picture, in pixels, that small images grow to;
+            larger ones keep their size.
 
     Returns:
         (H', W', 3) uint8 RGB.
@@ -200,27 +162,34 @@ def draw(
         found = sample.get(key).cpu()
         if "scores" in found:
             found = found[found.scores >= score_threshold]
+            found = found[found.scores.argsort()]  # the best on top
         titles = [names[i] + (mark if names[i] in marked else "") for i in found.labels]
         if "scores" in found:
             titles = [f"{t} {s:.2f}" for t, s in zip(titles, found.scores)]
-        colors = [tuple(palette[i]) for i in found.labels]
+        colors = [tuple(map(int, palette[i])) for i in found.labels]
         boxes = torch.as_tensor(found.bboxes) * factor
         panels.append(_draw_boxes(large, boxes, titles, colors))
     return np.concatenate(panels, 1)
 
 
 def _draw_boxes(
-    image: np.ndarray, boxes: Tensor, titles: list[str], colors: list[tuple]
+    image: np.ndarray,
+    boxes: Tensor,
+    titles: list[str],
+    colors: list[tuple[int, ...]],
 ) -> np.ndarray:
     """A copy of the image with boxes (n, 4), xyxy pixels, and their titles."""
-    visualizer = Visualizer(image=image)
-    if len(boxes):
-        visualizer.draw_bboxes(boxes, edge_colors=colors, line_widths=3)
-        visualizer.draw_texts(
-            titles,
-            boxes[:, :2] + 2,
-            font_sizes=13,
-            colors="white",
-            bboxes=dict(facecolor="black", alpha=0.7, pad=1.5, edgecolor="none"),
-        )
-    return visualizer.get_image()
+    picture = Image.fromarray(image)
+    pen, (width, height) = ImageDraw.Draw(picture), picture.size
+    scale = max((width * height) ** 0.5 / 700, 1)
+    font = ImageFont.truetype(findfont("DejaVu Sans"), round(14 * scale))
+    for (x1, y1, x2, y2), color in zip(boxes.tolist(), colors):
+        box = (x1, y1, max(x1, x2), max(y1, y2))
+        pen.rectangle(box, outline=color, width=round(3 * scale))
+    for (x, y, *_), title in zip(boxes.tolist(), titles):
+        _, _, right, bottom = pen.textbbox((0, 0), title, font)
+        x = max(min(x, width - right), 0)
+        y = y - bottom if y >= bottom else max(min(y, height - bottom), 0)
+        pen.rectangle((x, y, x + right, y + bottom), fill="black")
+        pen.text((x, y), title, "white", font)
+    return np.asarray(picture)

@@ -342,6 +342,33 @@ class Vocabulary:
         ]
 
 
+Asked = str | Path | Sequence[Words] | Vocabulary
+
+
+def as_vocabulary(words: Asked) -> Vocabulary:
+    """What a user asks for, as a vocabulary.
+
+    Args:
+        words: a list, in which a tuple of words are synonyms; a string with commas; a
+            file of :meth:`Vocabulary.load`; or a vocabulary.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, no words, or the same one twice.
+    """
+    if isinstance(words, Vocabulary):
+        return words
+    if isinstance(words, Path) or (
+        isinstance(words, str) and words.endswith((".txt", ".json", ".safetensors"))
+    ):
+        return Vocabulary.load(words)
+    if isinstance(words, str):
+        words = [word.strip() for word in words.split(",")]
+    every = [(own,) if isinstance(own, str) else tuple(own) for own in words]
+    if not every or not all(every):
+        raise ValueError(f"expected words, got {words!r:.200}")
+    return Vocabulary(tuple(own[0] for own in every), tuple(every))
+
+
 def frequency_groups(frequency: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     """LVIS's groups, of name -> r, c or f: base is frequent and common, novel rare."""
     kinds = dict(base="fc", novel="r", r="r", c="c", f="f")

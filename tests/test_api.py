@@ -26,7 +26,6 @@ from torch import Tensor
 
 from kdeov_mm import KDEOV
 from kdeov_mm.checkpoints import read_config
-from kdeov_mm.inference import detect
 from kdeov_mm.models import KDEOVDetector
 from kdeov_mm.vocabulary import Vocabulary
 
@@ -574,7 +573,7 @@ def test_a_class_with_synonyms_has_the_name_of_the_first(student: KDEOV) -> None
 
 
 @pytest.mark.parametrize("size", [(60, 60), (160, 100), (90, 400), (43, 61)])
-def test_boxes_are_those_of_detect(
+def test_boxes_are_those_of_the_test_pipeline(
     student: KDEOV, tmp_path: Path, size: tuple[int, int]
 ) -> None:
     path = save(scene(*size), tmp_path / "a.png")
@@ -582,8 +581,11 @@ def test_boxes_are_those_of_detect(
     (found,) = student.open_vocabulary_detect(
         path, WORDS, cfg.score_thr, cfg.nms.iou_threshold
     )
-    (wanted,) = detect(student.model, [path], WORDS)
-    sample = wanted.sample.pred_instances
+    pipeline = Compose(student.model.cfg.test_dataloader.dataset.pipeline)
+    data = pipeline(dict(img_path=str(path), img_id=0, text=WORDS))
+    with torch.no_grad():
+        (wanted,) = student.model.test_step(pseudo_collate([data]))
+    sample = wanted.pred_instances
     theirs = dict(labels=sample.labels, boxes=sample.bboxes, scores=sample.scores)
     torch.testing.assert_close(rows(found), rows(theirs), atol=1e-3, rtol=1e-5)
     assert found["names"] == sample.label_names

@@ -1,7 +1,7 @@
-"""Images and words -> boxes, names, drawings: any picture, any words."""
+"""Checkpoints, pictures of any kind, drawings."""
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,29 +11,11 @@ from mmengine.config import Config
 from mmengine.structures import InstanceData
 from PIL import Image
 
-from kdeov_mm.inference import Detections, detect, draw, load_model, read_image
-from kdeov_mm.models import KDEOVDetector
+from kdeov_mm.inference import draw, load_model, read_image
 
-from .conftest import WORDS, enliven, make_sample
+from .conftest import WORDS, make_sample
 
 WIDTH, HEIGHT = 61, 43
-
-
-@pytest.fixture(scope="module")
-def model(
-    tmp_path_factory: pytest.TempPathFactory, load_config: Callable[..., Config]
-) -> KDEOVDetector:
-    """The demo's student, untrained, from a checkpoint as users load it."""
-    from mmdet.registry import MODELS
-
-    cfg = load_config("kdeov_n_shapes.py")
-    cfg.model.test_cfg.score_thr = 0.0
-    student = MODELS.build(cfg.model)
-    student.init_weights()
-    enliven(student)
-    path = tmp_path_factory.mktemp("checkpoint") / "student.pth"
-    torch.save(dict(state_dict=student.state_dict(), meta={}), path)
-    return load_model(cfg, path)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +96,7 @@ def huge_png(path: Path) -> Path:
 
 
 def unreadable(folder: Path, scene: np.ndarray) -> list[Path]:
+    """Files that are no pictures, or not whole ones."""
     text, empty = folder / "text.jpg", folder / "empty.png"
     text.write_text("this is no picture")
     empty.write_bytes(b"")
@@ -122,27 +105,17 @@ def unreadable(folder: Path, scene: np.ndarray) -> list[Path]:
         text,
         empty,
         huge_png(folder / "huge.png"),
-        folder / "missing.jpg",
-        folder,
     ]
-
-
-def thread(path: Path) -> Path:
-    """A picture that the pipeline makes less than a pixel high."""
-    Image.new("RGB", (6000, 3)).save(path)
-    return path
 
 
 @pytest.mark.parametrize("which", range(6))
 def test_an_unreadable_file_is_named(
     scene: np.ndarray, tmp_path: Path, which: int
 ) -> None:
-    path = unreadable(tmp_path, scene)[which]
+    paths = [*unreadable(tmp_path, scene), tmp_path / "missing.jpg", tmp_path]
+    path = paths[which]
     with pytest.raises(OSError, match=path.name):
         read_image(path)
-
-
-# ------------------------------------------------------------------- detecting
 
 
 def every_kind(folder: Path, scene: np.ndarray) -> list[Path]:
@@ -162,99 +135,6 @@ def every_kind(folder: Path, scene: np.ndarray) -> list[Path]:
     for name, picture in pictures.items():
         picture.save(folder / name)
     return [folder / name for name in pictures]
-
-
-def test_every_kind_of_picture_is_searched(
-    model: KDEOVDetector, scene: np.ndarray, tmp_path: Path
-) -> None:
-    paths = every_kind(tmp_path, scene)
-    results = list(detect(model, paths, WORDS))
-    assert [r.path for r in results] == paths
-    for result in results:
-        assert result.error is None, result.error
-        found = result.sample.pred_instances
-        height, width = read_image(result.path).shape[:2]
-        assert result.sample.ori_shape == (height, width)
-        assert found.bboxes.isfinite().all() and found.scores.isfinite().all()
-        assert (found.bboxes[:, 0::2] <= width).all()
-        assert (found.bboxes[:, 1::2] <= height).all()
-        assert (found.bboxes >= 0).all()
-        assert found.label_names == [WORDS[i] for i in found.labels]
-    assert sum(len(r.sample.pred_instances) for r in results) > 100
-
-
-def test_unreadable_files_are_named_and_the_rest_goes_on(
-    model: KDEOVDetector, scene: np.ndarray, tmp_path: Path
-) -> None:
-    (tmp_path / "bad").mkdir()
-    good, bad = every_kind(tmp_path, scene)[:7], unreadable(tmp_path / "bad", scene)
-    bad.append(thread(tmp_path / "bad/thread.png"))
-    paths = [path for pair in zip(bad, good, strict=True) for path in pair]
-    results = list(detect(model, paths, WORDS))
-    assert [r.path for r in results] == paths
-    for result in results:
-        if result.path in bad:
-            assert str(result.path) in result.error and result.sample is None
-        else:
-            assert result.error is None and result.sample is not None
-
-
-def as_rows(result: Detections, words: Sequence[str]) -> torch.Tensor:
-    """(n, 6): index in WORDS, box, score; sorted."""
-    found = result.sample.pred_instances
-    index = [float(WORDS.index(words[i])) for i in found.labels]
-    rows = torch.cat(
-        [torch.tensor(index)[:, None], found.bboxes, found.scores[:, None]], 1
-    )
-    return torch.tensor(sorted(rows.tolist()))
-
-
-def test_number_and_order_of_the_words_do_not_change_what_is_found(
-    model: KDEOVDetector, tmp_path: Path
-) -> None:
-    """Without fusion. Only the best `max_per_img` boxes are kept, so ask for all."""
-    model.bbox_head.test_cfg.max_per_img = 10**6
-    path = tmp_path / "a.png"  # noise, so that no two boxes are equal
-    noise = np.random.default_rng(0).integers(256, size=(160, 160, 3))
-    Image.fromarray(noise.astype(np.uint8)).save(path)
-    (all_words,) = detect(model, [path], WORDS)
-    wanted = as_rows(all_words, WORDS)
-    assert len(wanted) > 100
-    for words in (WORDS[::-1], (WORDS[4],), (WORDS[2], WORDS[0], WORDS[5])):
-        (result,) = detect(model, [path], words)
-        kept = torch.isin(
-            wanted[:, 0], torch.tensor([float(WORDS.index(w)) for w in words])
-        )
-        torch.testing.assert_close(
-            as_rows(result, words), wanted[kept], atol=1e-4, rtol=1e-4
-        )
-
-
-def test_words_can_be_a_list_and_need_no_training(
-    model: KDEOVDetector, scene: np.ndarray, tmp_path: Path
-) -> None:
-    path = tmp_path / "a.png"
-    Image.fromarray(scene).save(path)
-    (result,) = detect(model, [str(path)], ["a word that nobody knows"])
-    assert set(result.sample.pred_instances.label_names) == {"a word that nobody knows"}
-
-
-def test_inference_equals_the_test_pipeline(model: KDEOVDetector, world: Path) -> None:
-    """The same picture through tools/test.py's data set and through `detect`."""
-    from mmdet.registry import DATASETS
-    from mmengine.dataset import pseudo_collate
-
-    dataset = DATASETS.build(model.cfg.test_dataloader.dataset)
-    data = dataset[0]
-    words = data["data_samples"].text
-    with torch.no_grad():
-        (wanted,) = model.test_step(pseudo_collate([data]))
-    (result,) = detect(model, [data["data_samples"].img_path], words)
-    ours, theirs = result.sample.pred_instances, wanted.pred_instances
-    assert len(ours) > 10
-    torch.testing.assert_close(ours.scores, theirs.scores)
-    torch.testing.assert_close(ours.bboxes, theirs.bboxes)
-    assert torch.equal(ours.labels, theirs.labels)
 
 
 def test_a_missing_checkpoint_says_how_to_get_one(
@@ -315,3 +195,36 @@ def test_drawing_leaves_the_sample_alone(scene: np.ndarray) -> None:
     draw(scene, sample, WORDS, PALETTE)
     assert torch.equal(sample.pred_instances.bboxes, before)
     assert sample.gt_instances.bboxes.tolist() == [[5, 5, 30, 30]]
+
+
+def test_of_two_names_of_a_box_the_better_lies_on_top(scene: np.ndarray) -> None:
+    drawn = []
+    for scores in ([0.9, 0.6], [0.6, 0.9]):
+        for order in ([0, 1], [1, 0]):
+            sample = found_sample(truth=False)
+            sample.pred_instances = InstanceData(
+                bboxes=torch.tensor([[10.0, 8, 40, 30]] * 2),
+                labels=torch.tensor([1, 0])[order],
+                scores=torch.tensor(scores)[order],
+            )
+            drawn.append(draw(scene, sample, WORDS, PALETTE))
+    assert np.array_equal(drawn[0], drawn[1]) and np.array_equal(drawn[2], drawn[3])
+    assert (drawn[0] == PALETTE[1]).all(-1).sum() > 100
+    assert not (drawn[0] == PALETTE[0]).all(-1).any()
+    assert (drawn[2] == PALETTE[0]).all(-1).sum() > 100
+
+
+@pytest.mark.parametrize("size", [(801, 533), (900, 1301), (40, 3000)])
+def test_a_large_picture_keeps_its_pixels(size: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(256, size=(*size, 3), dtype=np.uint8)
+    sample = found_sample(truth=False)
+    assert np.array_equal(draw(image, sample, WORDS, PALETTE, (), "", 0.95), image)
+    drawn = draw(image, sample, WORDS, PALETTE)
+    assert drawn.shape == image.shape and (drawn[31:, 400:] == image[31:, 400:]).all()
+
+
+def test_names_in_any_alphabet_are_drawn(scene: np.ndarray) -> None:
+    names = ("grüner Würfel", "красный мяч", *WORDS[2:])
+    sample = found_sample(truth=False)
+    drawn = [draw(scene, sample, n, PALETTE, (), "", 0.0) for n in (names, WORDS)]
+    assert (drawn[0] != drawn[1]).any()

@@ -23,7 +23,8 @@ from mmengine.structures import InstanceData
 
 from kdeov_mm.datasets import shapes
 from kdeov_mm.evaluation import newest_figures
-from kdeov_mm.inference import detect, draw, load_model, read_image
+from kdeov_mm.inference import draw
+from kdeov_mm.inferencer import KDEOVInferencer
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "configs/kdeov/kdeov_n_shapes.py"
@@ -120,14 +121,14 @@ def draw_examples(checkpoint: Path, count: int) -> list[str]:
         key=lambda i: (-sum(n in novel for n, _ in objects.get(i["id"], ())), i["id"]),
     )[:count]
     paths = [DATA / "images/val" / Path(i["file_name"]).name for i in images]
-    model = load_model(CONFIG, checkpoint)
+    inferencer = KDEOVInferencer(CONFIG, checkpoint, "cpu")
     pictures = []
-    for image, found in zip(images, detect(model, paths, shapes.CLASSES)):
-        if found.sample is None:
+    for image, found in zip(images, inferencer.stream(paths, shapes.CLASSES)):
+        if found.sample is None or found.picture is None or found.path is None:
             raise SystemExit(found.error)
         found.sample.gt_instances = to_instances(objects[image["id"]])
         picture = draw(
-            read_image(found.path)[..., ::-1],
+            np.ascontiguousarray(found.picture[..., ::-1]),
             found.sample,
             shapes.CLASSES,
             shapes.PALETTE,

@@ -26,7 +26,7 @@ from kdeov_mm.vocabulary import asked_groups
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="config file")
-    parser.add_argument("checkpoint", help="checkpoint file")
+    parser.add_argument("checkpoint", help="checkpoint, or a file of export_onnx.py")
     parser.add_argument(
         "--work-dir", help="logs and figures go here (default: work_dirs/CONFIG_NAME)"
     )
@@ -64,7 +64,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         or cfg.get("work_dir")
         or str(Path("work_dirs") / Path(args.config).stem)
     )
-    cfg.load_from = args.checkpoint
+    is_onnx = args.checkpoint.endswith(".onnx")
+    if is_onnx:
+        from kdeov_mm.export import onnx_model  # an extra
+
+        cfg.model = onnx_model(args.checkpoint, cfg.model)
+        cfg.custom_hooks = []  # a moving average is of weights
+    cfg.load_from = None if is_onnx else args.checkpoint
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
     write_figures(cfg)
@@ -72,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     if args.out:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     figures = runner.test()
-    report_leaks(runner, args.checkpoint)
+    if not is_onnx:  # it does not tell what it was trained on
+        report_leaks(runner, args.checkpoint)
     return figures
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 from mmcv.cnn.utils import fuse_conv_bn
 from mmdet.models.detectors import SingleStageDetector
@@ -90,3 +91,13 @@ def fold_head(
     if places is not None:
         folded.places = PromisingPlaces(module.layers, places)
     return folded
+
+
+def fuse_before_words(detector: SingleStageDetector) -> Any:
+    """Fold BatchNorms into convolutions, in place; the projections stay as they are."""
+    module = detector.bbox_head.head_module
+    for part in (detector.backbone, detector.neck, module.reg_preds):
+        fuse_conv_bn(part)
+    for branch in module.cls_preds:
+        fuse_conv_bn(branch[:-1])
+    return detector

@@ -140,7 +140,7 @@ class OVHeadModule(YOLOv8HeadModule):
         """Words (K, D) -> what embeddings are multiplied by (K, D); biases (L, K)."""
         scale = self.log_scale.exp()
         vectors, offsets = self.adapter(text) if self.adapter else (text, 0)
-        biases = (scale * offsets + self.bias[:, None]).expand(-1, len(text))
+        biases = (scale * offsets + self.bias[:, None]).expand(-1, text.shape[0])
         return scale * vectors, biases
 
     @property
@@ -159,7 +159,9 @@ class OVHeadModule(YOLOv8HeadModule):
     def _folding_is_cheaper(self, number: int) -> bool:
         """Of K words, features (C) times (K, C), or embedded (D) and times (K, D)."""
         channels, dims = self.cls_preds[0][-1].project.in_channels, self.embed_dims
-        return channels <= dims or channels * number <= dims * (channels + number)
+        if channels <= dims or torch.compiler.is_exporting():  # for any number of words
+            return channels <= dims
+        return channels * number <= dims * (channels + number)
 
     def apart(
         self, x: tuple[Sequence[Tensor], Tensor, Tensor | None]
@@ -175,7 +177,7 @@ class OVHeadModule(YOLOv8HeadModule):
         """
         feats, text, owner = x
         hidden, *boxes = self.trunk(feats)
-        if self.folds and self._folding_is_cheaper(len(text)):
+        if self.folds and self._folding_is_cheaper(text.shape[0]):
             return hidden, self.folded(text), owner, boxes
         kernel, biases = self._kernel(text)
         return self._project(hidden), [(kernel, b) for b in biases], owner, boxes
@@ -200,7 +202,7 @@ class OVHeadModule(YOLOv8HeadModule):
         """
         module = FoldedHeadModule(self, owner)
         ends: list[list[nn.Module]] = []
-        if self.folds and self._folding_is_cheaper(len(text)):
+        if self.folds and self._folding_is_cheaper(text.shape[0]):
             ends = [[_convolution(*layer)] for layer in self.folded(text)]
         else:
             kernel, biases = self._kernel(text)
@@ -400,7 +402,7 @@ class OVHead(YOLOv8Head):
             return self.predict_by_feat(
                 logits, boxes[0], batch_img_metas=metas, rescale=rescale
             )
-        decoded = self._decode(boxes[0])
+        decoded = self.decode(boxes[0])
         results = []
         for i, meta in enumerate(metas):
             rows = [h[i].flatten(1).T for h in hidden]  # (C, H, W) -> (H*W, C)
@@ -435,7 +437,7 @@ class OVHead(YOLOv8Head):
             return super().predict_by_feat(
                 cls_scores, bbox_preds, objectnesses, metas, cfg, rescale, with_nms
             )
-        boxes = self._decode(bbox_preds)
+        boxes = self.decode(bbox_preds)
         results = []
         for i, meta in enumerate(metas):
             rows = [scores[i].permute(1, 2, 0).flatten(0, 1) for scores in cls_scores]
@@ -443,7 +445,7 @@ class OVHead(YOLOv8Head):
             results.append(best_boxes(found, boxes[i], meta, cfg, rescale))
         return results
 
-    def _decode(self, sides: Sequence[Tensor]) -> Tensor:
+    def decode(self, sides: Sequence[Tensor]) -> Tensor:
         """Box sides (B, 4, H_l, W_l) in strides -> boxes (B, N, 4), xyxy pixels."""
         points = torch.cat(
             self.prior_generator.grid_priors(

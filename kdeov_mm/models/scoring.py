@@ -82,10 +82,7 @@ def best_boxes(
         rescale: boxes in pixels of the original image.
     """
     values, places = found
-    if rescale:
-        if (pad := meta.get("pad_param")) is not None:
-            boxes = boxes - boxes.new_tensor([pad[2], pad[0], pad[2], pad[0]])
-        boxes = boxes / boxes.new_tensor(meta["scale_factor"]).repeat(2)
+    boxes = rescaled(boxes, meta) if rescale else boxes
     most = min(len(values), most_boxes(cfg))
     number = 4 * cfg.max_per_img
     while True:  # what stays of the best n is the beginning of what stays of all
@@ -96,11 +93,24 @@ def best_boxes(
             break
         number *= 4
     keep = keep[: cfg.max_per_img]
-    kept = boxes[location[keep]]
+    return InstanceData(
+        bboxes=clipped(boxes[location[keep]], meta),
+        scores=scores[keep].sigmoid(),
+        labels=labels[keep],
+    )
+
+
+def rescaled(boxes: Tensor, meta: dict[str, Any]) -> Tensor:
+    """Boxes (n, 4) in pixels of the padded input -> of the original image."""
+    if (pad := meta.get("pad_param")) is not None:
+        boxes = boxes - boxes.new_tensor([pad[2], pad[0], pad[2], pad[0]])
+    return boxes / boxes.new_tensor(meta["scale_factor"]).repeat(2)
+
+
+def clipped(boxes: Tensor, meta: dict[str, Any]) -> Tensor:
+    """Boxes (n, 4) within the original image."""
     height, width = meta["ori_shape"][:2]
-    kept[:, 0::2].clamp_(0, width)
-    kept[:, 1::2].clamp_(0, height)
-    return InstanceData(bboxes=kept, scores=scores[keep].sigmoid(), labels=labels[keep])
+    return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height] * 2))
 
 
 def above(

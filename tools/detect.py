@@ -1,0 +1,281 @@
+"""Find words in pictures, folders and videos: COCO's JSON, and drawings.
+
+    python tools/detect.py CHECKPOINT FOLDER --words "solid red ring, blue star"
+    python tools/detect.py CHECKPOINT a.jpg 'photos/**/*.png' --words words.txt
+    python tools/detect.py CHECKPOINT film.mp4 --words vocabulary.safetensors --every 5
+    python tools/detect.py CHECKPOINT map.png --words "boat" --slices 640
+
+Writes below --out:
+
+    detections.json   of all inputs: images, categories (the words), annotations with
+                      scores; pycocotools loads it
+    vis/              drawings; of a video an .mp4
+    parts/            the same for each input, as it is done
+
+A run that was killed goes on by the same command: what is done is not done again,
+but for files that changed and files that could not be read. A video is done as a
+whole. --restart removes what the folder has.
+
+Exit codes: 0 all is done; 1 some inputs could not be read (they are listed, the rest
+is done); 2 wrong use, or results cannot be written; 130 interrupted.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from kdeov_mm.files import locked, write_whole
+from kdeov_mm.inferencer import KDEOVInferencer
+from kdeov_mm.results import Drawings, coco_record, join_coco
+from kdeov_mm.sources import Source, list_sources
+from kdeov_mm.vocabulary import Vocabulary, as_vocabulary
+
+OUT = Path("work_dirs/detect")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    try:
+        return detect(args)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return 130
+    except (ImportError, OSError, SyntaxError, ValueError) as error:
+        print(f"detect.py: {error}", file=sys.stderr)
+        return 2
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument(
+        "inputs", nargs="+", help="files, folders with their subfolders, globs"
+    )
+    parser.add_argument(
+        "--words", required=True, help='"red ring, blue star", or a file of words'
+    )
+    parser.add_argument("--config", help="default: the one in the checkpoint")
+    parser.add_argument("--out", type=Path, default=OUT, help="default: %(default)s")
+    parser.add_argument(
+        "--threshold", type=float, default=0.3, help="least score (default: 0.3)"
+    )
+    parser.add_argument("--no-drawings", action="store_true")
+    parser.add_argument(
+        "--slices", type=int, help="search tiles of so many pixels, too: large pictures"
+    )
+    parser.add_argument(
+        "--overlap", type=float, default=0.2, help="of tiles (default: 0.2)"
+    )
+    parser.add_argument(
+        "--every", type=int, default=1, help="of a video, one frame in so many"
+    )
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--restart", action="store_true", help="remove what --out has, and begin anew"
+    )
+    args = parser.parse_args(argv)
+    for key in ("batch_size", "slices", "every"):
+        if (value := getattr(args, key)) is not None and value < 1:
+            parser.error(f"--{key.replace('_', '-')} is at least 1, got {value}")
+    if not 0 <= args.threshold <= 1:
+        parser.error(f"--threshold lies in [0, 1], got {args.threshold}")
+    if not 0 <= args.overlap < 1:
+        parser.error(f"--overlap lies in [0, 1), got {args.overlap}")
+    try:
+        kind = torch.device(args.device).type
+    except RuntimeError:
+        parser.error(f"--device {args.device} is none, e.g. cpu or cuda:0")
+    if kind == "cuda" and not torch.cuda.is_available():
+        parser.error(f"--device {args.device}: this machine has no such GPU")
+    return args
+
+
+def detect(args: argparse.Namespace) -> int:
+    """Do what is not done yet, and put all together."""
+    vocabulary = as_vocabulary(args.words)
+    sources = unique(list_sources(args.inputs))
+    refuse_inside(args.out, args.inputs)
+    about = settings(args, vocabulary)
+    inferencer = KDEOVInferencer(
+        args.config, args.checkpoint, args.device, words=vocabulary
+    )
+    prepare(args.out, about, args.restart)
+    with locked(args.out):
+        todo = [s for s in sources if read_part(args.out, s) is None]
+        if len(todo) < len(sources):
+            done = len(sources) - len(todo)
+            print(f"{done} of {len(sources)} inputs are done already", file=sys.stderr)
+        errors = dict(process(inferencer, todo, args)) if todo else {}
+        parts = (read_part(args.out, s) for s in sources)
+        records = [record for part in parts if part for record in part["records"]]
+        content = join_coco(records, inferencer.names())
+        target = args.out / "detections.json"
+        write_whole(target, json.dumps(content).encode())
+    print(
+        f"{target}: {len(content['images'])} pictures, "
+        f"{len(content['annotations'])} boxes"
+    )
+    for name, error in errors.items():
+        print(f"could not be read: {name}: {error}", file=sys.stderr)
+    return 1 if errors else 0
+
+
+def unique(sources: Sequence[Source]) -> list[Source]:
+    """Each file once, though it is in a folder and named besides."""
+    return [*{source.name: source for source in sources}.values()]
+
+
+def refuse_inside(out: Path, inputs: Sequence[str]) -> None:
+    """Drawings in a folder of inputs would be inputs of the next run."""
+    for given in map(Path, inputs):
+        if given.is_dir() and out.resolve().is_relative_to(given.resolve()):
+            raise ValueError(
+                f"--out {out} lies in the input {given}, where drawings would be taken "
+                "for pictures: name another place."
+            )
+
+
+def settings(args: argparse.Namespace, vocabulary: Vocabulary) -> dict[str, Any]:
+    """What results depend on, besides the inputs."""
+    if not args.checkpoint.is_file():
+        raise FileNotFoundError(f"checkpoint {args.checkpoint} does not exist")
+    vectors = (
+        sha256(vocabulary.matrix().numpy().tobytes()) if vocabulary.vectors else None
+    )
+    return {
+        "checkpoint": sha256(args.checkpoint.read_bytes()),
+        "config": args.config and sha256(Path(args.config).read_bytes()),
+        "words": [list(own) for own in vocabulary.words],
+        "vectors of the words": vectors,
+        "threshold": args.threshold,
+        "slices": args.slices,
+        "overlap": args.overlap if args.slices else None,
+        "every": args.every,
+        "drawings": not args.no_drawings,
+    }
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def prepare(out: Path, about: dict[str, Any], restart: bool) -> None:
+    """Make the folder, or see that it is of the same settings."""
+    out.mkdir(parents=True, exist_ok=True)
+    manifest = out / "settings.json"
+    if not manifest.exists():
+        if any(path.suffix != ".tmp" for path in out.iterdir()):
+            raise ValueError(
+                f"{out} is not empty and holds no detections: name another --out."
+            )
+    elif restart:
+        with locked(out):
+            for folder in ("parts", "vis"):
+                shutil.rmtree(out / folder, ignore_errors=True)
+            (out / "detections.json").unlink(missing_ok=True)
+            manifest.unlink()
+    else:
+        try:
+            held = json.loads(manifest.read_text())
+        except ValueError as error:
+            raise ValueError(f"{manifest} is damaged ({error}): --restart") from error
+        if other := [key for key in about if held.get(key) != about[key]]:
+            raise ValueError(
+                f"{out} has results of other settings ({', '.join(other)}): begin anew "
+                "with --restart, or name another --out."
+            )
+    write_whole(manifest, json.dumps(about, indent=1).encode())
+
+
+def part_file(out: Path, source: Source) -> Path:
+    return out / "parts" / f"{source.name}.json"
+
+
+def stamp(source: Source) -> list[Any] | None:
+    """Which file it is, and of when; None: it is gone by now."""
+    path = Path(str(source.path)).absolute()
+    try:
+        about = path.stat()
+    except FileNotFoundError:
+        return None
+    return [str(path), about.st_size, about.st_mtime_ns]
+
+
+def read_part(out: Path, source: Source) -> dict[str, Any] | None:
+    """The results of an input that is done, and has not changed since."""
+    try:
+        part = json.loads(part_file(out, source).read_text())
+    except (FileNotFoundError, ValueError):  # not done, or damaged
+        return None
+    return part if part["stamp"] == stamp(source) else None
+
+
+def process(
+    inferencer: KDEOVInferencer,
+    sources: Sequence[Source],
+    args: argparse.Namespace,
+) -> Iterator[tuple[str, str]]:
+    """Find, draw and write input by input; yield names and errors of the unreadable."""
+    results = inferencer.stream(
+        sources,
+        batch_size=args.batch_size,
+        score_threshold=args.threshold,
+        slices=args.slices,
+        overlap=args.overlap,
+        every=args.every,
+    )
+    names = inferencer.names()
+    stamps = {source: stamp(source) for source in sources}  # before they are read
+    bar = tqdm(total=count(sources, args.every), unit="picture", file=sys.stderr)
+    with bar, Drawings(args.out / "vis", args.every) as drawings:
+        for source, group in groupby(results, key=lambda result: result.source):
+            records = []
+            error = None
+            for result in group:
+                error = result.error
+                if result.sample is not None:
+                    records.append(coco_record(result))
+                    if not args.no_drawings:
+                        picture = inferencer.drawing(result, names, args.threshold)
+                        drawings.add(result, picture)
+                bar.update()
+            drawings.finish()
+            if error:
+                yield source.name, error
+                continue
+            file = part_file(args.out, source)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            part = dict(stamp=stamps[source], records=records)
+            write_whole(file, json.dumps(part).encode())
+
+
+def count(sources: Sequence[Source], every: int) -> int | None:
+    """Pictures and frames; None where a video does not tell."""
+    total = 0
+    for source in sources:
+        frames = 1
+        if source.is_video:
+            try:
+                frames = -(-source.video_info()[1] // every)
+            except OSError:  # which is told when it is its turn
+                frames = 1
+        if not frames:
+            return None
+        total += frames
+    return total
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""Write a detector as an ONNX file, and check it against PyTorch.
+
+    python tools/export_onnx.py CHECKPOINT dogs.onnx --words "brown dog, cat"
+    python tools/export_onnx.py CHECKPOINT any.onnx --vocabulary-input
+
+The first folds the words in: what is left is a plain convolutional detector. The second
+takes the vocabulary as its input `text` (K, D), any K; `--save-words FILE.safetensors`
+writes the vectors of words for it. `--nms` puts the suppression into the graph.
+docs/onnx_client.py runs both with numpy and onnxruntime alone; docs/onnx.md explains.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import kdeov_mm  # isort: skip  # noqa: F401  (compat comes before mmdet)
+
+from kdeov_mm import KDEOV
+from kdeov_mm.export import export_onnx
+from kdeov_mm.models import KDEOVDetector
+from kdeov_mm.vocabulary import as_vocabulary
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", help="of tools/train.py")
+    parser.add_argument("out", type=Path, help="file to write, *.onnx")
+    parser.add_argument("--config", help="where the checkpoint holds none")
+    parser.add_argument(
+        "--words",
+        help='to fold in: "a, b, c", or a vocabulary (.txt, .json, .safetensors)',
+    )
+    parser.add_argument(
+        "--vocabulary-input",
+        action="store_true",
+        help="the vocabulary is an input of the file; no words are folded in",
+    )
+    parser.add_argument(
+        "--save-words",
+        type=Path,
+        metavar="FILE.safetensors",
+        help="with --vocabulary-input: write the vectors of --words here",
+    )
+    parser.add_argument(
+        "--nms", action="store_true", help="put the suppression into the graph"
+    )
+    parser.add_argument(
+        "--size", type=int, help="longer side of pictures (default: the config's)"
+    )
+    args = parser.parse_args(argv)
+    if args.vocabulary_input == bool(args.words) and not args.save_words:
+        parser.error("give --words to fold in, or --vocabulary-input")
+    if args.save_words and not (args.vocabulary_input and args.words):
+        parser.error("--save-words goes with --vocabulary-input and --words")
+    if args.out.suffix != ".onnx" or not args.out.parent.is_dir():
+        parser.error(f"{args.out}: expected FILE.onnx in a folder that exists")
+    try:
+        model = (
+            KDEOV.from_config(args.config, args.checkpoint)
+            if args.config
+            else KDEOV.from_checkpoint(args.checkpoint)
+        ).model
+        if not isinstance(model, KDEOVDetector):
+            raise ValueError(f"a {type(model).__name__} finds no boxes")
+        words = as_vocabulary(args.words) if args.words else None
+        folded = None if args.vocabulary_input else words
+        worst = export_onnx(model, args.out, folded, args.nms, args.size)
+        if args.save_words and words is not None:
+            words.embed(model.text_encoder).save(args.save_words)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    what = "any words" if folded is None else f"{len(folded)} words folded in"
+    print(
+        f"{args.out}: {what}, {args.out.stat().st_size / 2**20:.1f} MiB; differs from "
+        f"PyTorch by {worst['boxes']:.1e} px and {worst['scores']:.1e} in scores."
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
