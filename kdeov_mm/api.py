@@ -273,6 +273,8 @@ class KDEOV:
         Raises:
             ValueError: no words, or vectors of another CLIP.
         """
+        if names is None:
+            names = getattr(self.model, "words", None)  # of a FoldedDetector
         if isinstance(names, str) or names is None or not len(names):
             raise ValueError(f"expected a list of words, got {names!r}")
         if isinstance(names, Vocabulary):

@@ -36,6 +36,7 @@ from .models.scoring import (
     above,
     best_boxes,
     clipped,
+    is_simple,
     least_logit,
     most_boxes,
     rescaled,
@@ -101,7 +102,7 @@ suppression (
 """
 
 
-class _Graph(nn.Module):
+class Graph(nn.Module):
     """What is exported: images [and words] -> all boxes and scores."""
 
     def __init__(self, detector: KDEOVDetector | FoldedDetector) -> None:
@@ -135,7 +136,7 @@ def export_onnx(
     in: no text product is left. Without, the vocabulary is the input ``text``.
 
     Args:
-        detector: a trained detector; it stays as it is.
+        detector: a trained detector, with its config as ``cfg``; it stays as it is.
         path: of the file.
         words: K words; a tuple of words are synonyms.
         nms: the suppression of ``test_cfg`` is part of the graph.
@@ -146,25 +147,57 @@ def export_onnx(
         The largest differences to PyTorch: ``boxes`` in pixels, ``scores``.
 
     Raises:
-        ValueError: no words, or ``onnxruntime`` says something else than PyTorch.
+        ValueError: no words; a suppression that is no plain one, with ``nms``; the
+            ``'max'`` of synonyms, without ``words``; or onnxruntime says something
+            else than PyTorch.
     """
+    if getattr(detector, "cfg", None) is None:
+        raise ValueError("the detector has no config: set detector.cfg")
+    if nms:
+        check_simple(detector.bbox_head.test_cfg)
+    if words is None and detector.synonyms == "max":
+        raise ValueError(
+            "synonyms='max' has several vectors for a class, the input `text` has one: "
+            "fold the words in, or export the model with synonyms='mean'."
+        )
     if isinstance(words, Vocabulary) and words.vectors:
         detector.text_encoder.take(words)
     text = words.text if isinstance(words, Vocabulary) else words
-    if next(detector.parameters()).device.type != "cpu":
-        detector = copy.deepcopy(detector).cpu()
-    detector.eval()
-    if text is None:
-        graph = _Graph(fuse_before_words(copy.deepcopy(detector)))
-    else:
-        graph = _Graph(detector.fold(text))
+    if detector.training or next(detector.parameters()).device.type != "cpu":
+        detector = copy.deepcopy(detector).cpu().eval()
+    graph: Graph
     sample = [torch.rand(2, 3, 96, 128)]
-    free: list[dict[int, Any]] = [
-        {0: Dim("batch"), 2: 32 * Dim("rows"), 3: 32 * Dim("columns")}
-    ]
     if text is None:
+        graph = Graph(fuse_before_words(copy.deepcopy(detector)))
         sample.append(_some_words(detector, 7))
-        free.append({0: Dim("words")})
+    else:
+        graph = Graph(detector.fold(text))
+    file = graph_to_onnx(graph, sample)
+    worst = _check(file, detector, text)
+    if nms:
+        file = with_suppression(file, detector.bbox_head.test_cfg)
+    onnx.helper.set_model_props(file, _metadata(detector, text, nms, size))
+    onnx.checker.check_model(file, full_check=True)
+    _session(file)
+    write_whole(Path(path), file.SerializeToString())
+    return worst
+
+
+def graph_to_onnx(graph: "Graph", sample: Sequence[Tensor]) -> Any:
+    """An ONNX model, with outputs ``boxes`` and ``scores``.
+
+    Args:
+        graph: what is exported.
+        sample: images (B, 3, H, W), and words (K, D) where they are an input: their
+            values and sizes do not matter.
+
+    Raises:
+        ValueError: a size that should be free became fixed.
+    """
+    free: list[dict[int, Any]] = [
+        {0: Dim("batch"), 2: 32 * Dim("rows"), 3: 32 * Dim("columns")},
+        {0: Dim("words")},
+    ]
     program = torch.onnx.export(
         graph,
         tuple(sample),
@@ -172,19 +205,19 @@ def export_onnx(
         verbose=False,
         opset_version=OPSET,
         input_names=["images", "text"][: len(sample)],
-        output_names=["all_boxes", "all_scores"],
-        dynamic_shapes=tuple(free),
+        output_names=["boxes", "scores"],
+        dynamic_shapes=tuple(free[: len(sample)]),
     )
-    assert program is not None  # where dynamo is on
+    assert program is not None  # dynamo's exporter returns one
     file = program.model_proto
-    worst = _check(file, detector, text)
-    test_cfg = detector.bbox_head.test_cfg
-    file = _with_suppression(file, test_cfg) if nms else _renamed(file)
-    onnx.helper.set_model_props(file, _metadata(detector, text, nms, size))
-    onnx.checker.check_model(file, full_check=True)
-    _session(file)
-    write_whole(Path(path), file.SerializeToString())
-    return worst
+    for value, sizes in zip(file.graph.input, free):
+        fixed = value.type.tensor_type.shape.dim
+        if any(not fixed[i].dim_param for i in sizes):
+            raise ValueError(
+                f"a size of the input {value.name!r} became fixed in the export, which "
+                "this model's parts do not allow. Please report the config."
+            )
+    return file
 
 
 def _some_words(detector: KDEOVDetector, number: int) -> Tensor:
@@ -219,11 +252,11 @@ def _check(
             given = (_some_words(detector, number), None)
             feed["text"] = given[0].numpy()
         with torch.no_grad():
-            expected = _Graph(detector)(images, *given)
+            expected = Graph(detector)(images, *given)
         for key, one, other in zip(worst, expected, session.run(None, feed)):
             difference = float(np.abs(one.numpy() - other).max())
-            worst[key] = max(worst[key], difference)
-    if not max(worst.values()) <= TOLERANCE:
+            worst[key] = float(np.maximum(worst[key], difference))  # NaN stays
+    if not all(value <= TOLERANCE for value in worst.values()):
         raise ValueError(
             f"onnxruntime does not say what PyTorch does: differences {worst}, at most "
             f"{TOLERANCE} expected. Nothing was written. Please report the config."
@@ -231,21 +264,25 @@ def _check(
     return worst
 
 
-def _renamed(file: Any) -> Any:
-    """With the names of the outputs as users know them."""
-    names = dict(all_boxes="boxes", all_scores="scores")
-    for value in (*file.graph.output,):
-        value.name = names[value.name]
-    for node in file.graph.node:
-        for i, name in enumerate(node.output):
-            node.output[i] = names.get(name, name)
-        for i, name in enumerate(node.input):
-            node.input[i] = names.get(name, name)
-    return file
+def check_simple(test_cfg: Any) -> None:
+    """Refuse a config that asks for more than plain suppression.
+
+    Raises:
+        ValueError: it does.
+    """
+    if not is_simple(test_cfg):
+        raise ValueError(
+            "expected a test_cfg with multi_label=True, nms=dict(type='nms', "
+            "iou_threshold=...), max_per_img of at least 1 and no min_bbox_size, got "
+            f"{dict(test_cfg)}: change it, or leave the suppression out."
+        )
 
 
-def _with_suppression(file: Any, test_cfg: Any) -> Any:
-    """The graph, and the suppression behind it."""
+def with_suppression(file: Any, test_cfg: Any) -> Any:
+    """The graph, and behind it the suppression of a ``test_cfg``.
+
+    ``nms_pre`` is left out: it spares PyTorch work, which onnxruntime does.
+    """
     end = onnx.parser.parse_model(SUPPRESSION)
     constants: dict[str, np.ndarray] = dict(
         score_threshold=np.array([max(test_cfg.get("score_thr", 0), 0)], np.float32),
@@ -258,10 +295,9 @@ def _with_suppression(file: Any, test_cfg: Any) -> Any:
     del end.graph.input[:]
     end.graph.input.extend(inputs)
     end.ir_version = file.ir_version
-    pairs = [("all_boxes", "all_boxes"), ("all_scores", "all_scores")]
-    start = onnx.compose.add_prefix(
-        file, "detector_", rename_inputs=False, rename_outputs=False
-    )
+    start = onnx.compose.add_prefix(file, "detector_", rename_inputs=False)
+    pairs = [("boxes", "all_boxes"), ("scores", "all_scores")]
+    pairs = [(f"detector_{one}", other) for one, other in pairs]
     return onnx.compose.merge_models(start, end, io_map=pairs)
 
 
@@ -272,14 +308,8 @@ def _metadata(
     size: int | None,
 ) -> dict[str, str]:
     """What a client needs to know, as strings of JSON."""
-    preprocessor = detector.data_preprocessor
     cfg = detector.bbox_head.test_cfg
     names = [word if isinstance(word, str) else word[0] for word in words or ()]
-    mean, std = (
-        (preprocessor.mean.flatten().tolist(), preprocessor.std.flatten().tolist())
-        if preprocessor._enable_normalize
-        else ([0.0] * 3, [1.0] * 3)
-    )
     return {
         key: json.dumps(value)
         for key, value in dict(
@@ -288,21 +318,27 @@ def _metadata(
             names=names,
             encoder=detector.text_encoder.made_by,
             embed_dims=detector.text_encoder.embed_dims,
-            normalisation=dict(
-                channels="RGB" if preprocessor._channel_conversion else "BGR",
-                mean=mean,
-                std=std,
-                pad_value=preprocessor.pad_value,
-            ),
+            normalisation=_normalisation(detector.data_preprocessor),
             size=size or test_size(detector.cfg),
-            stride=preprocessor.pad_size_divisor,
+            stride=detector.data_preprocessor.pad_size_divisor,
             nms=nms,
             score_threshold=float(cfg.get("score_thr", 0)),
-            iou_threshold=float(cfg.nms.iou_threshold),
+            iou_threshold=float(cfg.nms.get("iou_threshold", 1)),
             max_per_image=int(cfg.max_per_img),
             config=detector.cfg.pretty_text,
         ).items()
     }
+
+
+def _normalisation(preprocessor: Any) -> dict[str, Any]:
+    """What is done to pixels in [0, 255]."""
+    used = preprocessor._enable_normalize
+    return dict(
+        channels="RGB" if preprocessor._channel_conversion else "BGR",
+        mean=preprocessor.mean.flatten().tolist() if used else [0.0] * 3,
+        std=preprocessor.std.flatten().tolist() if used else [1.0] * 3,
+        pad_value=preprocessor.pad_value,
+    )
 
 
 def metadata(session: Any) -> dict[str, Any]:
@@ -326,6 +362,9 @@ class ONNXDetector(BaseDetector):
         data_preprocessor: config; that of the model that was exported.
         text_encoder: config of the text encoder, for the vocabulary form.
         test_cfg: thresholds of the suppression, where it is not in the graph.
+
+    Raises:
+        ValueError: the file was made from another config.
     """
 
     def __init__(
@@ -342,6 +381,19 @@ class ONNXDetector(BaseDetector):
         self.about = metadata(self.session)
         self.text_encoder = MODELS.build(text_encoder)
         self.test_cfg = test_cfg
+        if not self.about["nms"]:
+            check_simple(test_cfg)
+        own = dict(
+            normalisation=_normalisation(self.data_preprocessor),
+            encoder=self.text_encoder.made_by,
+        )
+        for key, value in own.items():
+            if self.about[key] != value:
+                raise ValueError(
+                    f"the file {file} and the config differ in their {key}: "
+                    f"{self.about[key]} and {value}. Use the config it was exported "
+                    "from."
+                )
 
     def predict(
         self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True
@@ -401,10 +453,15 @@ def onnx_model(file: str, model: Any) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
+        ValueError: the config takes the best of synonyms.
     """
     if not Path(file).is_file():
         raise FileNotFoundError(
             f"{file} does not exist: write it with tools/export_onnx.py."
+        )
+    if model.get("synonyms", "mean") == "max":
+        raise ValueError(
+            "an ONNX file takes the mean of synonyms, the config their max"
         )
     kept = ("data_preprocessor", "text_encoder", "test_cfg")
     return dict(type="ONNXDetector", file=file, **{key: model[key] for key in kept})

@@ -20,6 +20,7 @@ from .vocabulary import clean_name
 
 try:
     import gradio as gr
+    from gradio.utils import get_upload_folder
 except ImportError as error:
     raise ImportError(
         'the web page needs gradio: pip install "kdeov_mm[web]"'
@@ -97,7 +98,9 @@ def _find_tab(model: KDEOV, examples: Sequence[tuple[Path, str]]) -> None:
     def answer(
         upload: dict[str, Any] | None, words: str, typed: float | None
     ) -> Answer:
-        path = upload["path"] if upload else None
+        path = Path(upload["path"]) if upload else None
+        if path and not _is_given(path, [file for file, _ in examples]):
+            raise gr.Error("This is no picture of this page.")
         return find(model, path, words, min(max(typed or 0.0, 0.0), 1.0))
 
     with gr.Row():
@@ -139,6 +142,13 @@ def _find_tab(model: KDEOV, examples: Sequence[tuple[Path, str]]) -> None:
     gr.on([button.click, words.submit, threshold.change], **asked)
     if tried:
         tried.load_input_event.then(**asked)
+
+
+def _is_given(path: Path, examples: Sequence[Path]) -> bool:
+    """Whether a file was uploaded, or is an example: a request could name any other."""
+    whole = path.resolve()
+    own = [*map(Path, [get_upload_folder()]), *(file.parent for file in examples)]
+    return whole.is_file() and any(whole.is_relative_to(p.resolve()) for p in own)
 
 
 def _search_tab(search: "FolderSearch") -> None:
@@ -194,11 +204,11 @@ def find(
     """
     try:
         picture, names = read_picture(path), split_words(words)
-    except ValueError as error:
+        start = time.perf_counter()
+        (found,) = model.open_vocabulary_detect(picture, names, threshold)
+        took = time.perf_counter() - start
+    except (OSError, ValueError) as error:  # of the text tower, too
         return None, [], str(error)
-    start = time.perf_counter()
-    (found,) = model.open_vocabulary_detect(picture, names, threshold)
-    took = time.perf_counter() - start
     boxes, scores = found["boxes"].cpu(), found["scores"].cpu()
     rows: list[list[str | float]] = [
         [name, round(score, 3), *(round(n, 1) for n in box)]

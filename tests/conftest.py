@@ -107,6 +107,7 @@ def build_detector(tiny_clip: str) -> Callable[..., KDEOVDetector]:
             }
         )
         torch.manual_seed(0)
+        init_default_scope("mmdet")  # fixtures of a module come before same_start
         model = MODELS.build(cfg)
         model.init_weights()
         return model

@@ -171,6 +171,31 @@ def test_synonyms_fold(
     same(found(model, IMAGES, words), expected)
 
 
+@pytest.mark.parametrize("form", ["plain", "film", "unit length"])
+def test_words_can_be_changed(
+    form: str, build_detector: Callable[..., KDEOVDetector]
+) -> None:
+    model = build(build_detector, form)
+    folded = model.fold(WORDS)
+    other = ("green star", "tree", ("dog", "puppy"))
+    assert model.fold(other, into=folded) is folded
+    for one, two in zip(said(folded, IMAGES), said(model.fold(other), IMAGES)):
+        assert torch.equal(one, two)
+    with pytest.raises(ValueError, match="another detector"):
+        build(build_detector, form).fold(WORDS, into=folded)
+
+
+def test_a_detector_in_training_folds_as_in_testing(
+    build_detector: Callable[..., KDEOVDetector],
+) -> None:
+    model = build(build_detector)
+    expected = said(model.fold(WORDS), IMAGES)
+    model.train()
+    got = said(model.fold(WORDS), IMAGES)
+    assert model.training and model.bbox_head.head_module.training
+    assert all(torch.equal(one, other) for one, other in zip(got, expected))
+
+
 def test_a_vocabulary_with_vectors_needs_no_text_tower(
     build_detector: Callable[..., KDEOVDetector],
 ) -> None:
@@ -218,7 +243,9 @@ def test_the_order_of_products_is_the_cheaper_one_and_says_the_same(
     assert head._folding_is_cheaper(50)
     words = [f"word {i}" for i in range(200)]
     text = model.text_encoder(words)
-    few, many = head.fold(text[:50]), head.fold(text)
+    few, many = head.folded_module(), head.folded_module()
+    few.set_words(head.ends(text[:50]), None)
+    many.set_words(head.ends(text), None)
     assert len(few.cls_preds[0]) == 3 and len(many.cls_preds[0]) == 4
     with torch.no_grad():
         feats = model.extract_feat(IMAGES)

@@ -271,10 +271,12 @@ def test_large_files_and_files_that_were_not_uploaded_are_refused(
     api = f"{address}gradio_api"
     large = {"files": ("large.png", bytes(11 * 2**20))}
     assert httpx.post(f"{api}/upload", files=large).status_code == 413
-    picture = dict(path=str(ROOT / "docs/demo.jpg"), meta={"_type": "gradio.FileData"})
-    asked = httpx.post(f"{api}/call/find", json=dict(data=[picture, ASKED, 0.1]))
-    with httpx.stream("GET", f"{api}/call/find/{asked.json()['event_id']}") as said:
-        assert next(said.iter_lines()) == "event: error"
+    other = dict(path=str(ROOT / "docs/demo.jpg"))
+    for meta in ({}, dict(meta={}), dict(meta={"_type": "gradio.FileData"})):
+        given = [{**other, **meta}, ASKED, 0.1]
+        asked = httpx.post(f"{api}/call/find", json=dict(data=given))
+        with httpx.stream("GET", f"{api}/call/find/{asked.json()['event_id']}") as said:
+            assert next(said.iter_lines()) == "event: error"
 
 
 def sync_api() -> Any:

@@ -106,7 +106,7 @@ def detect(args: argparse.Namespace) -> int:
     """Do what is not done yet, and put all together."""
     vocabulary = as_vocabulary(args.words)
     sources = unique(list_sources(args.inputs))
-    refuse_inside(args.out, args.inputs)
+    refuse_inside(args.out, sources, args.inputs)
     about = settings(args, vocabulary)
     inferencer = KDEOVInferencer(
         args.config, args.checkpoint, args.device, words=vocabulary
@@ -137,14 +137,17 @@ def unique(sources: Sequence[Source]) -> list[Source]:
     return [*{source.name: source for source in sources}.values()]
 
 
-def refuse_inside(out: Path, inputs: Sequence[str]) -> None:
-    """Drawings in a folder of inputs would be inputs of the next run."""
-    for given in map(Path, inputs):
-        if given.is_dir() and out.resolve().is_relative_to(given.resolve()):
-            raise ValueError(
-                f"--out {out} lies in the input {given}, where drawings would be taken "
-                "for pictures: name another place."
-            )
+def refuse_inside(out: Path, sources: Sequence[Source], inputs: Sequence[str]) -> None:
+    """Drawings among the inputs would be inputs of the next run."""
+    whole = out.resolve()
+    folders = [Path(g) for g in inputs if Path(g).is_dir()]
+    among = [f for f in folders if whole.is_relative_to(f.resolve())]
+    among += [s.path for s in sources if s.path and whole in s.path.resolve().parents]
+    if among:
+        raise ValueError(
+            f"--out {out} lies in the input {among[0]}, or holds it: drawings would be "
+            "taken for pictures. Name another place."
+        )
 
 
 def settings(args: argparse.Namespace, vocabulary: Vocabulary) -> dict[str, Any]:

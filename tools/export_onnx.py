@@ -51,10 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--size", type=int, help="longer side of pictures (default: the config's)"
     )
     args = parser.parse_args(argv)
-    if args.vocabulary_input == bool(args.words) and not args.save_words:
+    if not (args.vocabulary_input or args.words):
         parser.error("give --words to fold in, or --vocabulary-input")
-    if args.save_words and not (args.vocabulary_input and args.words):
-        parser.error("--save-words goes with --vocabulary-input and --words")
+    if bool(args.save_words) != (args.vocabulary_input and bool(args.words)):
+        parser.error(
+            "with --vocabulary-input no words are folded in: --words goes with "
+            "--save-words FILE.safetensors, which writes their vectors for it"
+        )
+    if args.size is not None and args.size < 1:
+        parser.error(f"--size is at least 1, got {args.size}")
+    if args.save_words and not args.save_words.parent.is_dir():
+        parser.error(f"{args.save_words}: expected a folder that exists")
     if args.out.suffix != ".onnx" or not args.out.parent.is_dir():
         parser.error(f"{args.out}: expected FILE.onnx in a folder that exists")
     try:

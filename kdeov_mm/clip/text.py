@@ -1,20 +1,22 @@
 """Class names to unit vectors in the teacher's space, cached on disk."""
 
+import copy
 import hashlib
 import json
 import os
 from collections import ChainMap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
 from mmengine.logging import print_log
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..vocabulary import Vocabulary, clean_name
 from .loading import CLIPSource
@@ -213,11 +215,12 @@ class CLIPTextEncoder:
                 f"expected tokens (N, {tower.context_length}) of CLIP "
                 f"'{self.source.model}', got {tuple(tokens.shape)}"
             )
-        parts = [
-            tower.encode_text(part.to(device), normalize=True)
-            for part in tokens.split(chunk)
-        ]
-        return torch.cat(parts)
+        embeds = torch.zeros(len(tokens), self.embed_dims, device=device)
+        for which, short in _by_length(tower, tokens):
+            for part in which.split(chunk):
+                given = tokens[part, : short.context_length].to(device)
+                embeds[part.to(device)] = short.encode_text(given, normalize=True)
+        return embeds
 
     def load_cache(self, path: Path) -> dict[str, Tensor]:
         """Read a cache file made by this CLIP with these templates.
@@ -249,3 +252,31 @@ class CLIPTextEncoder:
             metadata={"names": json.dumps(list(self._vectors)), **self.identity},
         )
         scratch.replace(target)
+
+
+def _by_length(tower: Any, tokens: Tensor) -> Iterator[tuple[Tensor, Any]]:
+    """Sentences of one length, and a tower that reads no further.
+
+    The attention of CLIP's text tower looks back only, so what comes after a sentence's
+    end, most of the 77 tokens, changes nothing of its embedding.
+
+    Args:
+        tower: a CLIP.
+        tokens: (N, context).
+
+    Yields:
+        Which sentences (n,), and the tower with a shorter context.
+    """
+    looks_back = isinstance(tower, open_clip.CLIP) and tower.attn_mask is not None
+    if not looks_back or tower.text_pool_type != "argmax":
+        yield torch.arange(len(tokens)), tower
+        return
+    lengths = tokens.argmax(1).cpu() + 1  # the end has the highest number
+    for length in lengths.unique().tolist():
+        short = copy.copy(tower)  # the same weights
+        short.context_length = length
+        position = nn.Parameter(tower.positional_embedding[:length])
+        short._parameters = {**tower._parameters, "positional_embedding": position}
+        mask = tower.attn_mask[:length, :length]
+        short._buffers = {**tower._buffers, "attn_mask": mask}
+        yield (lengths == length).nonzero()[:, 0], short

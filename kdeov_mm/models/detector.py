@@ -12,9 +12,9 @@ from mmdet.structures import DetDataSample, OptSampleList, SampleList
 from torch import Tensor, nn
 
 from ..vocabulary import Vocabulary, Words
-from .folded import FoldedDetector, fold_head, name_labels
+from .folded import FoldedDetector, name_labels
 from .global_head import GlobalHead, filled_part
-from .scoring import best_of
+from .scoring import best_of, is_simple
 from .teaching import (
     check_dims,
     check_teacher,
@@ -182,6 +182,7 @@ class KDEOVDetector(SingleStageDetector):
         vocabulary: Sequence[Words] | Vocabulary,
         fuse: bool = True,
         places: int | None = None,
+        into: FoldedDetector | None = None,
     ) -> FoldedDetector:
         """The plain detector of a vocabulary: no text tower, no text product.
 
@@ -196,9 +197,12 @@ class KDEOVDetector(SingleStageDetector):
             places: score the words only at this many promising places of an image,
                 for very large vocabularies (:class:`PromisingPlaces`: not exact; 1000
                 keep 0.99 of the best boxes); None scores them at all.
+            into: a detector that this one was folded to: its words are changed, in
+                milliseconds, and it is returned. Its ``fuse`` stays.
 
         Raises:
-            ValueError: no words, or ``places`` below 1.
+            ValueError: no words, ``places`` below 1 or with a ``test_cfg`` of another
+                suppression, or ``into`` is another's.
         """
         if isinstance(vocabulary, Vocabulary):
             if vocabulary.vectors:
@@ -206,12 +210,24 @@ class KDEOVDetector(SingleStageDetector):
             vocabulary = vocabulary.text
         if isinstance(vocabulary, str) or not len(vocabulary):
             raise ValueError(f"expected a list of words, got {vocabulary!r}")
+        if places is not None and not is_simple(self.bbox_head.test_cfg):
+            raise ValueError(
+                "places needs a test_cfg with multi_label=True, plain nms and "
+                f"max_per_img, got {dict(self.bbox_head.test_cfg)}"
+            )
+        vocabulary = [w if isinstance(w, str) else tuple(w) for w in vocabulary]
         device = self.bbox_head.head_module.bias.device
         text, owner = embed_words(self.text_encoder, vocabulary, device, self.synonyms)
+        if into is None:
+            into = FoldedDetector(self, fuse)
+        elif into.source() is not self:
+            raise ValueError("`into` was folded from another detector: fold this one.")
         fusion = self.fusion.fixed(text) if self.fusion else None
-        head = fold_head(self.bbox_head, text, owner, places)
-        parts = (self.backbone, self.neck, self.data_preprocessor, fusion, head)
-        return FoldedDetector(*parts, words=vocabulary, fuse=fuse)
+        was_training = self.bbox_head.training
+        ends = self.bbox_head.eval().head_module.ends(text)
+        self.bbox_head.train(was_training)
+        into.set_words(vocabulary, ends, owner, fusion, places)
+        return into
 
     def _forward(
         self, batch_inputs: Tensor, batch_data_samples: OptSampleList = None

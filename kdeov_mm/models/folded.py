@@ -1,6 +1,7 @@
 """A detector whose words are fixed: what a closed-set one costs."""
 
 import copy
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,6 @@ from mmdet.structures import SampleList
 from torch import Tensor, nn
 
 from ..vocabulary import Words
-from .ov_head import OVHead
 from .scoring import PromisingPlaces
 
 
@@ -22,33 +22,56 @@ class FoldedDetector(SingleStageDetector):
     but the data preprocessor. It knows its words: samples need not bring any.
 
     Args:
-        backbone, neck, data_preprocessor: the detector's.
-        fusion: L maps -> L maps, for the fixed words; None for none.
-        bbox_head: a head with a :class:`FoldedHeadModule`.
-        words: the K classes.
+        detector: the detector it is made of.
         fuse: fold BatchNorms into the convolutions before them.
     """
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        neck: nn.Module,
-        data_preprocessor: nn.Module,
-        fusion: nn.Module | None,
-        bbox_head: OVHead,
-        words: Sequence[Words],
-        fuse: bool,
-    ) -> None:
-        BaseDetector.__init__(self, data_preprocessor)
-        self.backbone = copy.deepcopy(backbone)
-        self.neck = copy.deepcopy(neck)
-        self.fusion = fusion
-        self.bbox_head = bbox_head
-        self.words = tuple(words)
-        self.requires_grad_(False).eval()
+    def __init__(self, detector: SingleStageDetector, fuse: bool) -> None:
+        BaseDetector.__init__(self, detector.data_preprocessor)
+        self.source = weakref.ref(detector)
+        self.cfg = getattr(detector, "cfg", None)
+        self.global_head = None
+        self.words: tuple[Words, ...] = ()
+        self.fuse = fuse
+        self.backbone = copy.deepcopy(detector.backbone)
+        self.neck = copy.deepcopy(detector.neck)
+        self.fusion: nn.Module | None = None
+        self.bbox_head = copy.deepcopy(detector.bbox_head)
+        self.bbox_head.head_module = detector.bbox_head.head_module.folded_module()
+        self.eval()
         if fuse:
             fuse_conv_bn(self)
-        self.to(next(backbone.parameters()).device)
+        self.requires_grad_(False)
+        self.to(next(detector.parameters()).device)
+
+    def set_words(
+        self,
+        words: Sequence[Words],
+        ends: Sequence[nn.Sequential],
+        owner: Tensor | None,
+        fusion: nn.Module | None,
+        places: int | None,
+    ) -> None:
+        """Put words where others were: all but the last layers stays.
+
+        Args:
+            words: the K classes.
+            ends: of :meth:`OVHeadModule.ends`.
+            owner: (W,) the class of each word; None: every class has one.
+            fusion: L maps -> L maps, for these words; None for none.
+            places: see :meth:`KDEOVDetector.fold`.
+        """
+        head = self.bbox_head
+        for end in ends:
+            end.eval()
+            if self.fuse:
+                fuse_conv_bn(end)
+            end.requires_grad_(False)
+        head.head_module.set_words(ends, owner)
+        layers = head.head_module.layers
+        head.places = None if places is None else PromisingPlaces(layers, places)
+        self.fusion = None if fusion is None else fusion.requires_grad_(False).eval()
+        self.words = tuple(words)
 
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
         """Images (B, 3, H, W) -> P3, P4, P5 as the head takes them."""
@@ -80,17 +103,6 @@ def name_labels(results: Sequence, words: Sequence[Words]) -> None:
     names = [word if isinstance(word, str) else word[0] for word in words]
     for result in results:
         result.label_names = [names[i] for i in result.labels.tolist()]
-
-
-def fold_head(
-    head: OVHead, text: Tensor, owner: Tensor | None, places: int | None
-) -> OVHead:
-    """A copy of the head for words (W, D); see :meth:`KDEOVDetector.fold`."""
-    folded = copy.deepcopy(head).eval()
-    folded.head_module = module = folded.head_module.fold(text, owner)
-    if places is not None:
-        folded.places = PromisingPlaces(module.layers, places)
-    return folded
 
 
 def fuse_before_words(detector: SingleStageDetector) -> Any:

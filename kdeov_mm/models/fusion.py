@@ -104,7 +104,7 @@ class CrossAttentionFusion(nn.Module):
         """L maps (B, C_l, H_l, W_l) and words (K, D) -> maps, same shapes."""
         fused = []
         for feat, norm, attend in zip(feats, self.norms, self.attentions):
-            words = text.to(feat.dtype).expand(len(feat), -1, -1)
+            words = text.to(feat.dtype).expand(feat.shape[0], -1, -1)
             query = norm(feat.flatten(2).transpose(1, 2))  # (B, HW, C)
             read, _ = attend(query, words, words, need_weights=False)
             fused.append(feat + read.transpose(1, 2).reshape(feat.shape))

@@ -151,10 +151,13 @@ class OVHeadModule(YOLOv8HeadModule):
     def folded(self, text: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Words (K, D) -> per level the 1x1 convolution of all three: (K, C), (K,)."""
         with torch.autocast(text.device.type, enabled=False):
-            kernel, biases = self._kernel(text)
+            kernel, biases = (each.float() for each in self._kernel(text))
             kernel = kernel / self.embed_dims**0.5
             maps = [branch[-1].linear() for branch in self.cls_preds]
-            return [(kernel @ w, kernel @ v + b) for (w, v), b in zip(maps, biases)]
+            return [
+                (kernel @ w.float(), kernel @ v.float() + b)
+                for (w, v), b in zip(maps, biases)
+            ]
 
     def _folding_is_cheaper(self, number: int) -> bool:
         """Of K words, features (C) times (K, C), or embedded (D) and times (K, D)."""
@@ -193,25 +196,31 @@ class OVHeadModule(YOLOv8HeadModule):
         hidden, layers, owner, boxes = self.apart(x)
         return logits_of(hidden, layers, owner), *boxes
 
-    def fold(self, text: Tensor, owner: Tensor | None = None) -> "FoldedHeadModule":
-        """The head for these words alone, all of it convolutions.
-
-        Args:
-            text: (W, D) unit vectors.
-            owner: (W,), as in :meth:`forward`.
-        """
-        module = FoldedHeadModule(self, owner)
-        ends: list[list[nn.Module]] = []
+    @torch.no_grad()
+    def ends(self, text: Tensor) -> list[nn.Sequential]:
+        """Words (W, D) -> per level what follows the trunk, in convolutions."""
         if self.folds and self._folding_is_cheaper(text.shape[0]):
-            ends = [[_convolution(*layer)] for layer in self.folded(text)]
-        else:
-            kernel, biases = self._kernel(text)
-            unit = [UnitLength()] if self.l2_norm else []
-            kernel = kernel if unit else kernel / self.embed_dims**0.5
-            for branch, bias in zip(self.cls_preds, biases):
-                ends.append([branch[-1], *unit, _convolution(kernel, bias)])
-        for i, (branch, end) in enumerate(zip(self.cls_preds, ends)):
-            module.cls_preds[i] = copy.deepcopy(nn.Sequential(*branch[:-1], *end))
+            return [nn.Sequential(self._end(*each)) for each in self.folded(text)]
+        kernel, biases = self._kernel(text)
+        unit = [UnitLength()] if self.l2_norm else []
+        kernel = kernel if unit else kernel / self.embed_dims**0.5
+        return [
+            nn.Sequential(copy.deepcopy(branch[-1]), *unit, self._end(kernel, bias))
+            for branch, bias in zip(self.cls_preds, biases)
+        ]
+
+    def _end(self, kernel: Tensor, bias: Tensor) -> nn.Conv2d:
+        """The 1x1 convolution of a kernel (K, C) and a bias (K,)."""
+        layer = nn.Conv2d(kernel.shape[1], len(kernel), 1)
+        kernel, bias = kernel.to(self.bias.dtype), bias.to(self.bias.dtype)
+        layer.weight = nn.Parameter(kernel[..., None, None].contiguous())
+        layer.bias = nn.Parameter(bias.contiguous())
+        return layer
+
+    def folded_module(self) -> "FoldedHeadModule":
+        """A copy for fixed words, which :meth:`FoldedHeadModule.set_words` sets."""
+        module = FoldedHeadModule(self)
+        module.cls_preds = copy.deepcopy(nn.ModuleList(b[:-1] for b in self.cls_preds))
         module.reg_preds = copy.deepcopy(self.reg_preds)
         return module.eval()
 
@@ -231,11 +240,10 @@ class FoldedHeadModule(YOLOv8HeadModule):
     projection and words fold into one convolution (BatchNorm, no L2 norm).
 
     Args:
-        head: the head whose words are fixed; :meth:`OVHeadModule.fold` fills in layers.
-        owner: (W,) the class of each word; None: every class has one.
+        head: the head whose words are fixed.
     """
 
-    def __init__(self, head: OVHeadModule, owner: Tensor | None) -> None:
+    def __init__(self, head: OVHeadModule) -> None:
         super().__init__(
             num_classes=1,  # the class branch would be as wide as there are classes
             in_channels=head.in_channels,
@@ -245,7 +253,20 @@ class FoldedHeadModule(YOLOv8HeadModule):
             norm_cfg=head.norm_cfg,
             act_cfg=head.act_cfg,
         )
+        self.depth = len(head.cls_preds[0]) - 1  # layers before the words
+
+    def set_words(self, ends: Sequence[nn.Sequential], owner: Tensor | None) -> None:
+        """Put words where others were, or none.
+
+        Args:
+            ends: of :meth:`OVHeadModule.ends`.
+            owner: (W,) the class of each word; None: every class has one.
+        """
         self.register_buffer("owner", owner, persistent=owner is not None)
+        for i, (branch, end) in enumerate(zip(self.cls_preds, ends)):
+            self.cls_preds[i] = nn.Sequential(*branch[: self.depth], *end)
+        words = len(self.layers[0][1])
+        self.num_classes: int = words if owner is None else int(owner[-1]) + 1
 
     @property
     def layers(self) -> list[Layer]:
@@ -264,7 +285,7 @@ class FoldedHeadModule(YOLOv8HeadModule):
     def forward(self, feats: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
         """Feature maps -> logits (B, K, H_l, W_l) and box sides, per level."""
         hidden, layers, owner, boxes = self.apart(feats)
-        return logits_of(hidden, layers, owner), *boxes
+        return logits_of(hidden, layers, owner, self.num_classes), *boxes
 
 
 @MODELS.register_module()
@@ -288,9 +309,9 @@ class GridHeadModule(OVHeadModule):
         fixed = [torch.full_like(s, self.grid_side / 2) for s in sides]
         return hidden, fixed, *logits
 
-    def fold(self, text: Tensor, owner: Tensor | None = None) -> FoldedHeadModule:
+    def folded_module(self) -> FoldedHeadModule:
         """As the parent's; the box distribution's mean is the side, everywhere."""
-        module = super().fold(text, owner)
+        module = super().folded_module()
         bins = torch.arange(self.reg_max, dtype=torch.float)
         share = (1 - (bins - self.grid_side / 2).abs()).clamp(min=1e-30)
         for branch in module.reg_preds:
@@ -391,12 +412,14 @@ class OVHead(YOLOv8Head):
     ) -> list[InstanceData]:
         """What the head module is given, and B samples -> boxes of each image.
 
-        Of very many words, scores come in parts, so that memory is bounded; with
-        :class:`PromisingPlaces`, of promising places alone. Else it is the parent's.
+        Of very many words, scores come in parts, so that memory is bounded, where the
+        ``test_cfg`` is a plain one (:func:`is_simple`); with :class:`PromisingPlaces`,
+        of promising places alone. Else it is the parent's.
         """
         hidden, layers, owner, boxes = self.head_module.apart(x)
         metas = [sample.metainfo for sample in batch_data_samples]
         number = sum(h[0, 0].numel() for h in hidden) * len(layers[0][0])
+        number *= len(metas)
         if self.places is None and (number <= PART or not is_simple(self.test_cfg)):
             logits = logits_of(hidden, layers, owner)
             return self.predict_by_feat(
@@ -476,14 +499,6 @@ class OVHead(YOLOv8Head):
             bins.amax(-1).mean(-1),
             priors[:, :2],
         )
-
-
-def _convolution(kernel: Tensor, bias: Tensor) -> nn.Conv2d:
-    """The 1x1 convolution of a kernel (K, C) and a bias (K,)."""
-    layer = nn.Conv2d(kernel.shape[1], len(kernel), 1)
-    layer.weight = nn.Parameter(kernel.detach()[..., None, None].contiguous())
-    layer.bias = nn.Parameter(bias.detach().contiguous())
-    return layer
 
 
 def _flatten(maps: Sequence[Tensor]) -> Tensor:

@@ -25,7 +25,10 @@ def one_by_one(feats: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
 
 
 def logits_of(
-    hidden: Sequence[Tensor], layers: Sequence[Layer], owner: Tensor | None
+    hidden: Sequence[Tensor],
+    layers: Sequence[Layer],
+    owner: Tensor | None,
+    number: int | None = None,
 ) -> list[Tensor]:
     """L maps (B, C, H, W) and L convolutions to W words -> (B, K, H, W).
 
@@ -33,15 +36,22 @@ def logits_of(
         hidden: maps.
         layers: convolutions, (W, C) and (W,).
         owner: (W,) the class of each word, in order; None: each is one.
+        number: K, where it is known.
     """
     logits = [one_by_one(h, *layer) for h, layer in zip(hidden, layers)]
-    return logits if owner is None else [best_of(each, owner) for each in logits]
+    if owner is None:
+        return logits
+    return [best_of(each, owner, number) for each in logits]
 
 
-def best_of(logits: Tensor, owner: Tensor) -> Tensor:
-    """Logits (B, W, ...) of words -> (B, K, ...), the best of each class's."""
+def best_of(logits: Tensor, owner: Tensor, number: int | None = None) -> Tensor:
+    """Logits (B, W, ...) of words -> (B, K, ...), the best of each class's.
+
+    ``number`` is K, where it is known.
+    """
     index = owner.view(-1, *[1] * (logits.ndim - 2)).expand_as(logits)
-    shape = (len(logits), int(owner[-1]) + 1, *logits.shape[2:])
+    number = int(owner[-1]) + 1 if number is None else number
+    shape = (logits.shape[0], number, *logits.shape[2:])
     return logits.new_empty(shape).scatter_reduce(
         1, index, logits, "amax", include_self=False
     )
@@ -49,9 +59,10 @@ def best_of(logits: Tensor, owner: Tensor) -> Tensor:
 
 def is_simple(cfg: Any) -> bool:
     """Whether :func:`best_boxes` does all that a ``test_cfg`` asks for."""
-    plain = cfg.multi_label and {*cfg.nms} == {"type", "iou_threshold"}
-    plain = plain and cfg.nms.type == "nms" and (cfg.max_per_img or 0) > 0
-    return plain and not {"min_bbox_size", "yolox_style"} & {*cfg}
+    nms_cfg = cfg.get("nms", {})
+    plain = cfg.get("multi_label") and {*nms_cfg} == {"type", "iou_threshold"}
+    plain = plain and nms_cfg["type"] == "nms" and (cfg.get("max_per_img") or 0) > 0
+    return bool(plain) and not {"min_bbox_size", "yolox_style"} & {*cfg}
 
 
 def least_logit(cfg: Any) -> float:
@@ -183,7 +194,7 @@ def score_in_parts(
     found: tuple[Tensor, Tensor] = (rows[0].new_zeros(0), where.new_zeros(0, 2))
     for begin, end in _parts(len(layers[0][0]), owner, max(PART // len(where), 1)):
         logits = [
-            torch.addmm(bias[begin:end], level, kernel[begin:end].T)
+            torch.addmm(bias[begin:end].to(level), level, kernel[begin:end].T.to(level))
             for level, (kernel, bias) in zip(chosen, layers)
         ]
         first = begin
@@ -251,6 +262,7 @@ class PromisingPlaces(nn.Module):
         objectness = []
         for i, level in enumerate(rows):
             probes = self.get_buffer(f"probes_{i}")
+            probes = probes.to(level.dtype)
             scores = torch.addmm(probes[:, -1], level, probes[:, :-1].T)
             objectness.append(scores.amax(1))
         best = torch.cat(objectness)
