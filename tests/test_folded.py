@@ -7,8 +7,10 @@ import pytest
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
+from mmengine.config import Config
 from torch import Tensor, nn
 
+from kdeov_mm import KDEOV
 from kdeov_mm.models import FoldedDetector, KDEOVDetector, PromisingPlaces, scoring
 from kdeov_mm.models.scoring import above, most_boxes, score_in_parts
 from kdeov_mm.vocabulary import Vocabulary
@@ -331,6 +333,45 @@ def test_the_objectness_finds_where_words_fire() -> None:
     layers = [(kernel, torch.zeros(500))]
     places = PromisingPlaces(layers, number=2, probes=64)([rows])
     assert set(places.tolist()) == {3, 30}
+
+
+@pytest.mark.parametrize(
+    "change", [dict(multi_label=False), dict(min_bbox_size=3), dict(max_per_img=-1)]
+)
+def test_places_need_a_plain_suppression(
+    change: dict[str, Any], build_detector: Callable[..., KDEOVDetector]
+) -> None:
+    model = build(build_detector)
+    model.bbox_head.test_cfg.update(change)
+    with pytest.raises(ValueError, match="places needs a test_cfg"):
+        model.fold(WORDS, places=10)
+
+
+@pytest.mark.parametrize("places", [None, 10])
+def test_half_precision(
+    places: int | None, build_detector: Callable[..., KDEOVDetector]
+) -> None:
+    model = build(build_detector).bfloat16()
+    images = IMAGES.bfloat16()
+    assert len(found(model, images, WORDS)[0]) > 50
+    folded = model.fold(WORDS, places=places)
+    assert {p.dtype for p in folded.parameters()} == {torch.bfloat16}
+    assert len(found(folded, images)[0]) > 10
+
+
+def test_pictures_of_any_kind_through_the_api(
+    build_detector: Callable[..., KDEOVDetector],
+) -> None:
+    model = build(build_detector)
+    pipeline = [dict(type="Resize", scale=(96, 96), keep_ratio=True)]
+    loader = dict(dataset=dict(pipeline=pipeline))
+    model.cfg = Config(dict(test_dataloader=loader))
+    picture = torch.randint(0, 255, (60, 90, 3), dtype=torch.uint8).numpy()
+    words = (WORDS[0], [WORDS[1], "azure box"])
+    (one,) = KDEOV(model).open_vocabulary_detect(picture, words)
+    (other,) = KDEOV(model.fold(words)).open_vocabulary_detect(picture)
+    assert one["names"] == other["names"] and len(one["names"]) > 5
+    torch.testing.assert_close(one["boxes"], other["boxes"], atol=1e-2, rtol=0)
 
 
 def test_it_is_a_detector_of_mmdet(

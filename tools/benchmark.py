@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -96,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.one is not None:
         return measure_one(args)
     report: dict[str, Any] = dict(machine=machine(args.device), size=args.side)
-    report["command"] = "python tools/benchmark.py " + " ".join(argv or sys.argv[1:])
+    report["command"] = command(args)
     parts = dict(
         speed=time_models,
         filter=share_kept,
@@ -144,6 +143,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.checkpoint and not args.checkpoint.is_file():
         parser.error(f"--checkpoint {args.checkpoint} does not exist")
     return args
+
+
+def command(args: argparse.Namespace) -> str:
+    """What was asked for, without this machine's places."""
+    given = f"python tools/benchmark.py --rounds {args.rounds} --device {args.device}"
+    given += f" --checkpoint {args.checkpoint}" if args.checkpoint else ""
+    return given + (" --ultralytics ultra/bin/python" if args.ultralytics else "")
 
 
 def machine(device: str) -> str:
@@ -352,7 +358,7 @@ def entries_of(
         places = FILTER if many else None
         add(FOLDED, number, partial(folded, number, places=places))
         if many:
-            add(f"{FOLDED}, all places", number, partial(folded, number))
+            add(f"{FOLDED}, all places", number, partial(folded, number, places=None))
             continue
         add("ours, words free", number, partial(free, number))
         add(f"{FOLDED}, ONNX", number, partial(folded_onnx, number))
@@ -435,7 +441,8 @@ def peers(args: argparse.Namespace) -> Iterator[tuple[str, str, int, str]]:
         yield "ultralytics YOLOv8", size, 80, f"yolov8{size}.yaml"
         for number in (k for k in args.words if k <= MANY):
             yield "YOLO-World v2", size, number, f"yolov8{size}-worldv2.yaml"
-            yield "YOLOE, folded", size, number, f"yoloe-v8{size}.yaml"
+            yield "YOLOE", size, number, f"yoloe-v8{size}.yaml"
+            yield "YOLOE, folded", size, number, f"yoloe-v8{size}.yaml folded"
 
 
 def seconds_of(call: Call, device: str) -> float:
@@ -498,21 +505,23 @@ def peak_memory(args: argparse.Namespace, scratch: Path, number: int) -> float:
 def measure_one(args: argparse.Namespace) -> int:
     """Print the peak memory of an entry, in MiB."""
     entry = entries(args, args.out)[args.one]
-    before = resident()
+    before = resident("VmRSS")
     calls = entry.make()
     for _ in range(3):
         calls[1]()
     if args.device == "cpu":
-        print(round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before))
+        print(round(resident("VmHWM") - before))
     else:
         print(round(torch.cuda.max_memory_allocated() / 2**20))
     return 0
 
 
-def resident() -> float:
-    """MiB that this process has in memory now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
+def resident(key: str) -> float:
+    """MiB of this process in memory: now (VmRSS), or at most since it began (VmHWM)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) / 1024
+    raise ValueError(f"this system does not tell {key}")
 
 
 # ------------------------------------------------------------- filter, words, training

@@ -22,6 +22,7 @@ from ultralytics import YOLO, YOLOE, YOLOWorld
 def build(file: str, words: int, image: np.ndarray, settings: dict[str, Any]) -> Any:
     """The network alone and the whole way of an image, as calls."""
     torch.manual_seed(0)
+    file, _, folded = file.partition(" ")
     kinds = {"yoloe": YOLOE, "world": YOLOWorld}
     model = next((kind for key, kind in kinds.items() if key in file), YOLO)(file)
     names = [f"thing {i}" for i in range(words)]
@@ -29,7 +30,8 @@ def build(file: str, words: int, image: np.ndarray, settings: dict[str, Any]) ->
     inner = model.model.eval()
     if "yoloe" in file:
         inner.set_classes(names, text)
-        inner.model[-1].fuse(text)  # the words become a convolution
+        if folded:
+            inner.model[-1].fuse(text)  # the words become a convolution
     elif "world" in file:
         inner.txt_feats, inner.model[-1].nc = text, words
         inner.names = dict(enumerate(names))
