@@ -553,8 +553,8 @@ def share_kept(args: argparse.Namespace) -> dict[str, Any]:
         words=len(words),
         places=FILTER,
         scenes=args.scenes,
-        **{key: round(statistics.mean(values), 5) for key, values in kept.items()},
-        worst_scene={key: round(min(values), 5) for key, values in kept.items()},
+        **{key: round(statistics.mean(v), 5) for key, v in kept.items() if v},
+        worst_scene={key: round(min(v), 5) for key, v in kept.items() if v},
     )
 
 

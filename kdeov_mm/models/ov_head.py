@@ -222,7 +222,7 @@ class OVHeadModule(YOLOv8HeadModule):
         module = FoldedHeadModule(self)
         module.cls_preds = copy.deepcopy(nn.ModuleList(b[:-1] for b in self.cls_preds))
         module.reg_preds = copy.deepcopy(self.reg_preds)
-        return module.eval()
+        return module.to(self.bias.dtype).eval()
 
 
 class UnitLength(nn.Module):
