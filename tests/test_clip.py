@@ -53,6 +53,38 @@ def slow_text(model: str, words: tuple[str, ...]) -> Tensor:
     return torch.stack(rows)
 
 
+@pytest.mark.parametrize("pack", [1, 9, 512])
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        ["a photo of a cat"],
+        ["a photo of a cat"] * 3,
+        ["a photo of a cat", "a photo of a", "a photo of a very old house"],
+        ["x", "a photo of a " + "very " * 40 + "old house", "", "a"],
+    ],
+)
+def test_sentences_packed_together_are_those_one_by_one(
+    pack: int,
+    sentences: list[str],
+    encoder: CLIPTextEncoder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("kdeov_mm.clip.text.PACK", pack)
+    tower, tokens = encoder._load(), encoder._tokenize(sentences)
+    alone = [tower.encode_text(row[None], normalize=True) for row in tokens]
+    torch.testing.assert_close(encoder.embed_prompts(sentences), torch.cat(alone))
+
+
+def test_a_tower_that_looks_ahead_reads_whole_sentences(
+    encoder: CLIPTextEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tower = encoder._load()
+    monkeypatch.setattr(tower, "attn_mask", None)
+    tokens = encoder._tokenize([*WORDS])
+    expected = tower.encode_text(tokens, normalize=True)
+    torch.testing.assert_close(encoder.embed_prompts(WORDS), expected)
+
+
 def test_text_equals_the_mean_of_unit_prompts_renormalised(
     encoder: CLIPTextEncoder, tiny_clip: str
 ) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..vocabulary import Vocabulary, clean_name
 from .loading import CLIPSource
 
+PACK = 512  # tokens that are read together
 DEFAULT_TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}")
 
 
@@ -215,12 +216,17 @@ class CLIPTextEncoder:
                 f"expected tokens (N, {tower.context_length}) of CLIP "
                 f"'{self.source.model}', got {tuple(tokens.shape)}"
             )
-        embeds = torch.zeros(len(tokens), self.embed_dims, device=device)
-        for which, short in _by_length(tower, tokens):
-            for part in which.split(chunk):
-                given = tokens[part, : short.context_length].to(device)
-                embeds[part.to(device)] = short.encode_text(given, normalize=True)
-        return embeds
+        if not _looks_back(tower):
+            parts = [
+                tower.encode_text(part.to(device), normalize=True)
+                for part in tokens.split(chunk)
+            ]
+            return torch.cat(parts)
+        parts = []
+        for reader, text, ends in _packed(tower, tokens.cpu()):
+            said = reader.to(device).encode_text(text.to(device), normalize=True)
+            parts.append(said[0, ends.to(device)])
+        return torch.cat(parts)
 
     def load_cache(self, path: Path) -> dict[str, Tensor]:
         """Read a cache file made by this CLIP with these templates.
@@ -254,29 +260,59 @@ class CLIPTextEncoder:
         scratch.replace(target)
 
 
-def _by_length(tower: Any, tokens: Tensor) -> Iterator[tuple[Tensor, Any]]:
-    """Sentences of one length, and a tower that reads no further.
+def _looks_back(tower: Any) -> bool:
+    """Whether a token's embedding depends on it and those before it alone."""
+    return (
+        isinstance(tower, open_clip.CLIP)
+        and tower.attn_mask is not None
+        and getattr(tower, "text_pool_type", None) == "argmax"
+    )
 
-    The attention of CLIP's text tower looks back only, so what comes after a sentence's
-    end, most of the 77 tokens, changes nothing of its embedding.
+
+def _packed(tower: Any, tokens: Tensor) -> Iterator[tuple[Any, Tensor, Tensor]]:
+    """Sentences one after the other, as one, without what is computed for nothing.
+
+    The attention of CLIP's text tower looks back only. So what comes after a sentence's
+    end, most of its 77 tokens, changes nothing of its embedding; and the beginning that
+    all sentences share ("a photo of a") needs to be read once. An attention mask and
+    positions make a tower read them so.
 
     Args:
         tower: a CLIP.
         tokens: (N, context).
 
     Yields:
-        Which sentences (n,), and the tower with a shorter context.
+        A tower with the same weights; tokens (1, T) of some sentences, in order; which
+        of them end one, (n,).
     """
-    looks_back = isinstance(tower, open_clip.CLIP) and tower.attn_mask is not None
-    if not looks_back or tower.text_pool_type != "argmax":
-        yield torch.arange(len(tokens)), tower
-        return
-    lengths = tokens.argmax(1).cpu() + 1  # the end has the highest number
-    for length in lengths.unique().tolist():
-        short = copy.copy(tower)  # the same weights
-        short.context_length = length
-        position = nn.Parameter(tower.positional_embedding[:length])
-        short._parameters = {**tower._parameters, "positional_embedding": position}
-        mask = tower.attn_mask[:length, :length]
-        short._buffers = {**tower._buffers, "attn_mask": mask}
-        yield (lengths == length).nonzero()[:, 0], short
+    lengths = (tokens.argmax(1) + 1).tolist()  # the end has the highest number
+    same = (tokens == tokens[:1]).all(0).long().cumprod(0)
+    shared = min(int(same.sum()), min(lengths) - 1)
+    first = 0
+    while first < len(tokens):
+        last, total = first, shared
+        while last < len(tokens) and (last == first or total < PACK):
+            total += lengths[last] - shared
+            last += 1
+        own = torch.tensor(lengths[first:last]) - shared
+        ends = shared + own.cumsum(0) - 1
+        # (T,): the sentence of each token, -1 of those that are shared; its position
+        member = torch.arange(len(own)).repeat_interleave(own)
+        member = torch.cat([torch.full((shared,), -1), member])
+        order = torch.arange(total)
+        starts = torch.cat([ends - own + 1, torch.zeros(1, dtype=torch.long)])
+        position = order - starts[member] + shared * (member >= 0)
+        text = tokens[first + member.clamp(min=0), position]
+        seen = (member == -1) | (member == member[:, None])
+        hidden = ~(seen & (order <= order[:, None]))
+        reader = copy.copy(tower)
+        reader.text_pool_type = "none"  # the embeddings of all tokens
+        weights = dict(tower._parameters)
+        weights["positional_embedding"] = nn.Parameter(
+            tower.positional_embedding[position.to(tower.positional_embedding.device)]
+        )
+        mask = torch.zeros(total, total).masked_fill(hidden, -torch.inf)
+        reader._parameters = weights
+        reader._buffers = {**tower._buffers, "attn_mask": mask.to(tower.attn_mask)}
+        yield reader, text[None], ends
+        first = last
