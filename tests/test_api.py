@@ -521,7 +521,8 @@ def test_a_higher_threshold_leaves_the_beginning(student: KDEOV) -> None:
     for threshold in (0.2, 0.5, 0.7, 0.99):
         (found,) = student.open_vocabulary_detect(picture, WORDS, threshold)
         wanted = rows(every)[every["scores"] >= threshold]
-        assert torch.equal(rows(found), wanted)
+        # the sigmoid of more numbers at once may round the last digit otherwise
+        torch.testing.assert_close(rows(found), wanted, atol=1e-6, rtol=0)
         numbers.append(len(wanted))
     assert len(every["scores"]) >= numbers[0] > numbers[1] > numbers[2] > 0
 
