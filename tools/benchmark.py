@@ -105,7 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in args.parts:
         report[name] = parts[name](args)
         print(json.dumps({name: report[name]}, indent=1), flush=True)
-    report = {**(json.loads(args.out.read_text()) if args.keep else {}), **report}
+    if args.keep and args.out.exists():
+        report = {**json.loads(args.out.read_text()), **report}
     args.out.write_text(json.dumps(report, indent=1) + "\n")
     if "speed" in report:
         plot(report, args.out.with_suffix(".png"))
