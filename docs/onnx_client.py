@@ -33,6 +33,8 @@ def load_words(path, about):
     rows = np.frombuffer(data[begin:end], "<f4").reshape(entry["shape"])
     vocabulary = json.loads(header["__metadata__"]["vocabulary"])
     keys = ("config_sha256", "weights_sha256", "templates")
+    if "weights_sha256" not in about["encoder"]:
+        keys = ("model", "pretrained", "templates")
     if any(vocabulary["encoder"].get(k) != about["encoder"].get(k) for k in keys):
         raise ValueError("the vectors were made by another CLIP than the model learnt")
     row = {word: i for i, word in enumerate(vocabulary["rows"])}

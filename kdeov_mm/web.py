@@ -147,7 +147,7 @@ def _find_tab(model: KDEOV, examples: Sequence[tuple[Path, str]]) -> None:
 def _is_given(path: Path, examples: Sequence[Path]) -> bool:
     """Whether a file was uploaded, or is an example: a request could name any other."""
     whole = path.resolve()
-    own = [*map(Path, [get_upload_folder()]), *(file.parent for file in examples)]
+    own = [Path(get_upload_folder()), *(file.parent for file in examples)]
     return whole.is_file() and any(whole.is_relative_to(p.resolve()) for p in own)
 
 
