@@ -22,9 +22,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kdeov_mm.clip.loading import TEACHERS
+from kdeov_mm.clip.source import TEACHERS
 from kdeov_mm.datasets import OVCocoDataset
 from kdeov_mm.datasets.lvis import LVIS_CLASSES, LVIS_FREQUENCY
+from kdeov_mm.datasets.shapes_files import write_world
 from kdeov_mm.datasets.splits import make_splits
 from kdeov_mm.models import KDEOVDetector
 
@@ -172,7 +173,7 @@ def make_sample(
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built-in world, tiny."""
     root = tmp_path_factory.mktemp("world") / "shapes"
-    load_tool("make_shapes").write_world(root, num_train=12, num_val=8)
+    write_world(root, num_train=12, num_val=8)
     return root
 
 
@@ -206,7 +207,7 @@ def raccoons(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def world_1203(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built-in world of LVIS's size, tiny."""
     root = tmp_path_factory.mktemp("world") / "shapes_1203"
-    load_tool("make_shapes").write_world(root, num_train=12, num_val=8, world="1203")
+    write_world(root, num_train=12, num_val=8, world="1203")
     return root
 
 
@@ -348,7 +349,7 @@ def moved(value: Any, places: dict[str, str]) -> Any:
 
 def load_tool(name: str) -> Any:
     """A script of tools/ as a module."""
-    path = ROOT / "tools" / f"{name}.py"
+    (path,) = (ROOT / "tools").rglob(f"{name}.py")
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     tool = importlib.util.module_from_spec(spec)

@@ -1,138 +1,511 @@
-"""Which words are asked: in a training step, in a test batch."""
+"""The vocabulary object: where words come from, and whose vectors they have."""
 
-import copy
+import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from mmdet.structures import DetDataSample
+import torch.nn.functional as F
+from torch import Tensor
 
-from kdeov_mm.models import RandomVocabulary, words_of
+from kdeov_mm.clip import CLIPSource, CLIPTextEncoder
+from kdeov_mm.datasets import OVCocoDataset, OVLVISDataset, shapes
+from kdeov_mm.models import KDEOVDetector, RandomVocabulary
+from kdeov_mm.vocabulary import Vocabulary, check_order, clean_name, merge_synonyms
 
 from .conftest import WORDS, make_sample
+from .test_datasets import NAMES, load, make_coco
 
-MANY = tuple(f"word {i}" for i in range(200))
-BOXES = [[1, 2, 30, 40], [5, 5, 20, 20]]
+CLIP_DATA = Path(__file__).parents[2] / "shared/data/clip"
+real_clip = pytest.mark.skipif(not CLIP_DATA.is_dir(), reason="no real CLIP vectors")
+LVIS = [
+    dict(id=3, name="spray_can", synonyms=["spray_can", "aerosol_can"], frequency="r"),
+    dict(id=1, name="cat", synonyms=["cat", "kitty"], frequency="f"),
+    dict(id=2, name="bow_(weapon)", synonyms=["bow_(weapon)"], frequency="c"),
+]
 
 
-@pytest.fixture(autouse=True)
-def numpy_seed() -> None:
+# ------------------------------------------------------------------ where from
+
+
+def test_categories_come_in_the_order_of_their_ids_with_synonyms_and_groups() -> None:
+    words = Vocabulary.from_categories(LVIS)
+    assert words.names == ("cat", "bow_(weapon)", "spray_can")
+    assert words.text == (
+        ("cat", "kitty"),
+        "bow (weapon)",
+        ("spray can", "aerosol can"),
+    )
+    assert words.groups["base"] == ("cat", "bow_(weapon)")
+    assert words.groups["novel"] == words.groups["r"] == ("spray_can",)
+    assert words.without_synonyms().text == ("cat", "bow (weapon)", "spray can")
+    assert words.subset("c").names == ("bow_(weapon)",)
+    assert words.subset("base").groups["novel"] == ()
+
+
+def test_a_text_file_has_a_class_per_line(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text(
+        "# what I look for\ncat, kitty\n\naerosol_can   # in the kitchen\n"
+    )
+    words = Vocabulary.load(tmp_path / "words.txt")
+    assert words.names == ("cat", "aerosol_can")
+    assert words.text == (("cat", "kitty"), "aerosol can")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ["cat", "bow_(weapon)", "spray_can"],
+        [["cat", "kitty"], ["bow_(weapon)"], ["spray_can", "aerosol_can"]],
+        dict(names=["cat", "bow_(weapon)", "spray_can"], groups=dict(novel=["cat"])),
+        dict(images=[], annotations=[], categories=LVIS),
+        LVIS,
+    ],
+)
+def test_json_may_be_names_synonyms_a_dictionary_or_annotations(
+    tmp_path: Path, content: Any
+) -> None:
+    (tmp_path / "words.json").write_text(json.dumps(content))
+    words = Vocabulary.load(tmp_path / "words.json")
+    assert words.names == ("cat", "bow_(weapon)", "spray_can")
+    firsts = [own[0] for own in words.words]
+    assert firsts == ["cat", "bow (weapon)", "spray can"]
+
+
+@pytest.mark.parametrize(
+    "name, content, reason",
+    [
+        ("a.json", "[]", "list of class names"),
+        ("a.json", '["cat", ""]', "empty word"),
+        ("a.json", '["spray can", "spray_can"]', "could not be told apart"),
+        ("a.json", '["cat", "cat"]', "same names"),
+        ("a.json", '{"name": ["cat"]}', "'names'"),
+        ("a.json", '{"names": ["cat"], "groups": {"novel": ["dog"]}}', "no classes"),
+        ("a.json", '{"names": ["a", "b"], "synonyms": [["a"]]}', "1 lists of synonyms"),
+        ("a.json", '{"names": ["a"], "synonyms": ["kitty"]}', "list of words"),
+        ("a.json", '{"names": ["a"], "synonyms": {"a": ["b"]}}', "lists of synonyms"),
+        ("a.json", '{"names": "cat"}', "list of class names"),
+        ("a.json", '"cat"', "list of class names"),
+        ("a.json", "[", "holds no vocabulary"),
+        ("a.txt", "# nothing\n", "list of class names"),
+        ("a.csv", "cat", "is one of"),
+    ],
+)
+def test_what_is_no_vocabulary_is_refused_with_the_reason(
+    tmp_path: Path, name: str, content: str, reason: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=reason):
+        Vocabulary.load(tmp_path / name)
+
+
+def test_the_name_comes_first_and_synonyms_after_it(tmp_path: Path) -> None:
+    content = dict(names=["cat", "dog"], synonyms=[["kitty"], []])
+    (tmp_path / "words.json").write_text(json.dumps(content))
+    words = Vocabulary.load(tmp_path / "words.json")
+    assert words.text == (("cat", "kitty"), "dog")
+
+
+def test_files_of_windows_are_read(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_bytes("\ufeffcafé, bar\r\ncat\r\n".encode())
+    assert Vocabulary.load(tmp_path / "words.txt").names == ("café", "cat")
+
+
+def test_names_may_be_an_array() -> None:
+    assert Vocabulary(np.array(["cat", "dog"])).names == ("cat", "dog")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"gone\.txt does not exist"):
+        Vocabulary.load(tmp_path / "gone.txt")
+
+
+def test_cleaned_names_are_what_captions_write() -> None:
+    assert clean_name("aerosol_can") == "aerosol can"
+    assert clean_name("speaker_(stero_equipment)") == "speaker (stereo equipment)"
+
+
+# --------------------------------------------------------------------- vectors
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> CLIPTextEncoder:
+    return CLIPTextEncoder("shapes", cache_dir=str(tmp_path / "cache"))
+
+
+SOME = shapes.CLASSES[::9]
+
+
+def test_a_saved_vocabulary_comes_back(
+    tmp_path: Path, encoder: CLIPTextEncoder
+) -> None:
+    words = Vocabulary(
+        SOME, [(n, f"big {n}") for n in SOME], dict(novel=SOME[:3])
+    ).embed(encoder)  # fmt: skip
+    words.save(tmp_path / "words.safetensors")
+    again = Vocabulary.load(tmp_path / "words.safetensors")
+    assert (again.names, again.words, again.groups) == (
+        words.names, words.words, words.groups
+    )  # fmt: skip
+    assert again.encoder == words.encoder
+    assert again.templates == encoder.templates and not Vocabulary(SOME).templates
+    assert again.vectors.keys() == words.vectors.keys()
+    assert torch.equal(again.matrix(), words.matrix())
+    assert words.encoder["weights_sha256"] == CLIPSource("shapes").weights_hash()
+
+
+def test_without_vectors_there_is_nothing_to_save(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="embed"):
+        Vocabulary(SOME).save(tmp_path / "words.safetensors")
+
+
+def test_another_safetensors_file_is_no_vocabulary(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"vectors": torch.ones(1, 2)}, str(tmp_path / "a.safetensors"))
+    with pytest.raises(ValueError, match="holds no vocabulary.*format"):
+        Vocabulary.load(tmp_path / "a.safetensors")
+
+
+def test_a_damaged_file_is_no_vocabulary(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"PK" * 40)
+    with pytest.raises(ValueError, match="holds no vocabulary"):
+        Vocabulary.load(tmp_path / "a.safetensors")
+
+
+def test_the_matrix_is_the_mean_of_a_classs_words(encoder: CLIPTextEncoder) -> None:
+    two = ("solid red circle", "solid blue circle")
+    words = Vocabulary((two[0],), (two,)).embed(encoder)
+    assert torch.allclose(words.matrix()[0], F.normalize(encoder(two).mean(0), dim=0))
+
+
+def test_neighbours_are_the_closest_classes(encoder: CLIPTextEncoder) -> None:
+    words = Vocabulary(shapes.CLASSES).embed(encoder)
+    (first, cosine), *_ = words.neighbours("striped red star", 3)
+    assert len({*first.split()} & {"striped", "red", "star"}) == 2
+    assert 0 < cosine < 1
+
+
+# ---------------------------------------------------- a matrix made elsewhere
+
+
+def test_a_matrix_of_the_right_clip_is_taken(encoder: CLIPTextEncoder) -> None:
+    rows = 7.3 * encoder(SOME).numpy().astype(np.float16)  # of any length and type
+    words = Vocabulary.from_matrix(rows, SOME, encoder)
+    assert torch.allclose(words.matrix(), encoder(SOME), atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (lambda rows: rows[:-1], r"matrix \(40, 128\).*got \(39, 128\)"),
+        (lambda rows: rows[:, :64], r"\(40, 64\)"),
+        (lambda rows: rows * (np.arange(40) > 0)[:, None], "all zero"),
+        (lambda rows: np.where(rows > 0.3, np.nan, rows), "no numbers"),
+        (lambda rows: rows[::-1], "in another order|not in the order"),
+        (lambda rows: np.random.default_rng(0).permutation(rows), "another order"),
+        (lambda rows: np.roll(rows, 1, 0), "in another order|not in the order"),
+        (lambda rows: np.random.default_rng(0).normal(size=rows.shape), "order"),
+        (lambda rows: rows + rows.mean(0) * 3, "not of CLIP 'shapes'"),
+    ],
+)
+def test_a_matrix_that_does_not_fit_is_refused(
+    encoder: CLIPTextEncoder, change: Any, reason: str
+) -> None:
+    rows = change(encoder(SOME).numpy())
+    with pytest.raises(ValueError, match=reason):
+        Vocabulary.from_matrix(rows, SOME, encoder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: rows.bfloat16(),
+        lambda rows: rows.clone().requires_grad_(),
+        lambda rows: rows.numpy().astype(">f4"),
+        lambda rows: np.asfortranarray(rows.numpy()),
+        lambda rows: rows.numpy()[::-1][::-1],
+    ],
+)
+def test_any_float_type_and_layout_will_do(
+    encoder: CLIPTextEncoder, change: Any
+) -> None:
+    rows = change(encoder(SOME))
+    words = Vocabulary.from_matrix(rows, SOME, encoder)
+    assert torch.allclose(words.matrix(), encoder(SOME), atol=1e-2)
+
+
+def test_names_that_all_share_a_word_are_not_taken_for_a_wrong_order(
+    encoder: CLIPTextEncoder,
+) -> None:
+    for part in ("solid red", "circle"):
+        names = [n for n in shapes.CLASSES if part in n]
+        check_order(names, encoder(names))
+
+
+def test_the_order_is_checked_without_a_text_tower() -> None:
+    """What an unreachable CLIP leaves: names that are spelt alike are close."""
+    rng = np.random.default_rng(0)
+    stems = ["".join(rng.choice([*"bcdfglmnprstv"], 6)) for _ in range(40)]
+    names = [f"{stems[i % 40]} {stems[(7 * i + 3) % 40]}" for i in range(60)]
+    of_word = {w: rng.normal(size=64) for n in names for w in n.split()}
+    rows = F.normalize(
+        torch.tensor(np.array([sum(of_word[w] for w in n.split()) for n in names])),
+        dim=1,
+    )
+    check_order(names, rows)
+    for seed in range(5):
+        with pytest.raises(ValueError, match="not in the order"):
+            check_order(names, rows[np.random.default_rng(seed).permutation(60)])
+    check_order(["cat", "dog", "cow"], torch.eye(3))  # says nothing: no error
+
+
+def test_other_templates_are_refused_where_the_tower_is_at_hand(
+    encoder: CLIPTextEncoder,
+) -> None:
+    other = CLIPTextEncoder("shapes", templates=["no {} in this picture of nothing"])
+    with pytest.raises(ValueError, match="with the templates"):
+        Vocabulary.from_matrix(encoder(SOME), SOME, other)
+
+
+@real_clip
+@pytest.mark.parametrize(
+    "which, name, friends",
+    [
+        ("lvis_v1", "wine_bottle", {"wineglass", "bottle", "beer_bottle"}),
+        ("lvis_v1", "grizzly", {"bear", "polar_bear", "cub_(animal)"}),
+        ("coco", "couch", {"chair", "bed"}),
+        ("coco", "knife", {"fork", "spoon", "scissors"}),
+    ],
+)
+def test_real_clip_matrices_have_sensible_neighbours(
+    which: str, name: str, friends: set[str]
+) -> None:
+    words = real_vocabulary(which)
+    nearest = {n for n, _ in words.neighbours(name, 5)}
+    assert nearest & friends, nearest
+
+
+def vit_b32(**kwargs: Any) -> CLIPTextEncoder:
+    """The CLIP of the real matrices; its weights are not at hand."""
+    return CLIPTextEncoder("ViT-B-32-quickgelu", "openai", templates=["a {}"], **kwargs)
+
+
+def real_vocabulary(which: str) -> Vocabulary:
+    if which == "coco":
+        names = Vocabulary(OVCocoDataset.METAINFO["classes"])
+    else:
+        names = Vocabulary.load(CLIP_DATA / "lvis_v1_train_cat_info.json")
+    matrix = CLIP_DATA / f"{which}_clip_a+cname.npy"
+    return Vocabulary.from_matrix(matrix, names, vit_b32())
+
+
+@real_clip
+@pytest.mark.parametrize("which", ["lvis_v1", "coco"])
+def test_a_real_matrix_in_another_order_is_refused(which: str) -> None:
+    names = list(real_vocabulary(which).names)
+    matrix = np.load(CLIP_DATA / f"{which}_clip_a+cname.npy")
+    shuffled = np.random.default_rng(0).permutation(names).tolist()
+    for order in (shuffled, sorted(names, reverse=True), names[7:] + names[:7],
+                  names[-1:] + names[:-1]):  # fmt: skip
+        with pytest.raises(ValueError, match="not in the order of the names"):
+            Vocabulary.from_matrix(matrix, order, vit_b32())
+
+
+@real_clip
+def test_the_lvis_classes_and_groups_are_those_of_the_file() -> None:
+    words = Vocabulary.load(CLIP_DATA / "lvis_v1_train_cat_info.json")
+    meta = OVLVISDataset.METAINFO
+    assert words.names == meta["classes"]
+    for group in ("base", "novel", "r", "c", "f"):
+        assert words.groups[group] == meta[f"{group}_classes"]
+
+
+def test_lvis_has_as_many_classes_of_each_kind_as_it_says() -> None:
+    meta = OVLVISDataset.METAINFO
+    sizes = {g: len(meta[f"{g}_classes"]) for g in ("base", "novel", "r", "c", "f")}
+    assert sizes == dict(base=866, novel=337, r=337, c=461, f=405)
+    assert len(set(meta["classes"])) == len(meta["palette"]) == 1203
+
+
+# ---------------------------------------------------- vectors without a tower
+
+
+@real_clip
+def test_a_text_encoder_of_stored_vectors_needs_no_weights(tmp_path: Path) -> None:
+    real_vocabulary("lvis_v1").save(tmp_path / "lvis.safetensors")
+    encoder = vit_b32(
+        vocabulary=str(tmp_path / "lvis.safetensors"), cache_dir=str(tmp_path)
+    )
+    text = encoder(["wine_bottle", "cat", "aerosol can"])
+    assert text.shape == (3, 512)
+    assert torch.allclose(text.norm(dim=1), torch.ones(3))
+
+
+@real_clip
+def test_a_word_beyond_the_stored_ones_is_named(tmp_path: Path) -> None:
+    real_vocabulary("coco").save(tmp_path / "coco.safetensors")
+    encoder = vit_b32(
+        vocabulary=str(tmp_path / "coco.safetensors"), cache_dir=str(tmp_path)
+    )
+    with pytest.raises(ValueError, match=r"\['flying unicorn'\] are not in"):
+        encoder(["cat", "flying unicorn"])
+
+
+@real_clip
+def test_correct_parts_of_a_real_matrix_are_taken() -> None:
+    words = real_vocabulary("lvis_v1")
+    vectors, names = words.matrix(), [own[0] for own in words.words]
+    for part in ("bottle", "box", "board"):
+        which = [i for i, name in enumerate(names) if part in name]
+        check_order([names[i] for i in which], vectors[which])
+    for seed in range(10):
+        which = np.sort(np.random.default_rng(seed).choice(1203, 60, False))
+        check_order([names[i] for i in which], vectors[which])
+
+
+@pytest.mark.parametrize(
+    "change", [dict(model="shapes-1203"), dict(templates=["a {}"])]
+)
+def test_stored_vectors_of_another_clip_or_prompt_are_refused(
+    tmp_path: Path, encoder: CLIPTextEncoder, change: dict[str, Any]
+) -> None:
+    Vocabulary(SOME).embed(encoder).save(tmp_path / "words.safetensors")
+    path = str(tmp_path / "words.safetensors")
+    same = CLIPTextEncoder("shapes", vocabulary=path, cache_dir=str(tmp_path))
+    assert torch.equal(same(SOME), encoder(SOME))
+    with pytest.raises(ValueError, match="do not compare"):
+        CLIPTextEncoder(**dict(dict(model="shapes", vocabulary=path), **change))
+
+
+# -------------------------------------------------------------------- data sets
+
+
+def test_a_data_set_asks_for_the_words_of_a_file(tmp_path: Path) -> None:
+    content = [[name, f"little {name}"] for name in NAMES[::-1]]
+    (tmp_path / "words.json").write_text(json.dumps(content))
+    dataset = load(
+        OVCocoDataset,
+        make_coco(),
+        tmp_path / "a.json",
+        vocabulary=str(tmp_path / "words.json"),
+        synonyms=True,
+        metainfo=None,
+    )
+    info = dataset.get_data_info(0)
+    assert info["text"] == tuple((n, f"little {n}") for n in NAMES[::-1])
+    assert dataset.metainfo["classes"] == NAMES[::-1]
+    assert len(dataset.metainfo["palette"]) == len(NAMES)
+
+
+@pytest.mark.parametrize(
+    "kwargs, reason",
+    [
+        (dict(vocabulary="rare"), "one of"),
+        (dict(vocabulary="base", synonyms=True), "needs a vocabulary file"),
+        (dict(vocabulary="base", metainfo=dict(classes=NAMES)), "not both"),
+    ],
+)
+def test_a_vocabulary_that_cannot_be_is_refused(
+    tmp_path: Path, kwargs: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        load(
+            OVCocoDataset,
+            make_coco(),
+            tmp_path / "a.json",
+            **dict(dict(metainfo=None), **kwargs),
+        )
+
+
+@pytest.mark.parametrize(
+    "group, number", [("base", 48), ("novel", 17), ("base_novel", 65), ("all", 80)]
+)
+def test_the_groups_of_coco_are_vocabularies(
+    tmp_path: Path, group: str, number: int
+) -> None:
+    names = OVCocoDataset.METAINFO["classes"]
+    coco = dict(
+        make_coco(),
+        annotations=[],
+        categories=[dict(id=i, name=n) for i, n in enumerate(names)],
+    )
+    dataset = load(
+        OVCocoDataset, coco, tmp_path / "a.json", vocabulary=group, metainfo=None
+    )
+    assert (
+        len(dataset.metainfo["classes"]) == len(dataset.metainfo["palette"]) == number
+    )
+
+
+def test_lvis_images_are_found_by_the_end_of_their_url(tmp_path: Path) -> None:
+    coco = make_coco()
+    for image in coco["images"]:
+        del image["file_name"]
+        image["coco_url"] = f"http://images.cocodataset.org/val2017/{image['id']}.jpg"
+    (tmp_path / "a.json").write_text(json.dumps(coco))
+    dataset = OVLVISDataset(
+        ann_file=str(tmp_path / "a.json"),
+        data_prefix=dict(img="photos/"),
+        metainfo=dict(classes=NAMES),
+        pipeline=[],
+    )
+    assert dataset.get_data_info(0)["img_path"] == "photos/val2017/1.jpg"
+
+
+# --------------------------------------------------------------------- synonyms
+
+
+def test_words_know_whose_they_are() -> None:
+    words, owner = merge_synonyms([("cat", "kitty"), "dog", ("a", "b", "c")])
+    assert words == ("cat", "kitty", "dog", "a", "b", "c")
+    assert owner is not None and owner.tolist() == [0, 0, 1, 2, 2, 2]
+    assert merge_synonyms(["cat", ("dog",)]) == (("cat", "dog"), None)
+
+
+def test_training_draws_one_of_the_synonyms_and_labels_follow() -> None:
+    text = (("cat", "kitty"), "dog", ("cow", "cattle"))
     np.random.seed(0)
+    seen = set()
+    for _ in range(40):
+        words, (relabelled,) = RandomVocabulary(3, 3)(
+            [make_sample(np.ones((3, 4)), [2, 0, 1], text)]
+        )
+        named = [words[i] for i in relabelled.gt_instances.labels.tolist()]
+        assert named[0] in ("cow", "cattle") and named[2] == "dog"
+        assert named[1] in ("cat", "kitty") and len(words) == 3
+        seen.add(tuple(named))
+    assert len(seen) == 4
 
 
-def names(words: tuple[str, ...], sample: DetDataSample) -> list[str]:
-    return [words[i] for i in sample.gt_instances.labels]
+def test_synonyms_answer_by_the_mean_of_vectors_or_the_best_score(
+    lively: KDEOVDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, (one, two, three) = torch.rand(1, 3, 64, 64), WORDS[:3]
+
+    @torch.no_grad()
+    def logits(how: str, *text: Any) -> Tensor:
+        monkeypatch.setattr(lively, "synonyms", how)
+        said = lively._forward(image, [make_sample(text=text)])
+        return said["predictions"][0][0]
+
+    alone = logits("mean", one, two, three)
+    best = logits("max", (one, two), three)
+    mean = logits("mean", (one, two), three)
+    assert torch.allclose(best[:, 0], alone[:, :2].amax(1), atol=1e-6)
+    assert torch.allclose(best[:, 1], alone[:, 2], atol=1e-6)
+    assert torch.allclose(mean[:, 1], alone[:, 2], atol=1e-5)
+    assert mean.shape == best.shape and not torch.allclose(mean, best, atol=1e-3)
+    same = logits("mean", (one, one), three)
+    assert torch.allclose(same[:, 0], alone[:, 0], atol=1e-5)
 
 
-def test_labels_follow_their_words() -> None:
-    samples = [make_sample(BOXES, [150, 3], MANY), make_sample(BOXES[:1], [199], MANY)]
-    draw = RandomVocabulary(size=20, min_size=10)
-    for _ in range(20):
-        words, new = draw(samples)
-        assert [names(words, s) for s in new] == [["word 150", "word 3"], ["word 199"]]
-
-
-def test_boxes_keep_their_place_beside_their_label() -> None:
-    words, (new,) = RandomVocabulary(8, 4)([make_sample(BOXES, [5, 1])])
-    assert new.gt_instances.bboxes.tolist() == BOXES
-    assert names(words, new) == [WORDS[5], WORDS[1]]
-
-
-def test_the_number_of_words_stays_between_its_bounds_and_varies() -> None:
-    draw = RandomVocabulary(size=20, min_size=10)
-    sizes = {len(draw([make_sample(BOXES, [7, 8], MANY)])[0]) for _ in range(200)}
-    assert sizes == set(range(10, 21))
-
-
-def test_words_with_boxes_are_always_asked_even_beyond_the_bound() -> None:
-    labels = list(range(30))
-    sample = make_sample([[0, 0, 9, 9]] * 30, labels, MANY)
-    words, (new,) = RandomVocabulary(size=10, min_size=10)([sample])
-    assert sorted(words) == sorted(MANY[:30])
-    assert names(words, new) == list(MANY[:30])
-
-
-def test_fewer_words_than_the_bound_are_all_asked() -> None:
-    words, _ = RandomVocabulary(size=80, min_size=40)([make_sample(BOXES, [0, 1])])
-    assert sorted(words) == sorted(WORDS)
-
-
-def test_no_word_is_asked_twice() -> None:
-    samples = [make_sample(BOXES, [4, 4], MANY), make_sample(BOXES[:1], [4], MANY)]
-    words, _ = RandomVocabulary(size=50, min_size=50)(samples)
-    assert len(words) == len(set(words)) == 50
-
-
-def test_choice_and_order_of_the_words_vary() -> None:
-    draw = RandomVocabulary(size=20, min_size=20)
-    drawn = [draw([make_sample(BOXES, [7, 8], MANY)])[0] for _ in range(30)]
-    assert len({frozenset(words) for words in drawn}) == 30
-    assert len({words.index("word 7") for words in drawn}) > 5
-    assert len(set().union(*drawn)) > 150
-
-
-def test_the_seed_decides_the_words() -> None:
-    draw, sample = RandomVocabulary(20, 10), make_sample(BOXES, [7, 8], MANY)
-    np.random.seed(3)
-    first = draw([sample])[0]
-    second = draw([sample])[0]
-    np.random.seed(3)
-    assert draw([sample])[0] == first != second
-
-
-def test_the_given_samples_are_not_changed() -> None:
-    sample = make_sample(BOXES, [5, 1])
-    other = make_sample(BOXES, [0, 0], ("some", "words"))
-    before = copy.deepcopy(sample)
-    RandomVocabulary(4, 4)([sample, other])
-    assert torch.equal(sample.gt_instances.labels, before.gt_instances.labels)
-    assert torch.equal(sample.gt_instances.bboxes, before.gt_instances.bboxes)
-    assert sample.metainfo == before.metainfo
-
-
-def test_one_data_set_verifies_all_words() -> None:
-    _, new = RandomVocabulary(4, 4)([make_sample(BOXES, [5, 1]), make_sample()])
-    assert not any("word_weight" in s.metainfo for s in new)
-
-
-def test_words_of_another_data_set_weigh_nothing() -> None:
-    cats = make_sample(BOXES[:1], [1], ("cat", "red ball"))
-    world = make_sample(BOXES, [0, 2])  # "red ball" is a word of both
-    words, new = RandomVocabulary(size=80, min_size=80)([cats, world])
-    assert sorted(words) == sorted({*WORDS, "cat"})
-    for sample, own in zip(new, ({"cat", "red ball"}, set(WORDS)), strict=True):
-        weight = sample.metainfo["word_weight"]
-        assert weight.tolist() == [float(word in own) for word in words]
-    assert names(words, new[0]) == ["red ball"]
-    assert names(words, new[1]) == [WORDS[0], WORDS[2]]
-
-
-def test_images_without_boxes_ask_words_too() -> None:
-    words, (new,) = RandomVocabulary(4, 4)([make_sample()])
-    assert len(words) == 4 and len(new.gt_instances.labels) == 0
-    assert new.gt_instances.labels.dtype == torch.long
-
-
-@pytest.mark.parametrize("size, min_size", [(0, 0), (3, 4), (5, 0)])
-def test_impossible_bounds_are_refused(size: int, min_size: int) -> None:
-    with pytest.raises(ValueError, match="min_size <= size"):
-        RandomVocabulary(size, min_size)
-
-
-def test_samples_without_words_are_refused_with_advice() -> None:
-    sample = make_sample(BOXES, [0, 1])
-    sample.set_metainfo(dict(text=None))
-    for refuses in (RandomVocabulary(), words_of):
-        with pytest.raises(ValueError, match="LoadWords"):
-            refuses([sample])
-    with pytest.raises(ValueError, match="no words at all"):
-        RandomVocabulary()([make_sample(text=())])
-
-
-def test_a_test_batch_shares_one_vocabulary() -> None:
-    assert words_of([make_sample(), make_sample()]) == WORDS
-    assert words_of([make_sample(text=list(WORDS))]) == WORDS
-    with pytest.raises(ValueError, match="got 2"):
-        words_of([make_sample(), make_sample(text=WORDS[::-1])])
-    with pytest.raises(ValueError, match="got 0"):
-        words_of(None)
+def test_a_box_is_named_by_its_class_and_not_by_a_synonym(
+    lively: KDEOVDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lively, "synonyms", "max")
+    data = make_sample(text=((WORDS[0], WORDS[1]), WORDS[2]))
+    (found,) = lively.predict(torch.rand(1, 3, 64, 64), [data])
+    assert {*found.pred_instances.label_names} == {WORDS[0], WORDS[2]}

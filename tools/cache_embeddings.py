@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kdeov_mm.clip import CLIPImageTeacher, EmbeddingStore, StoreMismatch
-from kdeov_mm.clip.cache import (
+from kdeov_mm.clip.cached_teacher import (
     FORMAT,
     Record,
     asked_of,
@@ -35,9 +35,9 @@ from kdeov_mm.clip.cache import (
     plain_dataset,
     teacher_identity,
 )
-from kdeov_mm.clip.loading import file_sha256
+from kdeov_mm.clip.source import file_sha256
 from kdeov_mm.models import KDEOVDetector, words_of
-from kdeov_mm.models.teaching import undo_normalisation
+from kdeov_mm.models.pixels import undo_normalisation
 
 CHUNK = 16  # images that pass the teacher together
 

@@ -23,8 +23,8 @@ from mmengine.structures import InstanceData
 
 from kdeov_mm.datasets import shapes
 from kdeov_mm.evaluation import newest_figures
-from kdeov_mm.inference import draw
-from kdeov_mm.inferencer import KDEOVInferencer
+from kdeov_mm.inference.inferencer import KDEOVInferencer
+from kdeov_mm.inference.pictures import draw
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "configs/kdeov/kdeov_n_shapes.py"

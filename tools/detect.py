@@ -34,9 +34,9 @@ import torch
 from tqdm import tqdm
 
 from kdeov_mm.files import locked, write_whole
-from kdeov_mm.inferencer import KDEOVInferencer
-from kdeov_mm.results import Drawings, coco_record, join_coco
-from kdeov_mm.sources import Source, list_sources
+from kdeov_mm.inference.inferencer import KDEOVInferencer
+from kdeov_mm.inference.results import Drawings, coco_record, join_coco
+from kdeov_mm.inference.sources import Source, list_sources
 from kdeov_mm.vocabulary import Vocabulary, as_vocabulary
 
 OUT = Path("work_dirs/detect")

@@ -29,7 +29,7 @@ from mmengine.registry import init_default_scope
 from torch import Tensor
 
 from kdeov_mm.clip import CachedTeacher, StoreMismatch
-from kdeov_mm.clip.cache import teacher_identity
+from kdeov_mm.clip.cached_teacher import teacher_identity
 from kdeov_mm.models import RegionDistillation
 from kdeov_mm.vocabulary import asked_groups, clean_name
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import kdeov_mm  # isort: skip  # noqa: F401  (compat comes before mmdet)
 
 from kdeov_mm import KDEOV
-from kdeov_mm.export import export_onnx
+from kdeov_mm.inference.export import export_onnx
 from kdeov_mm.models import KDEOVDetector
 from kdeov_mm.vocabulary import as_vocabulary
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from kdeov_mm import KDEOV
-from kdeov_mm.search import ImageIndex, contact_sheet
+from kdeov_mm.apps.search import ImageIndex, contact_sheet
 
 CHECKPOINT = Path("work_dirs/kdeov_n_shapes_joint/iter_800.pth")
 

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     )
     is_onnx = args.checkpoint.endswith(".onnx")
     if is_onnx:
-        from kdeov_mm.export import onnx_model  # an extra
+        from kdeov_mm.inference.export import onnx_model  # an extra
 
         cfg.model = onnx_model(args.checkpoint, cfg.model)
         cfg.custom_hooks = []  # a moving average is of weights

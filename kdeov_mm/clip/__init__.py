@@ -1,8 +1,13 @@
 """The teacher's language: everything that knows open_clip."""
 
-from .cache import CachedTeacher, EmbeddingCacheHook, EmbeddingStore, StoreMismatch
-from .image import CLIPImageTeacher
-from .loading import TEACHERS, CLIPSource
+from .cached_teacher import (
+    CachedTeacher,
+    EmbeddingCacheHook,
+    EmbeddingStore,
+    StoreMismatch,
+)
+from .source import TEACHERS, CLIPSource
+from .teacher import CLIPImageTeacher
 from .text import CLIPTextEncoder
 
 __all__ = [

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..vocabulary import Vocabulary, clean_name
-from .loading import CLIPSource
+from .source import CLIPSource
 
 PACK = 512  # tokens that are read together
 DEFAULT_TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}")

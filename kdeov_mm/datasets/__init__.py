@@ -1,7 +1,7 @@
 """Data: the built-in worlds, and data sets that carry their words."""
 
 from .coco import COCOByName, OVCocoDataset, ShapesDataset
-from .images import (
+from .image_text import (
     CaptionDataset,
     CropDataset,
     CropToBox,

@@ -1,14 +1,6 @@
 """Figures, each with its protocol's full name."""
 
-from .images import (
-    RetrievalMetric,
-    ZeroShotMetric,
-    retrieval_recall,
-    zero_shot_accuracy,
-)
-from .leaks import LABEL_SETS, describe_leaks, leak_report
-from .metric import OpenVocabularyMetric, newest_figures
-from .precision import (
+from .average_precision import (
     RULES,
     Predictions,
     Rules,
@@ -18,6 +10,14 @@ from .precision import (
     precision_table,
     summary,
 )
+from .detection import OpenVocabularyMetric, newest_figures
+from .image_text import (
+    RetrievalMetric,
+    ZeroShotMetric,
+    retrieval_recall,
+    zero_shot_accuracy,
+)
+from .leaks import LABEL_SETS, describe_leaks, leak_report
 from .reliability import reliability
 
 __all__ = [

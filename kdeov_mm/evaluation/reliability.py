@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .precision import Array, Predictions, Rules, Truth, outcomes
+from .average_precision import Array, Predictions, Rules, Truth, outcomes
 
 RECALLS = (0.3, 0.5, 0.7)
 BINS = 10

@@ -1,12 +1,8 @@
 """The student."""
 
-from .dense_head import AttentionDistillation, DenseDistillation
 from .detector import KDEOVDetector
-from .folded import FoldedDetector
-from .fusion import ClassFiLM, CrossAttentionFusion, FiLMFusion
-from .global_head import GlobalHead
-from .image_text import ImageTextModel
-from .losses import (
+from .distill.dense import AttentionDistillation, DenseDistillation
+from .distill.losses import (
     ContrastiveDistance,
     CosineDistance,
     InfoNCE,
@@ -14,12 +10,16 @@ from .losses import (
     L2Distance,
     RelationalDistance,
 )
+from .distill.region import RegionDistillation
+from .distill.regions import RegionPicker
+from .folded import FoldedDetector
+from .fusion import ClassFiLM, CrossAttentionFusion, FiLMFusion
+from .global_head import GlobalHead
+from .image_text import ImageTextModel
 from .ov_head import GridHeadModule, Locations, OVHead, OVHeadModule, WordBCELoss
+from .postprocess import PromisingPlaces
 from .projection import GlobalProjection, SpatialProjection
-from .region_head import RegionDistillation
-from .regions import RegionPicker
-from .scoring import PromisingPlaces
-from .vocabulary import RandomVocabulary, words_of
+from .random_vocabulary import RandomVocabulary, words_of
 
 __all__ = [
     "AttentionDistillation",

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from ..vocabulary import Vocabulary, Words
 from .folded import FoldedDetector, name_labels
 from .global_head import GlobalHead, filled_part
-from .scoring import best_of, is_simple
-from .teaching import (
+from .pixels import (
     check_dims,
     check_teacher,
     crop_to_fit,
@@ -23,7 +22,8 @@ from .teaching import (
     undo_normalisation,
     untouched,
 )
-from .vocabulary import RandomVocabulary, embed_words, words_of
+from .postprocess import best_of, is_simple
+from .random_vocabulary import RandomVocabulary, embed_words, words_of
 
 
 @MODELS.register_module()

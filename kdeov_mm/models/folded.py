@@ -12,7 +12,7 @@ from mmdet.structures import SampleList
 from torch import Tensor, nn
 
 from ..vocabulary import Words
-from .scoring import PromisingPlaces
+from .postprocess import PromisingPlaces
 
 
 class FoldedDetector(SingleStageDetector):

@@ -10,8 +10,8 @@ from mmdet.structures import SampleList
 from mmengine.dist import get_world_size
 from torch import Tensor, nn
 
-from .losses import InfoNCE, initial_log_scale, inverse_temperature
-from .regions import RegionPicker
+from .distill.losses import InfoNCE, initial_log_scale, inverse_temperature
+from .distill.regions import RegionPicker
 
 # B tensors (n_b, 4) of boxes, and a side in pixels -> feature maps of the crops, and
 # the part of each that is no padding, (sum n_b, 2)

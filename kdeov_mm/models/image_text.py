@@ -16,8 +16,8 @@ from torchvision.models import get_model_weights
 
 from ..vocabulary import Words
 from .global_head import filled_part
-from .teaching import check_dims, check_teacher, undo_normalisation
-from .vocabulary import embed_words, words_of
+from .pixels import check_dims, check_teacher, undo_normalisation
+from .random_vocabulary import embed_words, words_of
 
 HEADS = ("fc", "classifier", "head")  # of the classifiers that backbones come from
 

@@ -14,9 +14,8 @@ from mmengine.structures import InstanceData
 from mmyolo.models.dense_heads import YOLOv8Head, YOLOv8HeadModule
 from torch import Tensor, nn
 
-from .losses import initial_log_scale
-from .projection import SpatialProjection
-from .scoring import (
+from .distill.losses import initial_log_scale
+from .postprocess import (
     PART,
     Layer,
     PromisingPlaces,
@@ -29,6 +28,7 @@ from .scoring import (
     one_by_one,
     score_in_parts,
 )
+from .projection import SpatialProjection
 
 
 class Locations(NamedTuple):

@@ -1,7 +1,7 @@
 """The demo's student on the table's schedule; the parent of all rows.
 
 Half the demo's batch, 400 iterations: under two minutes on 2 cores, so that every
-row can be run with several seeds. `tools/run_ablations.py` runs them all.
+row can be run with several seeds. `tools/studies/run_ablations.py` runs them all.
 
     python tools/train.py configs/kdeov/ablations/default.py
 """

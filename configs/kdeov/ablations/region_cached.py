@@ -2,7 +2,7 @@
 
 At the ground truth and at the boxes of an earlier student, the one of `none.py`, as
 ViLD's proposals are those of an earlier detector. `prepare` is what
-`tools/run_ablations.py` runs before; by hand:
+`tools/studies/run_ablations.py` runs before; by hand:
 
     python tools/cache_embeddings.py configs/kdeov/ablations/region_cached.py \
         --proposals work_dirs/none/iter_400.pth

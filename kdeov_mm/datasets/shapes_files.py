@@ -1,0 +1,248 @@
+"""The built-in world as files: images, LVIS-format instances, captions, maps."""
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as mask_utils
+
+from .shapes import SIZE, WORLDS, Scene, World, draw_scene, scene_rng
+
+FORMAT = 1
+SPLITS = ("train", "val")
+
+
+def write_world(
+    root: str | Path,
+    seed: int = 0,
+    num_train: int = 4000,
+    num_val: int = 500,
+    progress: Callable[[Iterable], Iterable] = iter,
+    world: str = "360",
+) -> bool:
+    """Write images, LVIS-format instances, captions and semantic maps.
+
+    The same arguments write the same bytes. Everything is written beside
+    ``root`` and moved there at the end, so a world is whole or not there.
+
+    Args:
+        root: folder of the world.
+        seed: of the scenes; 7000 and 7001 are the teacher's.
+        num_train: training images.
+        num_val: validation images.
+        progress: wraps the loop over images, e.g. ``tqdm``.
+        world: ``'360'`` or ``'1203'``. The larger draws training scenes with a
+            long tail, and leaves some boxes out of classes that it then lists as
+            not exhaustively annotated.
+
+    Returns:
+        True when written, False when this very world was there already.
+
+    Raises:
+        FileExistsError: the folder holds another world, or something else.
+        OSError: the disk is full, or not writable.
+    """
+    root = Path(root)
+    recipe = dict(format=FORMAT, seed=seed, num_train=num_train, num_val=num_val)
+    if world != "360":
+        recipe["world"] = int(world)
+    drawn = WORLDS[world]
+    if _is_there(root, recipe):
+        return False
+    scratch = root.with_name(f"{root.name}.partial")
+    if scratch.exists():  # of an interrupted run
+        shutil.rmtree(scratch)
+    counts = dict(train=num_train, val=num_val)
+    records: dict[str, list[dict[str, Any]]] = {s: [] for s in SPLITS}
+    digest = hashlib.sha256()
+
+    def write(path: str, data: bytes) -> None:
+        (scratch / path).parent.mkdir(parents=True, exist_ok=True)
+        (scratch / path).write_bytes(data)
+        digest.update(data)
+
+    for split, index in progress([(s, i) for s in SPLITS for i in range(counts[s])]):
+        rng = scene_rng(seed, SPLITS.index(split), index)
+        scene = draw_scene(rng, drawn, long_tail=split == "train")
+        name = f"{split}/{index + 1:06d}"
+        records[split].append(_record(rng, scene, name, index + 1, drawn))
+        for path, data in _pictures(scene, name):
+            write(path, data)
+    for path, content in _annotation_files(records, drawn):
+        write(path, json.dumps(content).encode())
+    manifest = dict(recipe, sha256=digest.hexdigest())
+    (scratch / "world.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    scratch.replace(root)
+    return True
+
+
+def _is_there(root: Path, recipe: dict[str, int]) -> bool:
+    """Whether this world is there, whole; raises when something is in the way."""
+    if not root.is_dir() or not any(root.iterdir()):
+        return False
+    advice = "Choose another folder (--root) or delete this one."
+    if not (root / "world.json").is_file():
+        raise FileExistsError(f"{root} is not empty and holds no world. {advice}")
+    found = json.loads((root / "world.json").read_text())
+    found.pop("sha256", None)
+    if found != recipe:
+        raise FileExistsError(
+            f"{root} holds another world: {found}, asked for {recipe}. {advice}"
+        )
+    for split in SPLITS:
+        count = len(list((root / "images" / split).glob("*.jpg")))
+        if count != recipe[f"num_{split}"]:
+            raise FileExistsError(
+                f"{root} is damaged: {count} of {recipe[f'num_{split}']} {split} "
+                f"images are there. {advice}"
+            )
+    return True
+
+
+def _pictures(scene: Scene, name: str) -> list[tuple[str, bytes]]:
+    """JPEG image, and 16-bit PNG of label + 1 with 0 for background."""
+    semantic = np.zeros((SIZE, SIZE), np.uint16)
+    for label, mask in zip(scene.labels, scene.masks):
+        semantic[mask] = label + 1
+    jpeg = cv2.imencode(
+        ".jpg",
+        np.ascontiguousarray(scene.image[..., ::-1]),
+        [cv2.IMWRITE_JPEG_QUALITY, 95],
+    )[1]
+    png = cv2.imencode(".png", semantic)[1]
+    return [
+        (f"images/{name}.jpg", jpeg.tobytes()),
+        (f"semantic/{name}.png", png.tobytes()),
+    ]
+
+
+def _record(
+    rng: np.random.Generator, scene: Scene, name: str, image_id: int, world: World
+) -> dict[str, Any]:
+    """One image in LVIS's terms, its objects and its captions."""
+    present = set(scene.labels.tolist())
+    absent = [i + 1 for i in range(len(world.classes)) if i not in present]
+    names = [world.classes[i] for i in scene.labels]
+    order = [names[i] for i in rng.permutation(len(names))]
+    captions = [
+        "a picture of " + " and ".join(f"a {n}" for n in names),
+        ", ".join(f"a {n}" for n in order),
+        f"a {order[0]}",
+    ]
+    objects = []
+    for label, mask, (x1, y1, x2, y2) in zip(
+        scene.labels.tolist(), scene.masks, scene.boxes.tolist()
+    ):
+        rle = mask_utils.encode(np.asfortranarray(mask.astype(np.uint8)))
+        objects.append(
+            dict(
+                image_id=image_id,
+                category_id=label + 1,
+                bbox=[x1, y1, x2 - x1, y2 - y1],
+                area=int(mask.sum()),
+                iscrowd=0,
+                segmentation=dict(size=[SIZE, SIZE], counts=rle["counts"].decode()),
+            )
+        )
+    image = dict(
+        id=image_id,
+        file_name=f"{Path(name).name}.jpg",
+        width=SIZE,
+        height=SIZE,
+        coco_url=f"file:///shapes/{name}.jpg",
+        neg_category_ids=sorted(_negatives(rng, present, absent, world)),
+        not_exhaustive_category_ids=[],
+    )
+    if world.repeats and (left_out := _left_out(rng, objects)) is not None:
+        image["not_exhaustive_category_ids"] = [objects.pop(left_out)["category_id"]]
+    return dict(image=image, objects=objects, captions=captions)
+
+
+def _negatives(
+    rng: np.random.Generator, present: set[int], absent: list[int], world: World
+) -> list[int]:
+    """Category ids that are verified to be absent.
+
+    20 random ones; in the larger world 40, and all that differ from an object in one
+    concept: those that a detector could take it for.
+    """
+    if world.odds is None:
+        return rng.choice(absent, 20, False).tolist()
+    alike = {i for label in present for i in _alike(world, label)} - present
+    return list({i + 1 for i in alike} | {*rng.choice(absent, 40, False).tolist()})
+
+
+@cache
+def _alike(world: World, label: int) -> tuple[int, ...]:
+    """The classes that share two of three concepts with one."""
+    parts = [{*name.split()} for name in world.classes]
+    return tuple(i for i, p in enumerate(parts) if len(p & parts[label]) == 2)
+
+
+def _left_out(rng: np.random.Generator, objects: list[dict[str, Any]]) -> int | None:
+    """An object whose class is there twice, in one of four images that have one."""
+    counts = Counter(o["category_id"] for o in objects)
+    twice = [i for i, o in enumerate(objects) if counts[o["category_id"]] > 1]
+    return int(rng.choice(twice)) if twice and rng.random() < 0.25 else None
+
+
+def _annotation_files(
+    records: dict[str, list[dict[str, Any]]], world: World
+) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Path and content of every annotation file."""
+    everything = world.classes
+    kept = dict(train_base=world.groups["base"], train_all=everything, val=everything)
+    for name, classes in kept.items():
+        yield (
+            f"annotations/instances_{name}.json",
+            _instances(records[name.split("_")[0]], classes, world),
+        )
+    for split, items in records.items():
+        sentences = [
+            dict(image_id=r["image"]["id"], caption=c)
+            for r in items
+            for c in r["captions"]
+        ]
+        yield (
+            f"annotations/captions_{split}.json",
+            dict(
+                images=[r["image"] for r in items],
+                annotations=[dict(s, id=i + 1) for i, s in enumerate(sentences)],
+            ),
+        )
+
+
+def _instances(
+    records: list[dict[str, Any]], classes: tuple[str, ...], world: World
+) -> dict[str, Any]:
+    """LVIS-format instances; boxes of other classes are left out."""
+    number = {name: i for i, name in enumerate(world.classes, 1)}
+    ids = {number[name]: name for name in classes}
+    objects = [o for r in records for o in r["objects"] if o["category_id"] in ids]
+    instances = Counter(o["category_id"] for o in objects)
+    images = Counter(c for _, c in {(o["image_id"], o["category_id"]) for o in objects})
+    return dict(
+        info=dict(description="kdeov_mm shapes"),
+        licenses=[],
+        images=[r["image"] for r in records],
+        annotations=[dict(o, id=i + 1) for i, o in enumerate(objects)],
+        categories=[
+            dict(
+                id=i,
+                name=name,
+                synset=name.replace(" ", "_") + ".n.01",
+                synonyms=[name],
+                frequency=world.frequency[name],
+                image_count=images[i],
+                instance_count=instances[i],
+            )
+            for i, name in ids.items()
+        ],
+    )

@@ -1,0 +1,6 @@
+"""Trained models on images, videos and folders; their results; ONNX files."""
+
+from .api import KDEOV
+from .inferencer import KDEOVInferencer
+
+__all__ = ["KDEOV", "KDEOVInferencer"]

@@ -1,0 +1,306 @@
+"""mmdet's inferencer for any words: pictures, folders, videos, large images."""
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmdet.apis import DetInferencer
+from mmdet.structures import DetDataSample
+from mmdet.visualization import get_palette
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
+from tqdm import tqdm
+
+from ..files import write_whole
+from ..vocabulary import Asked, Vocabulary, as_vocabulary
+from .api import KDEOV
+from .pictures import draw
+from .results import Drawings, Result
+from .slices import find_in_slices
+from .sources import Input, Source, list_sources
+
+
+class KDEOVInferencer(DetInferencer):
+    """Find words in pictures, videos and folders of them.
+
+    An mmdet inferencer: constructor, call, answer and the folders of its results are
+    ``DetInferencer``'s; inputs are those of :func:`list_sources`, arrays BGR as in mm.
+
+    Words are a list, in which a tuple of words are synonyms; a string with commas; a
+    file of :meth:`Vocabulary.load`; or a :class:`Vocabulary`, with vectors (the text
+    tower is not needed then) or without. They are embedded once.
+
+    Args:
+        model: a config, or its file; None: the one in the checkpoint, which is read as
+            data and not run.
+        weights: a checkpoint; None: the model is not trained, which is said.
+        device: default: what mmengine finds.
+        scope: of mm's registries.
+        palette: of mmdet's ``get_palette``; ``'none'``: random colours, each
+            time the same.
+        show_progress: a bar on stderr.
+        words: what is asked where a call does not say.
+
+    Raises:
+        FileNotFoundError, ValueError: of a config, checkpoint or vocabulary; or the
+            model finds no boxes.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Config | None = None,
+        weights: str | Path | None = None,
+        device: str | None = None,
+        scope: str = "mmdet",
+        palette: str = "none",
+        show_progress: bool = True,
+        *,
+        words: Asked | None = None,
+    ) -> None:
+        if isinstance(model, (str, Path)):
+            if not Path(model).is_file():
+                raise FileNotFoundError(f"config {model} does not exist")
+            model = Config.fromfile(model, lazy_import=False)
+        super().__init__(model, weights, device, scope, palette, show_progress)
+        self.cfg = self.model.cfg
+        self.words = None if words is None else as_vocabulary(words)
+        student = KDEOV(self.model)  # refuse now, not at the first picture
+        student.find([], ())
+        if self.words:
+            student.take_words(self.words)
+
+    def _init_model(
+        self, cfg: Any, weights: str | Path | None, device: str = "cpu"
+    ) -> Any:
+        if not cfg and weights is not None:
+            return KDEOV.from_checkpoint(weights, device).model
+        if isinstance(cfg, ConfigDict):
+            cfg = Config(cfg)
+        return KDEOV.from_config(cfg, weights, device).model
+
+    def _init_pipeline(self, cfg: Any) -> None:
+        """None: :class:`KDEOV` prepares pictures."""
+
+    def _init_collate(self, cfg: Any) -> None:
+        """None: the same."""
+
+    def _init_visualizer(self, cfg: Any) -> None:
+        """None: :func:`kdeov_mm.inference.pictures.draw` draws."""
+
+    def stream(
+        self,
+        inputs: Input | Sequence[Input],
+        words: Asked | None = None,
+        *,
+        batch_size: int = 1,
+        score_threshold: float | None = None,
+        slices: int | None = None,
+        overlap: float = 0.2,
+        every: int = 1,
+    ) -> Iterator[Result]:
+        """Find words, a result at a time: for folders and videos of any length.
+
+        A file that cannot be read is logged, its result has an ``error``, and the rest
+        goes on.
+
+        Args:
+            inputs: see :func:`list_sources`.
+            words: see the class; None: those of the constructor.
+            batch_size: pictures, frames or slices that pass the model at once; the
+                boxes are those of each alone.
+            score_threshold: boxes below are left out; None: the model's ``test_cfg``'s.
+            slices: side of square tiles in pixels, which are searched besides the whole
+                picture: for pictures much larger than the model's input, and small
+                objects. Boxes that touch a border between tiles are left out: objects
+                smaller than the overlap lie whole in some tile, larger ones are to be
+                found in a tile that holds them, or in the whole picture.
+            overlap: of neighbouring tiles, a fraction of their side, at least.
+            every: of a video, one frame in so many.
+
+        Returns:
+            A generator of results, in the order of the inputs.
+
+        Raises:
+            FileNotFoundError, ValueError: of inputs, words or arguments.
+        """
+        sources = list_sources(inputs)
+        vocabulary = self._vocabulary(words)
+        student = KDEOV(self.model, batch_size)
+        text = student.take_words(vocabulary)
+        for key, value in dict(
+            batch_size=batch_size, slices=slices, every=every
+        ).items():
+            if value is not None and value < 1:
+                raise ValueError(f"{key} is at least 1, got {value}")
+        if not 0 <= overlap < 1:
+            raise ValueError(f"overlap lies in [0, 1), got {overlap}")
+        if score_threshold is not None and not 0 <= score_threshold <= 1:
+            raise ValueError(f"score_threshold lies in [0, 1], got {score_threshold}")
+
+        def find(pictures: Sequence[np.ndarray]) -> list[DetDataSample]:
+            if slices is None:
+                return student.find(pictures, text, score_threshold)
+            return [
+                find_in_slices(student, p, text, slices, overlap, score_threshold)
+                for p in pictures
+            ]
+
+        def results() -> Iterator[Result]:
+            for batch in _chunks(_read(sources, every), batch_size):
+                good = [r.picture for r in batch if r.picture is not None]
+                samples = iter(find(good))
+                for result in batch:
+                    if result.picture is not None:
+                        result.sample = next(samples)
+                        path = str(result.path or result.name)
+                        result.sample.set_metainfo(dict(img_path=path))
+                    yield result
+
+        return results()
+
+    def _vocabulary(self, words: Asked | None) -> Vocabulary:
+        words = self.words if words is None else words
+        if words is None:
+            raise ValueError(
+                'say what to look for: words=["solid red ring", ...], here or in the '
+                "constructor."
+            )
+        return as_vocabulary(words)
+
+    def names(self, words: Asked | None = None) -> tuple[str, ...]:
+        """The K names that labels index: of each class its first word."""
+        return tuple(own[0] for own in self._vocabulary(words).words)
+
+    def drawing(
+        self, result: Result, names: Sequence[str], pred_score_thr: float = 0.3
+    ) -> np.ndarray:
+        """A result's picture with boxes and names, (H', W', 3) uint8 RGB.
+
+        A picture is at least 800 px large; a video's frame keeps its size.
+
+        Raises:
+            ValueError: the picture could not be read.
+        """
+        if result.picture is None or result.sample is None:
+            raise ValueError(f"{result.name} cannot be drawn: {result.error}")
+        return draw(
+            np.ascontiguousarray(result.picture[..., ::-1]),
+            result.sample,
+            names,
+            get_palette(
+                "random" if self.palette == "none" else self.palette, len(names)
+            ),
+            score_threshold=pred_score_thr,
+            side=800 if result.frame is None else 1,
+        )
+
+    def __call__(
+        self,
+        inputs: Input | Sequence[Input],
+        words: Asked | None = None,
+        batch_size: int = 1,
+        *,
+        return_vis: bool = False,
+        no_save_vis: bool = False,
+        pred_score_thr: float = 0.3,
+        return_datasamples: bool = False,
+        no_save_pred: bool = True,
+        out_dir: str | Path = "",
+        slices: int | None = None,
+        overlap: float = 0.2,
+        every: int = 1,
+    ) -> dict[str, list[Any]]:
+        """Find words in all inputs; results are kept in memory, see :meth:`stream`.
+
+        Args:
+            inputs, words, batch_size, slices, overlap, every: as in :meth:`stream`.
+            return_vis: return drawings.
+            no_save_vis: do not write drawings.
+            pred_score_thr: boxes below are not drawn; predictions have them.
+            return_datasamples: predictions are mm's samples, not dictionaries.
+            no_save_pred: do not write predictions.
+            out_dir: drawings are written to its ``vis/``, predictions, a JSON for each
+                picture and frame, to its ``preds/``; empty: nothing is written.
+
+        Returns:
+            ``predictions``, one for each picture and frame: ``labels``, ``scores``,
+            ``bboxes`` (xyxy) and ``label_names``, or a sample; of a picture that cannot
+            be read ``error`` (a sample has it in its metainfo). ``visualization``: with
+            ``return_vis`` as many drawings (H, W, 3) uint8 RGB, None of such a picture.
+
+        Raises:
+            FileNotFoundError, ValueError: as :meth:`stream`; or a camera, which has no
+                end.
+        """
+        sources, names = list_sources(inputs), self.names(words)
+        if any(source.camera is not None for source in sources):
+            raise ValueError("a camera has no end: loop over stream() instead.")
+        results = self.stream(
+            sources,
+            words,
+            batch_size=batch_size,
+            slices=slices,
+            overlap=overlap,
+            every=every,
+        )
+        vis = Path(out_dir) / "vis" if out_dir and not no_save_vis else None
+        preds = Path(out_dir) / "preds" if out_dir and not no_save_pred else None
+        written: set[Path] = set()
+        answer: dict[str, list[Any]] = dict(predictions=[], visualization=[])
+        with Drawings(vis or Path(), every) as drawings:
+            for result in tqdm(results, disable=not self.show_progress):
+                prediction = self._prediction(result)
+                if preds:
+                    path = preds / Path(result.name).with_suffix(".json")
+                    if path in written:  # of a.jpg and a.png the second
+                        path = preds / f"{result.name}.json"
+                    written.add(path)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_whole(path, json.dumps(prediction).encode())
+                if return_datasamples:
+                    prediction = result.sample or DetDataSample(
+                        metainfo=dict(img_path=str(result.path), error=result.error)
+                    )
+                answer["predictions"].append(prediction)
+                if not (vis or return_vis):
+                    continue
+                drawing = None
+                if result.sample is not None:
+                    drawing = self.drawing(result, names, pred_score_thr)
+                    if vis:
+                        drawings.add(result, drawing)
+                if return_vis:
+                    answer["visualization"].append(drawing)
+        return answer
+
+    def _prediction(self, result: Result) -> dict[str, Any]:
+        """A result as DetInferencer's dictionary, with names."""
+        if result.sample is None:
+            return dict(error=result.error)
+        names = result.sample.pred_instances.label_names
+        return dict(self.pred2dict(result.sample), label_names=names)
+
+
+def _read(sources: Iterable[Source], every: int) -> Iterator[Result]:
+    """Pictures and frames, without boxes yet."""
+    for source in sources:
+        try:
+            for frame, picture in source.frames(every):
+                yield Result(source, frame, picture)
+        except OSError as error:
+            print_log(str(error), "current", level=logging.ERROR)
+            yield Result(source, error=str(error))
+
+
+def _chunks(results: Iterator[Result], size: int) -> Iterator[list[Result]]:
+    chunk: list[Result] = []
+    for result in results:
+        chunk.append(result)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

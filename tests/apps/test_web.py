@@ -1,0 +1,475 @@
+"""The local page: what it answers, and what a browser shows of it."""
+
+import importlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import httpx
+import numpy as np
+import pytest
+from mmengine.config import Config
+from PIL import Image
+
+from kdeov_mm import KDEOV
+from kdeov_mm.apps.search import ImageIndex
+from kdeov_mm.datasets import shapes
+from kdeov_mm.inference.pictures import read_image
+
+from ..conftest import ROOT, load_tool, run_env
+from ..test_api import scene, write_joint
+
+web = pytest.importorskip("kdeov_mm.apps.web", reason='pip install "kdeov_mm[web]"')
+
+BOXES = 5  # that the student finds in any picture
+ASKED = "red ball, blue cube,\n red  ball,, Green star,green star"
+WORDS = ["red ball", "blue cube", "Green star"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, load_config: Callable[..., Config]
+) -> Path:
+    few = {"model.test_cfg.max_per_img": BOXES}
+    return write_joint(tmp_path_factory.mktemp("joint"), load_config, **few)
+
+
+@pytest.fixture(scope="module")
+def student(checkpoint: Path) -> KDEOV:
+    return KDEOV.from_checkpoint(checkpoint)
+
+
+@pytest.fixture
+def headless(student: KDEOV, monkeypatch: pytest.MonkeyPatch) -> KDEOV:
+    """The student without its global head."""
+    monkeypatch.setitem(student.model._modules, "global_head", None)
+    return student
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of all kinds, and files that are none."""
+    root = tmp_path_factory.mktemp("files")
+    picture = Image.fromarray(scene(120, 160))
+    picture.save(root / "rgb.png")
+    picture.convert("L").save(root / "gray.png")
+    picture.convert("RGBA").save(root / "rgba.png")
+    picture.convert("P").save(root / "palette.gif")
+    picture.convert("CMYK").save(root / "cmyk.jpg")
+    sixteen = np.asarray(picture.convert("L")).astype(np.uint16) * 257
+    Image.fromarray(sixteen).save(root / "16.tif")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: a quarter turn
+    picture.save(root / "turned.jpg", exif=exif)
+    (root / "notes.png").write_text("no image")
+    (root / "empty.png").write_bytes(b"")
+    whole = (root / "turned.jpg").read_bytes()
+    (root / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    return root
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight pictures in two folders, and one that is none."""
+    root = tmp_path_factory.mktemp("gallery")
+    (root / "below").mkdir()
+    for i in range(8):
+        place = root / "below" if i % 2 else root
+        Image.fromarray(scene(60 + i, 80, seed=i)).save(place / f"{i}.png")
+    (root / "broken.png").write_text("no image")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Indices lie below the working directory."""
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+
+
+def expected(student: KDEOV, path: Path, threshold: float) -> list[list[Any]]:
+    """The rows of the table, of the student itself."""
+    (found,) = student.open_vocabulary_detect(path, WORDS, threshold)
+    return [
+        [name, *numbers]
+        for name, *numbers in zip(
+            found["names"], found["scores"].tolist(), *found["boxes"].T.tolist()
+        )
+    ]
+
+
+def assert_rows(rows: list[list[Any]], wanted: list[list[Any]]) -> None:
+    assert [row[0] for row in rows] == [row[0] for row in wanted]
+    for row, other in zip(rows, wanted):
+        assert row[1] == pytest.approx(other[1], abs=6e-4)
+        assert row[2:] == pytest.approx(other[2:], abs=0.06)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+# --------------------------------------------------------------------- find
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["rgb.png", "gray.png", "rgba.png", "palette.gif", "cmyk.jpg", "16.tif"]
+    + ["turned.jpg"],
+)
+def test_words_are_found_in_pictures_of_all_kinds(
+    student: KDEOV, files: Path, name: str
+) -> None:
+    drawn, rows, said = web.find(student, files / name, ASKED, 0.1)
+    assert len(rows) == BOXES
+    assert_rows(rows, expected(student, files / name, 0.1))
+    assert said.startswith(f"{BOXES} boxes of ") and said.endswith(" ms.")
+    height, width = read_image(files / name).shape[:2]
+    assert (height > width) == (name == "turned.jpg")
+    assert drawn.shape == (800 * height // max(height, width),
+                           800 * width // max(height, width), 3)  # fmt: skip
+    plain = np.asarray(Image.fromarray(scene(120, 160)).resize((800, 600)))
+    if name == "rgb.png":
+        assert 0.005 < (np.abs(drawn.astype(int) - plain) > 90).mean() < 0.5
+
+
+def test_nothing_above_the_threshold_is_said(student: KDEOV, files: Path) -> None:
+    drawn, rows, said = web.find(student, files / "rgb.png", ASKED, 0.99)
+    assert drawn is not None and rows == []
+    assert said.startswith("Nothing found above 0.99:")
+
+
+@pytest.mark.parametrize("name", ["notes.png", "empty.png", "half.jpg", "absent.png"])
+def test_a_file_that_is_no_picture_is_named(
+    student: KDEOV, files: Path, name: str
+) -> None:
+    drawn, rows, said = web.find(student, files / name, ASKED)
+    assert drawn is None and rows == []
+    assert said.startswith(f"The file {name} is no picture, or a damaged one")
+    assert str(files) not in said
+
+
+def test_a_picture_of_too_many_pixels_is_refused_unread(
+    student: KDEOV, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "large.png"
+    Image.new("1", (8000, 5001)).save(path)
+    monkeypatch.setattr(web, "read_image", None)
+    said = web.find(student, path, ASKED)[2]
+    assert "large.png has 8000 x 5001 pixels, more than 40 million" in said
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow's own limit
+    assert "large.png is too large" in web.find(student, path, ASKED)[2]
+
+
+def test_what_is_missing_is_said(student: KDEOV, files: Path) -> None:
+    assert web.find(student, None, ASKED)[2].startswith("There is no picture")
+    for words in ("", " ,\n, _ ", None):
+        said = web.find(student, files / "rgb.png", words)[2]
+        assert said.startswith("There are no words")
+    many = ",".join(f"word {i}" for i in range(2001))
+    assert "2001 words" in web.find(student, files / "rgb.png", many)[2]
+    assert len(web.split_words(many.removesuffix(",word 2000"))) == 2000
+
+
+def test_words_are_asked_once_and_as_they_are_written(
+    student: KDEOV, files: Path
+) -> None:
+    assert web.split_words(ASKED) == WORDS
+    odd = "$x_2^, \\frac{$1}{, <b>bold</b>, 猫, 🚲"
+    drawn, rows, _ = web.find(student, files / "rgb.png", odd, 0.1)
+    assert drawn is not None and len(rows) == BOXES
+    assert {row[0] for row in rows} <= {*web.split_words(odd)}
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4000, 30), (3, 2500)])
+def test_pictures_of_any_shape_are_drawn_in_a_size_to_show(
+    student: KDEOV, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    path = tmp_path / "odd.png"
+    Image.new("RGB", size, "teal").save(path)
+    drawn, rows, _ = web.find(student, path, ASKED, 0.1)
+    assert max(drawn.shape) in (800, 1600)
+    for row in rows:
+        assert 0 <= row[2] <= row[4] <= size[0] and 0 <= row[3] <= row[5] <= size[1]
+
+
+# ------------------------------------------------------------------- search
+
+
+def test_a_folder_is_ordered_by_its_index(student: KDEOV, gallery: Path) -> None:
+    search = web.FolderSearch(student, gallery)
+    assert "cosine" in search.order
+    hits, number = search(["red ball", "blue cube"])
+    assert number == len(hits) == 8
+    index = ImageIndex(student, gallery)
+    index.update()
+    scores: dict[Path, float] = {}
+    for word in ("red ball", "blue cube"):
+        for hit in index.search(word):
+            scores[hit.path] = max(hit.score, scores.get(hit.path, -1))
+    assert [hit.path for hit in hits] == sorted(scores, key=lambda p: -scores[p])
+
+
+def test_a_folder_is_ordered_by_boxes_without_a_global_head(
+    headless: KDEOV, gallery: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = web.FolderSearch(headless, gallery)
+    assert "best box" in search.order and "no global head" in search.order
+    seen: list[Path] = []
+    hits, number = search(WORDS, lambda paths: seen.extend(paths) or paths)
+    assert number == len(hits) == 8 and len(seen) == 9
+    best = {p: expected(headless, p, 0.1)[0][1] for p in gallery.rglob("[0-9].png")}
+    assert [hit.path for hit in hits] == sorted(best, key=lambda p: -best[p])
+    monkeypatch.setattr(web, "MAX_DETECTED", 3)
+    assert search(WORDS)[1] <= 3
+    monkeypatch.setattr(web, "LEAST", 1.0)
+    assert search(WORDS)[0] == []
+
+
+def test_a_folder_without_pictures_is_named(headless: KDEOV, tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match="none has no pictures"):
+        web.FolderSearch(headless, tmp_path / "none")(WORDS)
+
+
+def test_examples_are_unseen_scenes_with_novel_things(tmp_path: Path) -> None:
+    examples = web.write_examples(tmp_path)
+    assert len(examples) == 6
+    for path, text in examples:
+        words = text.split(", ")
+        assert {*words} <= {*shapes.CLASSES} and {*words} & {*shapes.NOVEL_CLASSES}
+        assert read_image(path).shape == (shapes.SIZE, shapes.SIZE, 3)
+
+
+# --------------------------------------------------------------- the server
+
+
+@pytest.fixture(scope="module")
+def address(
+    student: KDEOV, gallery: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The served page."""
+    scratch = tmp_path_factory.mktemp("examples")
+    page = web.build_page(student, web.write_examples(scratch), gallery)
+    yield web.serve(page, port=free_port())
+    page.close()
+
+
+def test_large_files_and_files_that_were_not_uploaded_are_refused(
+    address: str, files: Path
+) -> None:
+    api = f"{address}gradio_api"
+    large = {"files": ("large.png", bytes(11 * 2**20))}
+    assert httpx.post(f"{api}/upload", files=large).status_code == 413
+    other = dict(path=str(ROOT / "docs/demo.jpg"))
+    for meta in ({}, dict(meta={}), dict(meta={"_type": "gradio.FileData"})):
+        given = [{**other, **meta}, ASKED, 0.1]
+        asked = httpx.post(f"{api}/call/find", json=dict(data=given))
+        with httpx.stream("GET", f"{api}/call/find/{asked.json()['event_id']}") as said:
+            assert next(said.iter_lines()) == "event: error"
+
+
+def sync_api() -> Any:
+    """Playwright, in its place: it is not needed for the other tests."""
+    return pytest.importorskip("playwright.sync_api")
+
+
+@pytest.fixture
+def browser_page(address: str) -> Iterator[Any]:
+    """A page in Chromium; any request elsewhere and any error of it fail the test."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium on PATH: apt-get install chromium")
+    complaints: list[str] = []
+
+    def guard(route: Any) -> None:
+        if urlparse(route.request.url).hostname == "127.0.0.1":
+            route.continue_()
+        else:
+            complaints.append(route.request.url)
+            route.abort()
+
+    def listen(message: Any) -> None:
+        if message.type == "error":
+            complaints.append(message.text)
+
+    with sync_api().sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.set_default_timeout(10_000)
+        page.route("**/*", guard)
+        page.on("console", listen)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(address)
+        yield page
+        browser.close()
+    assert complaints == []
+
+
+def said(count: int, threshold: float = 0.3) -> re.Pattern[str]:
+    """The sentence of so many boxes."""
+    if not count:
+        return re.compile(rf"^Nothing found above {threshold:.2f}: ")
+    return re.compile(rf"^{count} box(es)? of \d words? in ")
+
+
+def rows_of(page: Any) -> list[list[Any]]:
+    """The table as it is shown."""
+    rows = page.get_by_role("row").filter(has=page.get_by_role("gridcell"))
+    cells = [row.get_by_role("gridcell").all_inner_texts() for row in rows.all()]
+    return [[name.strip(), *map(float, numbers)] for name, *numbers in cells]
+
+
+def test_a_browser_finds_words_by_keyboard(
+    browser_page: Any, student: KDEOV, files: Path
+) -> None:
+    page, expect = browser_page, sync_api().expect
+    result = page.get_by_label("Result").first
+    picture, upload = page.locator("#picture img"), page.locator("input[type=file]")
+    words = page.get_by_role("textbox", name="Words").first
+    expect(page).to_have_title("kdeov_mm: words in, boxes out")
+    words.press("Enter")
+    expect(result).to_have_value("There is no picture: choose, drop or paste one.")
+
+    upload.first.set_input_files(files / "turned.jpg")
+    picture.wait_for()
+    words.fill(ASKED)
+    words.press("Enter")
+    expect(result).to_have_value(said(BOXES))
+    assert_rows(rows_of(page), expected(student, files / "turned.jpg", 0.3))
+    shown = page.get_by_alt_text("The picture with the boxes that were found")
+    assert shown.evaluate("image => image.naturalHeight") == 800
+
+    for key in ("Tab", "Tab", "End"):  # past the threshold's number, to its slider
+        page.keyboard.press(key)
+    expect(result).to_have_value(said(0, 1.0))
+    expect(page.get_by_role("gridcell")).to_have_count(0)
+    page.keyboard.press("Home")
+    expect(result).to_have_value(said(BOXES))
+    scores = [row[1] for row in rows_of(page)]
+    middle = next(n / 100 for n in range(101) if n / 100 > scores[-1])
+    for _ in range(round(100 * middle)):
+        page.keyboard.press("ArrowRight")
+    wanted = expected(student, files / "turned.jpg", middle)
+    assert len(wanted) < BOXES
+    expect(page.get_by_role("spinbutton").first).to_have_value(f"{middle:g}")
+    expect(result).to_have_value(said(len(wanted), middle))
+    assert_rows(rows_of(page), wanted)
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Find")).to_be_focused()
+    for typed, count in (("7", 0), ("", BOXES)):
+        page.get_by_role("spinbutton").first.fill(typed)
+        page.keyboard.press("Tab")
+        expect(result).to_have_value(said(count, 1.0))
+
+
+def test_a_browser_is_told_what_a_file_is_and_tries_an_example(
+    browser_page: Any, files: Path
+) -> None:
+    page, expect = browser_page, sync_api().expect
+    result = page.get_by_label("Result").first
+    words = page.get_by_role("textbox", name="Words").first
+    page.locator("input[type=file]").first.set_input_files(files / "notes.png")
+    page.locator("#picture img").wait_for(state="attached")
+    words.fill(ASKED)
+    page.get_by_role("button", name="Find").press("Enter")
+    expect(result).to_have_value(re.compile("^The file notes.png is no picture"))
+    page.locator(".gallery-item").first.press("Enter")
+    expect(result).to_have_value(said(BOXES))
+    scene = shapes.draw_scene(shapes.scene_rng(0, 1, web.EXAMPLES[0]))
+    names = [shapes.CLASSES[label] for label in scene.labels]
+    expect(words).to_have_value(", ".join(names))
+    assert {row[0] for row in rows_of(page)} <= {*names}
+
+
+def test_a_browser_searches_a_folder(browser_page: Any, gallery: Path) -> None:
+    page, expect = browser_page, sync_api().expect
+    page.get_by_role("tab", name="Search").click()
+    words = page.get_by_role("textbox", name="Words").filter(visible=True).first
+    words.fill("red ball")
+    words.press("Enter")
+    result = page.get_by_label("Result").filter(visible=True)
+    expect(result).to_have_value(re.compile(r"^8 of 8 pictures in "))
+    captions = page.locator(".caption-label").all_inner_texts()
+    scores = [float(caption.split()[0]) for caption in captions]
+    assert scores == sorted(scores, reverse=True)
+    assert {c.split()[1] for c in captions} == {f"{i}.png" for i in range(8)}
+
+
+# ----------------------------------------------------------------- the tool
+
+
+def test_the_tool_serves_until_it_is_interrupted(
+    checkpoint: Path, gallery: Path
+) -> None:
+    port = free_port()
+    tool = subprocess.Popen(
+        [sys.executable, ROOT / "tools/web.py", checkpoint]
+        + ["--images", gallery, "--port", str(port)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=run_env(),
+    )
+    try:
+        assert tool.stdout is not None
+        address = f"http://127.0.0.1:{port}/"
+        assert any(line.startswith(address) for line in tool.stdout)
+        assert "kdeov_mm" in httpx.get(address).text
+        tool.send_signal(signal.SIGINT)
+        assert tool.wait(timeout=20) == 0
+    finally:
+        tool.kill()
+
+
+def test_the_tool_says_what_is_missing(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A checkpoint, one that is, a folder, a port that is free, a port that is one."""
+    tool = load_tool("web")
+    assert tool.main([]) == 2
+    assert "run `make demo` first" in capsys.readouterr().err
+    assert tool.main([str(tmp_path / "no.pth")]) == 2
+    assert "no.pth does not exist" in capsys.readouterr().err
+    for wrong in (["--images", str(tmp_path / "nowhere")], ["--port", "70000"]):
+        with pytest.raises(SystemExit) as end:
+            tool.main([str(checkpoint), *wrong])
+        assert end.value.code == 2 and wrong[0] in capsys.readouterr().err
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert tool.main([str(checkpoint), "--port", str(port)]) == 2
+    assert f"127.0.0.1:{port}: the port is taken" in capsys.readouterr().err
+
+
+def test_the_newest_checkpoint_is_the_default(tmp_path: Path) -> None:
+    tool = load_tool("web")
+    for time, name in enumerate(("demo/iter_800", "demo/iter_400")):
+        path = Path(f"work_dirs/{name}.pth")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (time, time))
+    assert tool.default_checkpoint() == path
+    joint = Path("work_dirs/kdeov_n_shapes_joint/iter_1.pth")
+    joint.parent.mkdir()
+    joint.touch()
+    os.utime(joint, (0, 0))
+    assert tool.default_checkpoint() == joint
+
+
+def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "kdeov_mm.apps.web")
+    with pytest.raises(ImportError, match=r'pip install "kdeov_mm\[web\]"'):
+        importlib.import_module("kdeov_mm.apps.web")

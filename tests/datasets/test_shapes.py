@@ -1,0 +1,233 @@
+"""Laws of the built-in world."""
+
+import json
+from collections import Counter
+
+import cv2
+import numpy as np
+import pytest
+
+from kdeov_mm.datasets import shapes
+
+from ..conftest import load_tool
+
+make_shapes = load_tool("make_shapes")
+
+
+def load(root, name):
+    return json.loads((root / "annotations" / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("world") / "shapes"
+    assert make_shapes.write_world(root, seed=3, num_train=20, num_val=6)
+    return root
+
+
+def test_groups_split_the_360_classes():
+    groups = [shapes.BASE_CLASSES, shapes.COMBO_CLASSES, shapes.NOVEL_CLASSES]
+    assert [len(g) for g in groups] == [200, 40, 120]
+    assert sorted(sum(groups, ())) == sorted(shapes.CLASSES)
+    assert len(set(shapes.CLASSES)) == len(shapes.PALETTE) == 360
+
+
+def test_base_has_every_seen_concept_and_no_held_out_one():
+    words = Counter(w for n in shapes.BASE_CLASSES for w in n.split())
+    held_out = {*shapes.HELD_OUT_COLORS, *shapes.HELD_OUT_SHAPES}
+    everything = {*shapes.FILLS, *shapes.COLORS, *shapes.SHAPES}
+    assert set(words) == everything - held_out
+    combo = {w for n in shapes.COMBO_CLASSES for w in n.split()}
+    assert not combo & held_out
+    assert all(set(n.split()) & held_out for n in shapes.NOVEL_CLASSES)
+
+
+def test_same_seed_gives_the_same_bytes(world, tmp_path):
+    again = tmp_path / "again"
+    make_shapes.write_world(again, seed=3, num_train=20, num_val=6)
+    files = sorted(p.relative_to(world) for p in world.rglob("*.*"))
+    assert len(files) == 2 * 26 + 5 + 1
+    assert all((world / f).read_bytes() == (again / f).read_bytes() for f in files)
+
+
+def test_another_seed_gives_other_pictures(world, tmp_path):
+    other = tmp_path / "other"
+    make_shapes.write_world(other, seed=4, num_train=1, num_val=1)
+    name = "images/train/000001.jpg"
+    assert (world / name).read_bytes() != (other / name).read_bytes()
+
+
+def test_the_same_world_is_reused_and_another_one_refused(world):
+    before = (world / "images/val/000001.jpg").stat().st_mtime_ns
+    assert not make_shapes.write_world(world, seed=3, num_train=20, num_val=6)
+    assert (world / "images/val/000001.jpg").stat().st_mtime_ns == before
+    with pytest.raises(FileExistsError, match="another world.*--root"):
+        make_shapes.write_world(world, seed=5, num_train=20, num_val=6)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(FileExistsError, match="not empty"):
+        make_shapes.write_world(tmp_path, num_train=1, num_val=1)
+
+
+def test_an_interrupted_world_is_written_again(tmp_path):
+    def stop(jobs):
+        yield from list(jobs)[:2]
+        raise KeyboardInterrupt
+
+    root = tmp_path / "world"
+    with pytest.raises(KeyboardInterrupt):
+        make_shapes.write_world(root, 0, 3, 1, stop)
+    assert not root.exists()
+    assert make_shapes.write_world(root, 0, 1, 1)  # smaller: nothing stale is left
+    assert len(list(root.glob("images/train/*"))) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["world"]
+
+
+def test_a_world_with_a_missing_image_is_refused(tmp_path):
+    root = tmp_path / "world"
+    make_shapes.write_world(root, 0, 2, 1)
+    (root / "images/train/000002.jpg").unlink()
+    with pytest.raises(FileExistsError, match="damaged: 1 of 2 train"):
+        make_shapes.write_world(root, 0, 2, 1)
+
+
+def test_boxes_are_tight_around_visible_masks():
+    for i in range(30):
+        scene = shapes.draw_scene(shapes.scene_rng(0, 5, i))
+        assert 1 <= len(scene.labels) <= 6
+        assert scene.masks.sum(0).max() <= 1  # a pixel has one owner
+        for mask, box in zip(scene.masks, scene.boxes):
+            y, x = np.nonzero(mask)
+            assert box.tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+            assert 15 <= max(box[2:] - box[:2]) <= 84
+
+
+def test_base_file_has_no_box_of_another_class(world):
+    base, everything = (load(world, f"instances_train_{n}") for n in ("base", "all"))
+    names = {c["id"]: c["name"] for c in everything["categories"]}
+    assert [c["name"] for c in base["categories"]] == list(shapes.BASE_CLASSES)
+    assert {c["id"] for c in base["categories"]} <= set(names)
+    assert {names[a["category_id"]] for a in base["annotations"]} <= set(
+        shapes.BASE_CLASSES
+    )
+    kept = [
+        a
+        for a in everything["annotations"]
+        if names[a["category_id"]] in shapes.BASE_CLASSES
+    ]
+    assert len(kept) == len(base["annotations"]) < len(everything["annotations"])
+    assert len(base["images"]) == len(everything["images"]) == 20
+
+
+def test_lvis_fields_say_what_the_images_hold(world):
+    data = load(world, "instances_val")
+    images = {c["id"]: set() for c in data["categories"]}
+    for ann in data["annotations"]:
+        images[ann["category_id"]].add(ann["image_id"])
+        assert ann["area"] > 0 and len(ann["bbox"]) == 4
+    for category in data["categories"]:
+        assert category["image_count"] == len(images[category["id"]])
+        assert category["frequency"] == shapes.FREQUENCY[category["name"]]
+    for image in data["images"]:
+        assert image["coco_url"].endswith(image["file_name"])
+        assert not any(image["id"] in images[c] for c in image["neg_category_ids"])
+        assert image["not_exhaustive_category_ids"] == []
+
+
+def test_captions_and_semantic_maps_agree_with_the_boxes(world):
+    data, captions = load(world, "instances_val"), load(world, "captions_val")
+    names = {c["id"]: c["name"] for c in data["categories"]}
+    for image in data["images"]:
+        present = {
+            names[a["category_id"]]
+            for a in data["annotations"]
+            if a["image_id"] == image["id"]
+        }
+        text = next(
+            a["caption"]
+            for a in captions["annotations"]
+            if a["image_id"] == image["id"]
+        )
+        assert all(name in text for name in present)
+        path = world / "semantic/val" / image["file_name"].replace("jpg", "png")
+        semantic = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        drawn = {shapes.CLASSES[i - 1] for i in np.unique(semantic) if i}
+        assert semantic.dtype == np.uint16 and drawn == present
+
+
+# -------------------------------------------------------- the world of 1203 classes
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    root = tmp_path_factory.mktemp("world") / "shapes_1203"
+    assert make_shapes.write_world(root, num_train=300, num_val=60, world="1203")
+    return root
+
+
+def test_the_larger_world_has_lvis_numbers_of_classes():
+    world = shapes.WORLD_1203
+    assert Counter(world.frequency.values()) == dict(f=405, c=461, r=337)
+    assert len(set(world.classes)) == len(world.palette) == len(world.odds) == 1203
+    base, novel = world.groups["base"], world.groups["novel"]
+    assert (len(base), len(novel)) == (866, 337)
+    held_out = set(shapes.HELD_OUT_1203)
+    assert all(set(n.split()) & held_out for n in novel)
+    seen = {w for n in base for w in n.split()}
+    assert not seen & held_out and len(seen) == 5 + 14 + 18 - 5
+
+
+def test_training_scenes_have_a_long_tail_and_no_rare_boxes(wide):
+    everything, base = (
+        load(wide, "instances_train_all"),
+        load(wide, "instances_train_base"),
+    )
+    kind = {c["id"]: c["frequency"] for c in everything["categories"]}
+    drawn = Counter(kind[a["category_id"]] for a in everything["annotations"])
+    per_class = {k: drawn[k] / n for k, n in dict(f=405, c=461, r=337).items()}
+    assert per_class["f"] > 1.2 * per_class["c"] > 1.4 * per_class["r"] > 0
+    boxed = {kind[a["category_id"]] for a in base["annotations"]}
+    assert boxed == {"f", "c"}
+    assert len(base["categories"]) == 866 and len(everything["categories"]) == 1203
+
+
+def test_confusable_classes_are_verified_to_be_absent(wide):
+    val = load(wide, "instances_val")
+    name = {c["id"]: c["name"] for c in val["categories"]}
+    for image in val["images"]:
+        there = {a["category_id"] for a in val["annotations"]
+                 if a["image_id"] == image["id"]}  # fmt: skip
+        there |= set(image["not_exhaustive_category_ids"])
+        negative = set(image["neg_category_ids"])
+        assert not there & negative
+        alike = {
+            i
+            for i, n in name.items()
+            for t in there
+            if len({*n.split()} & {*name[t].split()}) == 2
+        }
+        assert alike - there <= negative
+        assert len(negative) - len(alike - there) <= 40
+
+
+def test_an_unfinished_class_has_an_object_more_than_boxes(wide):
+    val = load(wide, "instances_val")
+    unfinished = [i for i in val["images"] if i["not_exhaustive_category_ids"]]
+    assert unfinished
+    for image in unfinished:
+        (label,) = image["not_exhaustive_category_ids"]
+        file = wide / f"semantic/val/{image['id']:06d}.png"
+        semantic = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+        pair = (image["id"], label)
+        boxes = [
+            a for a in val["annotations"] if (a["image_id"], a["category_id"]) == pair
+        ]
+        labelled = sum(a["area"] for a in boxes)
+        assert boxes and (semantic == label).sum() > labelled
+
+
+def test_both_worlds_do_not_share_a_folder(wide):
+    with pytest.raises(FileExistsError, match="another world"):
+        make_shapes.write_world(wide, num_train=300, num_val=60)

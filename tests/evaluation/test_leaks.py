@@ -1,0 +1,187 @@
+"""Which novel classes had labels in what a checkpoint was trained on."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kdeov_mm.datasets import OVLVISDataset
+from kdeov_mm.datasets.splits import COCO_BASE, COCO_NOVEL
+from kdeov_mm.evaluation import LABEL_SETS, describe_leaks, leak_report
+from kdeov_mm.evaluation.leaks import overlap
+
+from ..conftest import ROOT, load_tool
+
+FROM_NOTHING = "model = dict(type='KDEOVDetector')\nload_from = None\nresume = False\n"
+
+
+def write(
+    path: Path,
+    classes: tuple[str, ...] | None = COCO_BASE,
+    cfg: Any = "",
+    **dataset_meta: Any,
+) -> Path:
+    cfg = FROM_NOTHING + cfg if isinstance(cfg, str) else cfg
+    meta: dict[str, Any] = dict(cfg=cfg)
+    if classes is not None:
+        meta["dataset_meta"] = dict(classes=classes, **dataset_meta)
+    torch.save(dict(meta=meta, state_dict={}), path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["coco", "objects365v1", "objects365v2", "lvis"])
+def test_the_label_sets_that_void_ov_coco_have_all_17(name: str) -> None:
+    assert set(overlap(COCO_NOVEL, LABEL_SETS[name])) == set(COCO_NOVEL)
+
+
+@pytest.mark.parametrize(
+    "name, label",
+    [
+        ("couch", "Sofa"),
+        ("aerosol_can", "Aerosol Can"),
+        ("monitor", "Monitor/TV"),
+        ("bow_(weapon)", "bow"),
+        ("bow", "bow_(weapon)"),
+        ("knife", "knives"),
+        ("bus", "Buses"),
+        ("couch", "couches"),
+        ("skateboard", "skate-board"),
+        ("snowboard", "snow board"),
+        ("cat", "Cat."),
+        ("cat", "kitty"),
+        ("cherry", "cherries"),
+    ],
+)
+def test_names_are_matched_however_they_are_written(name: str, label: str) -> None:
+    assert overlap([name], ["zebra", label]) == {name: label}
+
+
+@pytest.mark.parametrize(
+    "name, label",
+    [("dog", "hot dog"), ("bow_(weapon)", "bow_(decorative_ribbons)"), ("bus", "bun")],
+)
+def test_other_things_are_no_leak(name: str, label: str) -> None:
+    assert overlap([name], [label]) == {}
+
+
+def test_kinds_of_a_class_are_found_among_image_labels() -> None:
+    names = ["cat", "bus", "tie", "cup", "zebra"]
+    found = overlap(names, LABEL_SETS["imagenet-1k"], kinds=True)
+    assert set(found) == set(names)
+
+
+def test_the_base_classes_of_lvis_hold_no_rare_one() -> None:
+    meta = OVLVISDataset.METAINFO
+    assert overlap(meta["novel_classes"], meta["base_classes"]) == {}
+    assert len(overlap(meta["novel_classes"], meta["classes"])) == 337
+
+
+def test_a_checkpoint_from_nothing_on_base_classes_is_clean(tmp_path: Path) -> None:
+    report = leak_report(write(tmp_path / "a.pth"), COCO_NOVEL)
+    assert report["clean"] is True and report["found"] == {"trained_on": {}}
+    assert "no novel class" in describe_leaks(report)
+
+
+def test_boxes_of_novel_classes_in_training_are_named(tmp_path: Path) -> None:
+    report = leak_report(write(tmp_path / "a.pth", LABEL_SETS["coco"]), COCO_NOVEL)
+    assert report["clean"] is False
+    assert "17 novel: airplane, bus" in describe_leaks(report)
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        "load_from = 'yolov8_s_coco.pth'",
+        "model = dict(backbone=dict(init_cfg=dict(type='Pretrained', "
+        "checkpoint='cspdarknet.pth')))",
+        "model = dict({'backbone': {'init_cfg': {'checkpoint': 'a.pth', 'a-b': 1}}})",
+        "model = dict(backbone=dict(pretrained='torchvision://resnet50.pth'))",
+        dict(load_from="coco.pth"),
+        '{"load_from": "coco.pth", "resume": false}',
+    ],
+)
+def test_weights_that_nobody_declares_are_not_called_clean(
+    tmp_path: Path, cfg: Any
+) -> None:
+    path = write(tmp_path / "a.pth", cfg=cfg)
+    if isinstance(cfg, str) and cfg.startswith("{"):
+        torch.save(dict(meta=dict(cfg=cfg, dataset_meta=dict(classes=COCO_BASE))), path)
+    report = leak_report(path, COCO_NOVEL)
+    assert report["clean"] is None
+    assert "undeclared labels" in describe_leaks(report)
+    assert report["began_with"][0].endswith(".pth")
+    assert leak_report(path, COCO_NOVEL, ["objects365v2"])["clean"] is False
+    assert leak_report(path, COCO_NOVEL, [])["clean"] is True
+
+
+def test_the_weights_of_clip_are_no_start_of_the_student(tmp_path: Path) -> None:
+    cfg = "clip = dict(pretrained='openai')\nmodel = dict(teacher=dict(pretrained='x'))"
+    assert leak_report(write(tmp_path / "a.pth", cfg=cfg), COCO_NOVEL)["clean"] is True
+
+
+@pytest.mark.parametrize(
+    "cfg, reason",
+    [
+        ("resume = True", "it was resumed"),
+        ("pretraining = ['imagenet-21k']", "not known here"),
+        (
+            "train_dataloader = dict(dataset=dict(type='ConcatDataset', datasets=[]))",
+            "several data sets",
+        ),
+        (None, "no config that can be read"),
+    ],
+)
+def test_what_is_unclear_is_not_called_clean(
+    tmp_path: Path, cfg: Any, reason: str
+) -> None:
+    report = leak_report(write(tmp_path / "a.pth", cfg=cfg), COCO_NOVEL)
+    assert report["clean"] is None
+    assert re.search(reason, " ".join(report["unclear"]))
+
+
+def test_declared_label_sets_stand_in_the_config(tmp_path: Path) -> None:
+    cfg = "load_from = 'a.pth'\npretraining = ['objects365v1', 'imagenet-1k']"
+    report = leak_report(write(tmp_path / "a.pth", cfg=cfg), COCO_NOVEL)
+    assert set(report["found"]) == {"trained_on", "objects365v1", "imagenet-1k"}
+    assert report["clean"] is False and not report["unclear"]
+    assert report["found"]["objects365v1"]["couch"] == "couch"
+    cfg = "load_from = 'a.pth'\npretraining = 'coco'"
+    report = leak_report(write(tmp_path / "b.pth", cfg=cfg), COCO_NOVEL)
+    assert len(report["found"]["coco"]) == 17
+
+
+def test_synonyms_that_were_trained_on_count(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.pth", ("feline",), synonyms=(("feline", "cat"),))
+    assert leak_report(path, ["cat"])["found"]["trained_on"] == {"cat": "cat"}
+
+
+def test_a_checkpoint_that_says_nothing_cannot_be_told(tmp_path: Path) -> None:
+    report = leak_report(write(tmp_path / "a.pth", None), COCO_NOVEL)
+    assert report["clean"] is None
+    torch.save({"weight": torch.ones(1)}, tmp_path / "bare.pth")
+    assert leak_report(tmp_path / "bare.pth", COCO_NOVEL)["clean"] is None
+
+
+def test_an_unknown_label_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"\['flickr'\] are not known.*objects365v1"):
+        leak_report(write(tmp_path / "a.pth"), COCO_NOVEL, ["flickr"])
+
+
+def test_the_config_in_a_checkpoint_is_read_and_not_run(tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    cfg = f"open({str(mark)!r}, 'w').close()\nload_from = 'a.pth'"
+    assert leak_report(write(tmp_path / "a.pth", cfg=cfg), COCO_NOVEL)["unclear"]
+    assert not mark.exists()
+
+
+def test_the_tool_ends_with_the_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tool, config = load_tool("leaks"), str(ROOT / "configs/kdeov/kdeov_n_ovcoco.py")
+    path = str(write(tmp_path / "a.pth"))
+    assert tool.main([config, path]) == 0
+    assert tool.main([config, path, "--pretraining", "coco"]) == 1
+    assert tool.main([config, str(write(tmp_path / "b.pth", None))]) == 2
+    assert "17 novel classes" in capsys.readouterr().out

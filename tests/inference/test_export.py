@@ -1,0 +1,377 @@
+"""ONNX files say what PyTorch says, for any batch, size and number of words."""
+
+import copy
+import importlib.util
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from PIL import Image
+
+from kdeov_mm import KDEOV, export
+from kdeov_mm.inference.export import export_onnx, metadata, onnx_model
+from kdeov_mm.models import KDEOVDetector
+from kdeov_mm.vocabulary import Vocabulary
+
+from ..conftest import EMBED_DIMS, ROOT, WORDS
+from ..test_folded import build, samples
+
+CLIENT = ROOT / "docs/onnx_client.py"
+PIXELS = dict(
+    type="DetDataPreprocessor",
+    mean=[0.0] * 3,
+    std=[255.0] * 3,
+    bgr_to_rgb=True,
+    pad_size_divisor=32,
+)
+LIMITS = dict(score_thr=0.05, nms_pre=30000, max_per_img=40)
+
+
+@pytest.fixture(scope="module")
+def student(build_detector: Callable[..., KDEOVDetector]) -> KDEOVDetector:
+    """Boxes of all scores, one third of them below the threshold."""
+    model = build(build_detector)
+    model.bbox_head.test_cfg.update(LIMITS)
+    model.bbox_head.test_cfg.nms.iou_threshold = 0.5
+    scale = dict(type="Resize", scale=(96, 96), keep_ratio=True)
+    loader = dict(dataset=dict(pipeline=[scale]))
+    model.cfg = Config(dict(model=dict(), test_dataloader=loader))
+    return model
+
+
+@pytest.fixture(scope="module")
+def files(
+    student: KDEOVDetector, tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, bool], Path]:
+    """Both forms, with the suppression in the graph and without."""
+    folder = tmp_path_factory.mktemp("onnx")
+    made = {}
+    for form, words in (("folded", WORDS), ("vocabulary", None)):
+        for nms in (False, True):
+            path = made[form, nms] = folder / f"{form}_{nms}.onnx"
+            worst = export_onnx(student, path, words, nms)
+            assert max(worst.values()) < 1e-3
+    return made
+
+
+def open_file(path: Path) -> Any:
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def feed(
+    student: KDEOVDetector, form: str, images: torch.Tensor, words: Any = WORDS
+) -> dict[str, np.ndarray]:
+    given = dict(images=images.numpy())
+    if form == "vocabulary":
+        given["text"] = student.text_encoder(words).numpy()
+    return given
+
+
+@pytest.mark.parametrize("form", ["folded", "vocabulary"])
+@pytest.mark.parametrize("shape", [(1, 32, 32), (3, 96, 64), (2, 64, 256)])
+def test_all_boxes_and_scores(
+    form: str,
+    shape: tuple[int, int, int],
+    student: KDEOVDetector,
+    files: dict[tuple[str, bool], Path],
+) -> None:
+    images = torch.rand(shape[0], 3, *shape[1:])
+    with torch.no_grad():
+        logits, sides = student.bbox_head(student._feats_and_text(images, WORDS))
+        boxes = student.bbox_head.decode(sides)
+    session = open_file(files[form, False])
+    got = session.run(None, feed(student, form, images))
+    scores = torch.cat([level.flatten(2) for level in logits], 2).sigmoid()
+    assert np.abs(got[0] - boxes.numpy()).max() < 1e-3
+    assert np.abs(got[1] - scores.numpy()).max() < 1e-3
+
+
+@pytest.mark.parametrize("number", [1, 500])
+def test_any_number_of_words(
+    number: int, student: KDEOVDetector, files: dict[tuple[str, bool], Path]
+) -> None:
+    words = [f"word {i}" for i in range(number)]
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        logits, _ = student.bbox_head(student._feats_and_text(images, words))
+    given = feed(student, "vocabulary", images, words)
+    _, scores = open_file(files["vocabulary", False]).run(None, given)
+    expected = torch.cat([level.flatten(2) for level in logits], 2).sigmoid()
+    assert scores.shape == expected.shape and scores.shape[1] == number
+    assert np.abs(scores - expected.numpy()).max() < 1e-3
+
+
+@pytest.mark.parametrize("form", ["folded", "vocabulary"])
+@pytest.mark.parametrize("nms", [False, True])
+def test_it_is_a_detector_of_mmdet_with_the_same_boxes(
+    form: str,
+    nms: bool,
+    student: KDEOVDetector,
+    files: dict[tuple[str, bool], Path],
+    tiny_clip: str,
+) -> None:
+    cfg = onnx_model(
+        str(files[form, nms]),
+        dict(
+            data_preprocessor=PIXELS,
+            text_encoder=dict(type="CLIPTextEncoder", model=tiny_clip),
+            test_cfg=student.bbox_head.test_cfg,
+        ),
+    )
+    exported = MODELS.build(cfg)
+    images = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        one, other = (
+            model.predict(images, samples((60, 90), WORDS))
+            for model in (student, exported)
+        )
+    for these, those in zip(one, other, strict=True):
+        mine, theirs = these.pred_instances, those.pred_instances
+        assert len(mine) == len(theirs) == LIMITS["max_per_img"]
+        torch.testing.assert_close(mine.scores, theirs.scores, atol=1e-5, rtol=0)
+        torch.testing.assert_close(mine.bboxes, theirs.bboxes, atol=1e-3, rtol=0)
+        assert mine.label_names == theirs.label_names
+
+
+def test_no_box_is_an_answer_too(
+    student: KDEOVDetector, tmp_path: Path, files: dict[tuple[str, bool], Path]
+) -> None:
+    picky = copy.deepcopy(student)
+    picky.cfg = student.cfg
+    picky.bbox_head.test_cfg.score_thr = 0.999
+    export_onnx(picky, tmp_path / "a.onnx", WORDS, nms=True)
+    given = feed(student, "folded", torch.rand(2, 3, 64, 64))
+    boxes, scores, labels, image = open_file(tmp_path / "a.onnx").run(None, given)
+    assert boxes.shape == (0, 4) and not len(scores) + len(labels) + len(image)
+
+
+def test_the_folded_form_has_no_text_product(
+    files: dict[tuple[str, bool], Path],
+) -> None:
+    model = onnx.load(files["folded", False])
+    count = Counter(node.op_type for node in model.graph.node)
+    assert count["MatMul"] == 3  # the mean of each level's box distribution
+    assert count["Gemm"] == count["Einsum"] == count["BatchNormalization"] == 0
+    assert [value.name for value in model.graph.input] == ["images"]
+    shapes = [tuple(i.dims) for i in model.graph.initializer]
+    assert not any(len(s) == 2 and EMBED_DIMS in s for s in shapes)
+
+
+def test_the_file_says_what_a_client_needs(
+    student: KDEOVDetector, files: dict[tuple[str, bool], Path]
+) -> None:
+    for (form, nms), path in files.items():
+        about = metadata(open_file(path))
+        assert about["form"] == form and about["nms"] is nms
+        assert about["names"] == ([*WORDS] if form == "folded" else [])
+        assert about["encoder"] == student.text_encoder.made_by
+        assert "weights_sha256" in about["encoder"]
+        assert about["normalisation"]["channels"] == "RGB"
+        assert about["normalisation"]["std"] == [255.0] * 3
+        assert (about["size"], about["stride"]) == (96, 32)
+        assert Config.fromstring(about["config"], ".py").test_dataloader
+
+
+@pytest.mark.parametrize(
+    "form, words",
+    [
+        ("film", None),
+        ("attention", WORDS),
+        ("group norm", None),
+        ("unit length", WORDS),
+    ],
+)
+def test_other_heads_and_fusions(
+    form: str,
+    words: Any,
+    build_detector: Callable[..., KDEOVDetector],
+    student: KDEOVDetector,
+    tmp_path: Path,
+) -> None:
+    model = build(build_detector, form)
+    model.cfg = student.cfg
+    assert max(export_onnx(model, tmp_path / "a.onnx", words).values()) < 1e-3
+
+
+@pytest.mark.parametrize("wrong", [0.1, float("nan")])
+def test_a_file_that_says_something_else_is_not_written(
+    wrong: float,
+    student: KDEOVDetector,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    honest = export.graph_to_onnx
+
+    def shifted(graph: Any, sample: Any) -> Any:
+        with torch.no_grad():
+            graph.detector.bbox_head.head_module.reg_preds[0][-1].bias[3] += wrong
+        return honest(graph, sample)
+
+    monkeypatch.setattr(export, "graph_to_onnx", shifted)
+    with pytest.raises(ValueError, match="does not say what PyTorch does"):
+        export_onnx(student, tmp_path / "a.onnx", WORDS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_detector_stays_as_it_is(
+    student: KDEOVDetector, files: dict[tuple[str, bool], Path]
+) -> None:
+    names = dict(student.named_modules())
+    assert any(key.endswith(".bn") for key in names)
+    assert student.bbox_head.head_module.folds
+
+
+def test_other_words_than_those_folded_in_are_refused(
+    student: KDEOVDetector, files: dict[tuple[str, bool], Path], tiny_clip: str
+) -> None:
+    cfg = onnx_model(
+        str(files["folded", False]),
+        dict(
+            data_preprocessor=PIXELS,
+            text_encoder=dict(type="CLIPTextEncoder", model=tiny_clip),
+            test_cfg=student.bbox_head.test_cfg,
+        ),
+    )
+    with pytest.raises(ValueError, match="answers for 6 words"):
+        MODELS.build(cfg).predict(torch.rand(1, 3, 64, 64), samples((64, 64), ("cat",)))
+
+
+@pytest.mark.parametrize(
+    "change, words, nms, message",
+    [
+        (dict(multi_label=False), WORDS, True, "multi_label=True"),
+        (dict(max_per_img=-1), WORDS, True, "max_per_img"),
+        (dict(nms=dict(type="soft_nms", iou_threshold=0.5)), WORDS, True, "soft_nms"),
+        ("max", None, False, "several vectors for a class"),
+        ("no config", WORDS, False, "has no config"),
+        ({}, (), False, "list of words"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(
+    change: Any,
+    words: Any,
+    nms: bool,
+    message: str,
+    student: KDEOVDetector,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if change == "max":
+        monkeypatch.setattr(student, "synonyms", "max")
+    elif change == "no config":
+        monkeypatch.setattr(student, "cfg", None)
+    else:
+        test_cfg = copy.deepcopy(student.bbox_head.test_cfg)
+        test_cfg.update(change)
+        monkeypatch.setattr(student.bbox_head, "test_cfg", test_cfg)
+    with pytest.raises(ValueError, match=message):
+        export_onnx(student, tmp_path / "a.onnx", words, nms)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_another_config_is_refused(
+    student: KDEOVDetector, files: dict[tuple[str, bool], Path], tiny_clip: str
+) -> None:
+    cfg = onnx_model(
+        str(files["folded", False]),
+        dict(
+            data_preprocessor=dict(type="DetDataPreprocessor", bgr_to_rgb=True),
+            text_encoder=dict(type="CLIPTextEncoder", model=tiny_clip),
+            test_cfg=student.bbox_head.test_cfg,
+        ),
+    )
+    with pytest.raises(ValueError, match="differ in their normalisation"):
+        MODELS.build(cfg)
+    with pytest.raises(ValueError, match="mean of synonyms"):
+        onnx_model(str(files["folded", False]), dict(synonyms="max"))
+    with pytest.raises(FileNotFoundError, match="export_onnx"):
+        onnx_model("none.onnx", {})
+
+
+# ----------------------------------------------------------------------- the client
+
+
+def client() -> Any:
+    spec = importlib.util.spec_from_file_location("onnx_client", CLIENT)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("size", [(96, 96), (40, 77), (200, 31), (9, 5)])
+@pytest.mark.parametrize("form", ["folded", "vocabulary"])
+@pytest.mark.parametrize("nms", [False, True])
+def test_the_client_finds_what_the_detector_finds(
+    size: tuple[int, int],
+    form: str,
+    nms: bool,
+    student: KDEOVDetector,
+    files: dict[tuple[str, bool], Path],
+    tmp_path: Path,
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+    small = Image.fromarray(noise).resize((size[1] // 3 + 1, size[0] // 3 + 1))
+    picture = np.asarray(small.resize(size[::-1]))
+    own = client()
+    session, about = own.load(files[form, nms])
+    asked: Any = ()
+    if form == "vocabulary":
+        words = ((WORDS[0], "crimson ball"), *WORDS[1:])
+        path = tmp_path / "words.safetensors"
+        firsts = tuple(w if isinstance(w, str) else w[0] for w in words)
+        every = tuple((w,) if isinstance(w, str) else w for w in words)
+        Vocabulary(firsts, every).embed(student.text_encoder).save(path)
+        asked = own.load_words(path, about)
+    else:
+        words = WORDS
+    (found,) = KDEOV(student).open_vocabulary_detect(picture, words, 0.1, 0.5)
+    boxes, scores, names = own.detect(
+        session, about, picture, *asked, score_threshold=0.1
+    )
+    # OpenCV resizes in whole numbers: pixels differ by one, scores by a little
+    assert abs(len(boxes) - len(found["boxes"])) <= 4
+    assert len(boxes) > 5
+    far = torch.cdist(torch.tensor(boxes), found["boxes"].double(), p=torch.inf)
+    other = torch.tensor([[n != m for m in found["names"]] for n in names])
+    near = (far + other * 1e4).min(1).values
+    assert near.median() < 0.5 and (near < 2).double().mean() > 0.85
+
+
+def test_the_client_needs_numpy_and_onnxruntime_alone(
+    files: dict[tuple[str, bool], Path], tmp_path: Path
+) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((50, 40, 3), np.uint8))
+    barred = "torch mmengine mmdet mmcv mmyolo PIL cv2 onnx kdeov_mm"
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({barred.split()!r}))\n"
+        f"sys.argv = ['client', {str(files['folded', False])!r}, "
+        f"{str(tmp_path / 'a.npy')!r}]\n"
+        f"exec(open({str(CLIENT)!r}).read())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_client_refuses_vectors_of_another_clip(
+    student: KDEOVDetector, files: dict[tuple[str, bool], Path], tmp_path: Path
+) -> None:
+    own = client()
+    _, about = own.load(files["vocabulary", False])
+    path = tmp_path / "words.safetensors"
+    Vocabulary(WORDS).embed(student.text_encoder).save(path)
+    about["encoder"] = dict(about["encoder"], weights_sha256="0" * 64)
+    with pytest.raises(ValueError, match="another CLIP"):
+        own.load_words(path, about)
+    assert json.dumps(about)

@@ -1,0 +1,303 @@
+"""Distillation of crops into locations."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from kdeov_mm.clip import CLIPImageTeacher
+from kdeov_mm.models import Locations, RegionDistillation
+from kdeov_mm.models.distill.regions import block_boxes
+
+from ...conftest import EMBED_DIMS, make_sample
+
+SIDE, STRIDE = 64, 8
+CENTRES = torch.cartesian_prod(*[torch.arange(STRIDE / 2, SIDE, STRIDE)] * 2)
+
+
+class KnownTeacher:
+    """Embeds each box as a direction of its own; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[Tensor]] = []
+
+    def direction(self, box: Tensor) -> Tensor:
+        torch.manual_seed(int(box.sum() * 97) % 10**6)
+        return F.normalize(torch.randn(EMBED_DIMS), dim=0)
+
+    def embed_crops(
+        self, pixels: Tensor, boxes: Sequence[Tensor], scales: Sequence[float]
+    ) -> Tensor:
+        self.asked.append(list(boxes))
+        return torch.stack([self.direction(b) for b in torch.cat(list(boxes))])
+
+
+def make_locations(batch: int = 1, **changes: Any) -> Locations:
+    """64 locations; each holds a 24 px box about its centre, jittered."""
+    torch.manual_seed(0)
+    n = len(CENTRES)
+    half = 12 + torch.rand(batch, n, 4) * 2
+    signs = torch.tensor([-1.0, -1, 1, 1])
+    fields = dict(
+        embeds=torch.randn(batch, n, EMBED_DIMS, requires_grad=True),
+        boxes=CENTRES.repeat(1, 2) + signs * half,
+        sharpness=torch.rand(batch, n),
+        centres=CENTRES,
+    )
+    return Locations(**{**fields, **changes})
+
+
+def make_head(
+    steps: int = 1000, loss_weight: float = 8.0, **changes: Any
+) -> RegionDistillation:
+    cosine = dict(type="CosineDistance", loss_weight=loss_weight)
+    changes = {"distances": dict(cosine=cosine), "warmup": 10, **changes}
+    head = RegionDistillation(**changes)
+    head.steps.fill_(steps)
+    return head
+
+
+def run(
+    head: RegionDistillation, samples: list[Any], locations: Locations, teacher: Any
+) -> Tensor:
+    pixels = torch.rand(len(samples), 3, SIDE, SIDE)
+    losses = head.loss((), None, teacher, pixels, samples, locations)
+    assert list(losses) == ["loss_region_cosine"]
+    return losses["loss_region_cosine"]
+
+
+TRUTH = [[10.0, 10, 36, 34], [40, 30, 64, 60]]
+
+
+# --------------------------------------------------------------------- regions
+
+
+def test_regions_begin_with_the_ground_truth() -> None:
+    samples = [make_sample(TRUTH, [0, 1]), make_sample()]
+    first, second = make_head().regions(samples, make_locations(batch=2))
+    assert first[:2].tolist() == TRUTH
+    assert len(first) > 2 and len(second) > 0
+
+
+def test_regions_are_never_duplicates() -> None:
+    head = make_head(proposals=50, nms_iou=0.4)
+    (regions,) = head.regions([make_sample(TRUTH, [0, 1])], make_locations())
+    overlap = box_iou(regions, regions).fill_diagonal_(0)
+    overlap[:2, :2] = 0  # what the labels say is not ours to judge
+    assert len(regions) > 6
+    assert overlap.max() <= 0.4
+
+
+def test_own_regions_stay_within_the_image_and_not_in_its_padding() -> None:
+    sample = make_sample(TRUTH[:1], [0], shape=(40, 48))
+    (regions,) = make_head(proposals=50).regions([sample], make_locations())
+    own = regions[1:]
+    assert (own >= 0).all() and (own[:, 0::2] <= 48).all()
+    assert (own[:, 1::2] <= 40).all()
+    assert ((own[:, 2:] - own[:, :2]) > 4).all()
+    assert own[:, 2:].amax() == 48  # boxes at the border are kept, cut
+
+
+def test_there_are_as_many_own_regions_as_asked_and_the_best() -> None:
+    (few,) = make_head(proposals=3).regions([make_sample()], make_locations())
+    (many,) = make_head(proposals=9).regions([make_sample()], make_locations())
+    assert len(few) == 3 and torch.equal(many[:3], few)
+    (none,) = make_head(proposals=0).regions([make_sample()], make_locations())
+    assert len(none) == 0
+
+
+def test_the_warm_up_knows_ground_truth_only() -> None:
+    samples, teacher = [make_sample(TRUTH, [0, 1])], KnownTeacher()
+    head = make_head(steps=0, warmup=3)
+    for _ in range(5):
+        run(head, samples, make_locations(), teacher)
+    counts = [len(regions) for (regions,) in teacher.asked]
+    assert counts[:3] == [2, 2, 2]
+    assert min(counts[3:]) > 2
+
+
+def test_a_resumed_run_does_not_warm_up_again() -> None:
+    head = make_head(steps=0, warmup=3)
+    run(head, [make_sample(TRUTH, [0, 1])], make_locations(), KnownTeacher())
+    fresh = make_head(steps=0, warmup=3)
+    fresh.load_state_dict(head.state_dict())
+    assert fresh.steps == 1
+
+
+# -------------------------------------------------------------------- matching
+
+
+def test_weights_of_a_matched_region_sum_to_one() -> None:
+    head = make_head(match_iou=0.3, locations=4)
+    regions = torch.tensor([*TRUTH, [0.0, 0, 3, 3]])  # no location lies in the third
+    where, which, weight = head.match(regions, make_locations(), 0)
+    sums = torch.zeros(3).index_add(0, which, weight)
+    torch.testing.assert_close(sums, torch.tensor([1.0, 1, 0]))
+    assert where.bincount().max() >= 1 and which.bincount().max() <= 4
+
+
+def test_ground_truth_finds_a_location_however_bad_the_boxes() -> None:
+    """Early boxes overlap nothing well; the labels teach all the same."""
+    boxes = torch.cat([CENTRES - 1, CENTRES + 1], 1)[None]
+    _, which, _ = make_head(match_iou=0.9).match(
+        torch.tensor(TRUTH), make_locations(boxes=boxes), 0
+    )
+    assert set(which.tolist()) == {0, 1}
+
+
+def test_matched_locations_are_the_best_of_those_in_the_region() -> None:
+    locations, regions = make_locations(), torch.tensor(TRUTH)
+    where, which, _ = make_head(match_iou=0.5, locations=5).match(regions, locations, 0)
+    overlap = box_iou(regions, locations.boxes[0])
+    for i, region in enumerate(regions):
+        inside = ((region[:2] < CENTRES) & (region[2:] > CENTRES)).all(1)
+        mine = torch.zeros(len(CENTRES), dtype=torch.bool)
+        mine[where[which == i]] = True
+        assert 0 < mine.sum() <= 5 and inside[mine].all()
+        assert overlap[i, mine].min() > overlap[i, inside & ~mine].max()
+        assert overlap[i, mine].min() > 0
+
+
+# ------------------------------------------------------------------------ loss
+
+
+def test_loss_is_zero_when_locations_say_what_the_teacher_says() -> None:
+    teacher, head = KnownTeacher(), make_head(match_iou=0.9, nms_iou=0.3)
+    samples, locations = [make_sample(TRUTH, [0, 1])] * 2, make_locations(batch=2)
+    assert run(head, samples, locations, teacher) > 0.1
+    embeds = torch.zeros_like(locations.embeds)
+    for image, regions in enumerate(teacher.asked[0]):
+        where, which, _ = head.match(regions, locations, image)
+        for place, region in zip(where, which, strict=True):
+            embeds[image, place] = 5 * teacher.direction(regions[region])
+        assert len(where) == len(set(where.tolist()))
+    equal = locations._replace(embeds=embeds)
+    assert run(head, samples, equal, teacher).abs() < 1e-5
+
+
+def test_every_region_counts_the_same_however_many_locations_it_has() -> None:
+    """One region at distance 1 with many locations, one at 0 with one: half."""
+    boxes = make_locations().boxes.clone()
+    boxes[0, :5] = torch.tensor([0.0, 0, 8, 64])  # the locations of the left column
+    boxes[0, 5:] = 1000.0
+    boxes[0, 20] = torch.tensor([16.0, 24, 32, 48])
+    regions = [[0.0, 0, 8, 64], [16.0, 24, 32, 48]]
+    embeds = torch.zeros(1, 64, EMBED_DIMS)
+    embeds[0, :, 0] = 1
+
+    class Split(KnownTeacher):
+        def direction(self, box: Tensor) -> Tensor:
+            return torch.eye(EMBED_DIMS)[1 if box[0] == 0 else 0]
+
+    head = make_head(proposals=0, loss_weight=1.0)
+    locations = make_locations(boxes=boxes, embeds=embeds)
+    loss = run(head, [make_sample(regions, [0, 1])], locations, Split())
+    assert loss == pytest.approx(0.5)
+
+
+def test_loss_weight_is_a_factor() -> None:
+    losses = [
+        run(make_head(loss_weight=w), [make_sample(TRUTH, [0, 1])], make_locations(),
+            KnownTeacher())
+        for w in (1.0, 3.0)
+    ]  # fmt: skip
+    torch.testing.assert_close(losses[0] * 3, losses[1])
+
+
+def test_gradient_pulls_matched_locations_and_no_others() -> None:
+    teacher, head = KnownTeacher(), make_head(proposals=0, match_iou=0.3)
+    locations = make_locations()
+    run(head, [make_sample(TRUTH, [0, 1])], locations, teacher).backward()
+    moved = locations.embeds.grad[0].abs().sum(-1) > 0
+    where, _, _ = head.match(torch.tensor(TRUTH), locations, 0)
+    assert 0 < moved.sum() < len(CENTRES)
+    assert set(moved.nonzero().flatten().tolist()) == set(where.tolist())
+
+
+@pytest.mark.parametrize("steps", [0, 1000], ids=["warm-up", "after"])
+def test_no_boxes_at_all_give_a_finite_zero(tiny_clip: str, steps: int) -> None:
+    """No labels, and nothing of the student's own: with a real image tower."""
+    locations = make_locations(batch=2, boxes=torch.zeros(2, 64, 4))
+    head = make_head(steps)
+    loss = run(
+        head, [make_sample(), make_sample()], locations, CLIPImageTeacher(tiny_clip)
+    )
+    loss.backward()
+    assert loss == 0 and (locations.embeds.grad == 0).all()
+
+
+def test_regions_at_and_beyond_the_border_give_a_finite_loss(tiny_clip: str) -> None:
+    edge = [[0.0, 0, 12, 64], [52, 52, 64, 64], [0, 0, 64, 64]]
+    locations = make_locations()
+    loss = run(
+        make_head(match_iou=0.1), [make_sample(edge, [0, 1, 2])], locations,
+        CLIPImageTeacher(tiny_clip),
+    )  # fmt: skip
+    loss.backward()
+    assert loss > 0 and loss.isfinite() and locations.embeds.grad.isfinite().all()
+
+
+def test_the_head_does_not_change_what_the_student_said() -> None:
+    locations, sample = make_locations(), make_sample(TRUTH, [0, 1])
+    before = [t.detach().clone() for t in locations]
+    run(make_head(), [sample], locations, KnownTeacher())
+    for kept, now in zip(before, locations, strict=True):
+        assert torch.equal(kept, now)
+    assert sample.gt_instances.bboxes.tolist() == TRUTH
+
+
+# --------------------------------------------------------------------- sources
+
+
+def test_each_source_gives_its_regions_in_their_order() -> None:
+    class Store(KnownTeacher):
+        def stored_boxes(self, i: int) -> Tensor:
+            return torch.tensor([[1.0, 2, 30, 40]])
+
+    sample, locations = make_sample(TRUTH, [0, 1], shape=(48, 64)), make_locations()
+    head = make_head(sources=("stored", "random", "blocks", "truth"), proposals=7)
+    (regions,) = head.regions([sample], locations, Store())
+    assert len(regions) == 1 + 7 + 4 + 9 + 16 + 2
+    assert regions[0].tolist() == [1, 2, 30, 40] and regions[-2:].tolist() == TRUTH
+    assert (regions[1:-2] >= 0).all()
+    assert (regions[1:-2, 2] <= 64).all() and (regions[1:-2, 3] <= 48).all()
+    assert regions[8].tolist() == [0, 0, 32, 24]  # the first tile of 2 x 2
+    again, _ = head.regions([sample, sample], locations._replace(
+        boxes=locations.boxes.expand(2, -1, -1)), Store())  # fmt: skip
+    assert not torch.equal(again[1:8], regions[1:8])  # random each time
+    assert torch.equal(again[8:], regions[8:])
+
+
+def test_tiles_cover_the_image_once_per_grid_and_are_the_same_mirrored() -> None:
+    tiles = block_boxes((60, 90), (2, 3))
+    area = ((tiles[:, 2:] - tiles[:, :2]).prod(1)).sum()
+    assert len(tiles) == 13 and area == pytest.approx(2 * 60 * 90)
+    mirrored = torch.stack(
+        [90 - tiles[:, 2], tiles[:, 1], 90 - tiles[:, 0], tiles[:, 3]], 1
+    )
+    assert set(map(tuple, mirrored.tolist())) == set(map(tuple, tiles.tolist()))
+
+
+@pytest.mark.parametrize("sources", [(), ("truth", "owl")])
+def test_unknown_sources_are_refused(sources: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="sources"):
+        make_head(sources=sources)
+
+
+def test_matching_a_batch_is_matching_its_images() -> None:
+    head, locations = make_head(), make_locations(batch=3)
+    regions = [torch.tensor(TRUTH), torch.zeros(0, 4), torch.tensor(TRUTH[1:])]
+    image = torch.tensor([0, 0, 2])
+    where, which, weight = head.match(torch.cat(regions), locations, image)
+    begin = 0
+    for i, boxes in enumerate(regions):
+        here = image[which] == i
+        alone = head.match(boxes, locations, i)
+        assert torch.equal(where[here], alone[0])
+        assert torch.equal(which[here], alone[1] + begin)
+        assert torch.equal(weight[here], alone[2])
+        begin += len(boxes)

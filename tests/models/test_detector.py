@@ -1,0 +1,226 @@
+"""The student as a whole, its guests, and what it keeps."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from torch import Tensor
+
+from kdeov_mm.models import KDEOVDetector
+from kdeov_mm.models.pixels import undo_normalisation
+
+from ..conftest import EMBED_DIMS, WORDS, make_sample, write_clip
+
+Build = Callable[..., KDEOVDetector]
+TRUTH = ([[8, 8, 40, 48], [30, 20, 62, 50]], [2, 0])
+FUSION = dict(in_channels=[256, 512, 1024], text_dims=EMBED_DIMS, widen_factor=0.25)
+FUSIONS = {
+    "none": {},
+    "film": {"fusion": dict(type="FiLMFusion", **FUSION)},
+    "attention": {"fusion": dict(type="CrossAttentionFusion", **FUSION)},
+}
+
+
+def make_batch() -> tuple[Tensor, list[DetDataSample]]:
+    torch.manual_seed(5)
+    return torch.rand(2, 3, 64, 64), [
+        make_sample(*TRUTH),
+        make_sample(TRUTH[0], [1, 1]),
+    ]
+
+
+# ---------------------------------------------------------------------- guests
+
+
+def test_the_clip_is_no_part_of_the_student(build_detector: Build) -> None:
+    model = build_detector()
+    images, samples = make_batch()
+    before = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    trained = [name for name, _ in model.named_parameters()]
+    model.loss(images, samples)  # loads both towers
+    assert {name: t.shape for name, t in model.state_dict().items()} == before
+    assert [name for name, _ in model.named_parameters()] == trained
+    kept = [*model.state_dict(), *trained, *dict(model.named_modules())]
+    assert not any("teacher" in name or "text_encoder" in name for name in kept)
+
+
+def test_without_teacher_a_working_detector_is_left(build_detector: Build) -> None:
+    taught, alone = build_detector(), build_detector(teacher=None, distill=None)
+    images, samples = make_batch()
+    only = set(taught.state_dict()) - set(alone.state_dict())
+    assert only and all(name.startswith("distill.") for name in only)
+    alone.load_state_dict(
+        {k: v for k, v in taught.state_dict().items() if k not in only}
+    )
+    assert set(alone.loss(images, samples)) == {"loss_cls", "loss_bbox", "loss_dfl"}
+    assert len(alone.eval().predict(images, samples)) == 2
+
+
+def test_distillation_without_its_teacher_is_refused(build_detector: Build) -> None:
+    with pytest.raises(ValueError, match="need a `teacher`"):
+        build_detector(teacher=None)
+
+
+def test_distillation_of_bgr_pixels_is_refused(build_detector: Build) -> None:
+    with pytest.raises(ValueError, match="bgr_to_rgb=True"):
+        build_detector(**{"data_preprocessor.bgr_to_rgb": False})
+    build_detector(
+        **{"data_preprocessor.bgr_to_rgb": False}, teacher=None, distill=None
+    )
+
+
+@pytest.mark.parametrize(
+    "mean, std",
+    [
+        ([0.0] * 3, [255.0] * 3),
+        ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
+        (None, None),
+    ],
+)
+def test_the_teacher_sees_the_picture_as_rgb_in_0_to_1(
+    build_detector: Build, mean: Any, std: Any
+) -> None:
+    model = build_detector(
+        **{"data_preprocessor.mean": mean, "data_preprocessor.std": std}
+    )
+    bgr = torch.randint(256, (3, 64, 64), dtype=torch.uint8)
+    data = model.data_preprocessor(
+        dict(inputs=[bgr], data_samples=[make_sample(*TRUTH)]), training=True
+    )
+    shapes = [s.img_shape for s in data["data_samples"]]
+    pixels = undo_normalisation(model.data_preprocessor, data["inputs"], shapes)
+    torch.testing.assert_close(pixels[0], bgr.flip(0).float() / 255)
+
+
+# ------------------------------------------------------------------------ loss
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("boxes", [True, False], ids=["boxes", "no-boxes"])
+def test_every_parameter_gets_a_gradient(
+    build_detector: Build, fusion: str, boxes: bool
+) -> None:
+    """Distributed training waits for ever for a parameter that gets none."""
+    model = build_detector(**FUSIONS[fusion])
+    images, samples = make_batch()
+    losses = model.loss(images, samples if boxes else [make_sample(), make_sample()])
+    assert all(value.isfinite() for value in losses.values())
+    sum(losses.values()).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None]
+    assert without == []
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_loss_has_the_names_that_mmengine_sums(build_detector: Build) -> None:
+    images, samples = make_batch()
+    model = build_detector()
+    total, log = model.parse_losses(model.loss(images, samples))
+    regions = [f"loss_region_{name}" for name in model.distill["region"].distances]
+    parts = ["loss_cls", "loss_bbox", "loss_dfl", *regions]
+    assert regions
+    assert set(log) == {"loss", *parts}
+    torch.testing.assert_close(total, sum(log[name] for name in parts))
+
+
+def test_training_lowers_the_loss_of_one_batch(build_detector: Build) -> None:
+    model = build_detector(
+        vocabulary=dict(size=6, min_size=6), teacher=None, distill=None
+    )
+    images, samples = make_batch()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    history = []
+    for _ in range(12):
+        losses = model.loss(images, samples)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+        history.append({name: value.item() for name, value in losses.items()})
+    for name in history[0]:
+        assert history[-1][name] < 0.9 * history[0][name], name
+
+
+def test_bfloat16_training_is_finite(build_detector: Build) -> None:
+    model = build_detector()
+    images, samples = make_batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model.loss(images, samples)
+    sum(losses.values()).backward()
+    assert all(value.isfinite() for value in losses.values())
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("text", [("one word",), ("one word", "another")])
+def test_few_words_are_enough_to_train_and_test(
+    build_detector: Build, text: tuple[str, ...]
+) -> None:
+    model = build_detector()
+    images = torch.rand(1, 3, 64, 64)
+    sample = make_sample(TRUTH[0][:1], [len(text) - 1], text)
+    losses = model.loss(images, [sample])
+    assert all(value.isfinite() for value in losses.values())
+    model.eval()(images, [make_sample(text=text)], mode="predict")
+
+
+# ------------------------------------------------------------------ predictions
+
+
+def test_predictions_carry_the_names_of_their_words(lively: KDEOVDetector) -> None:
+    with torch.no_grad():
+        (sample,) = lively(torch.rand(1, 3, 64, 64), [make_sample()], mode="predict")
+    found = sample.pred_instances
+    assert len(found) > 50
+    assert found.label_names == [WORDS[i] for i in found.labels]
+
+
+def test_predictions_are_in_pixels_of_the_file(lively: KDEOVDetector) -> None:
+    images = torch.rand(1, 3, 64, 64)
+    small, large = make_sample(), make_sample()
+    large.set_metainfo(dict(ori_shape=(128, 192), scale_factor=(1 / 3, 0.5)))
+    with torch.no_grad():
+        a, b = (
+            lively(images, [s], mode="predict")[0].pred_instances
+            for s in (small, large)
+        )
+    assert len(a) > 50
+    grown = a.bboxes * torch.tensor([3.0, 2, 3, 2])
+    torch.testing.assert_close(b.bboxes, grown, atol=1e-2, rtol=1e-4)
+
+
+def test_a_test_batch_with_two_vocabularies_is_refused(lively: KDEOVDetector) -> None:
+    samples = [make_sample(), make_sample(text=("other", "words"))]
+    with pytest.raises(ValueError, match="one vocabulary, got 2"):
+        lively(torch.rand(2, 3, 64, 64), samples, mode="predict")
+
+
+def test_a_teacher_of_another_clip_is_refused(
+    build_detector: Build, tmp_path: Path
+) -> None:
+    other = write_clip(tmp_path / "other", seed=1)
+    with pytest.raises(ValueError, match="the teacher is .*other.*same `model`"):
+        build_detector(**{"teacher.model": other})
+
+
+def test_a_head_of_another_dimension_than_the_clips_is_refused(
+    build_detector: Build,
+) -> None:
+    with pytest.raises(ValueError, match=f"set it to {EMBED_DIMS}"):
+        build_detector(**{"bbox_head.head_module.embed_dims": EMBED_DIMS * 2})
+
+
+def test_samples_of_two_data_sets_share_a_batch(build_detector: Build) -> None:
+    """Only one of the two leaves a word unverified."""
+    model = build_detector(teacher=None, distill=None)
+    some, more = make_sample(*TRUTH, text=WORDS[:3]), make_sample(*TRUTH, text=WORDS)
+    losses = model.loss(torch.rand(2, 3, 64, 64), [some, more])
+    assert losses["loss_cls"].isfinite() and losses["loss_cls"] > 0
+
+
+def test_initialising_leaves_parameters_where_they_are(build_detector: Build) -> None:
+    """mmengine moves the model to its device first and initialises it then."""
+    model = build_detector()
+    places = {name: p.data_ptr() for name, p in model.named_parameters()}
+    model.init_weights()
+    assert places == {name: p.data_ptr() for name, p in model.named_parameters()}

@@ -1,0 +1,138 @@
+"""Which words are asked: in a training step, in a test batch."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+
+from kdeov_mm.models import RandomVocabulary, words_of
+
+from ..conftest import WORDS, make_sample
+
+MANY = tuple(f"word {i}" for i in range(200))
+BOXES = [[1, 2, 30, 40], [5, 5, 20, 20]]
+
+
+@pytest.fixture(autouse=True)
+def numpy_seed() -> None:
+    np.random.seed(0)
+
+
+def names(words: tuple[str, ...], sample: DetDataSample) -> list[str]:
+    return [words[i] for i in sample.gt_instances.labels]
+
+
+def test_labels_follow_their_words() -> None:
+    samples = [make_sample(BOXES, [150, 3], MANY), make_sample(BOXES[:1], [199], MANY)]
+    draw = RandomVocabulary(size=20, min_size=10)
+    for _ in range(20):
+        words, new = draw(samples)
+        assert [names(words, s) for s in new] == [["word 150", "word 3"], ["word 199"]]
+
+
+def test_boxes_keep_their_place_beside_their_label() -> None:
+    words, (new,) = RandomVocabulary(8, 4)([make_sample(BOXES, [5, 1])])
+    assert new.gt_instances.bboxes.tolist() == BOXES
+    assert names(words, new) == [WORDS[5], WORDS[1]]
+
+
+def test_the_number_of_words_stays_between_its_bounds_and_varies() -> None:
+    draw = RandomVocabulary(size=20, min_size=10)
+    sizes = {len(draw([make_sample(BOXES, [7, 8], MANY)])[0]) for _ in range(200)}
+    assert sizes == set(range(10, 21))
+
+
+def test_words_with_boxes_are_always_asked_even_beyond_the_bound() -> None:
+    labels = list(range(30))
+    sample = make_sample([[0, 0, 9, 9]] * 30, labels, MANY)
+    words, (new,) = RandomVocabulary(size=10, min_size=10)([sample])
+    assert sorted(words) == sorted(MANY[:30])
+    assert names(words, new) == list(MANY[:30])
+
+
+def test_fewer_words_than_the_bound_are_all_asked() -> None:
+    words, _ = RandomVocabulary(size=80, min_size=40)([make_sample(BOXES, [0, 1])])
+    assert sorted(words) == sorted(WORDS)
+
+
+def test_no_word_is_asked_twice() -> None:
+    samples = [make_sample(BOXES, [4, 4], MANY), make_sample(BOXES[:1], [4], MANY)]
+    words, _ = RandomVocabulary(size=50, min_size=50)(samples)
+    assert len(words) == len(set(words)) == 50
+
+
+def test_choice_and_order_of_the_words_vary() -> None:
+    draw = RandomVocabulary(size=20, min_size=20)
+    drawn = [draw([make_sample(BOXES, [7, 8], MANY)])[0] for _ in range(30)]
+    assert len({frozenset(words) for words in drawn}) == 30
+    assert len({words.index("word 7") for words in drawn}) > 5
+    assert len(set().union(*drawn)) > 150
+
+
+def test_the_seed_decides_the_words() -> None:
+    draw, sample = RandomVocabulary(20, 10), make_sample(BOXES, [7, 8], MANY)
+    np.random.seed(3)
+    first = draw([sample])[0]
+    second = draw([sample])[0]
+    np.random.seed(3)
+    assert draw([sample])[0] == first != second
+
+
+def test_the_given_samples_are_not_changed() -> None:
+    sample = make_sample(BOXES, [5, 1])
+    other = make_sample(BOXES, [0, 0], ("some", "words"))
+    before = copy.deepcopy(sample)
+    RandomVocabulary(4, 4)([sample, other])
+    assert torch.equal(sample.gt_instances.labels, before.gt_instances.labels)
+    assert torch.equal(sample.gt_instances.bboxes, before.gt_instances.bboxes)
+    assert sample.metainfo == before.metainfo
+
+
+def test_one_data_set_verifies_all_words() -> None:
+    _, new = RandomVocabulary(4, 4)([make_sample(BOXES, [5, 1]), make_sample()])
+    assert not any("word_weight" in s.metainfo for s in new)
+
+
+def test_words_of_another_data_set_weigh_nothing() -> None:
+    cats = make_sample(BOXES[:1], [1], ("cat", "red ball"))
+    world = make_sample(BOXES, [0, 2])  # "red ball" is a word of both
+    words, new = RandomVocabulary(size=80, min_size=80)([cats, world])
+    assert sorted(words) == sorted({*WORDS, "cat"})
+    for sample, own in zip(new, ({"cat", "red ball"}, set(WORDS)), strict=True):
+        weight = sample.metainfo["word_weight"]
+        assert weight.tolist() == [float(word in own) for word in words]
+    assert names(words, new[0]) == ["red ball"]
+    assert names(words, new[1]) == [WORDS[0], WORDS[2]]
+
+
+def test_images_without_boxes_ask_words_too() -> None:
+    words, (new,) = RandomVocabulary(4, 4)([make_sample()])
+    assert len(words) == 4 and len(new.gt_instances.labels) == 0
+    assert new.gt_instances.labels.dtype == torch.long
+
+
+@pytest.mark.parametrize("size, min_size", [(0, 0), (3, 4), (5, 0)])
+def test_impossible_bounds_are_refused(size: int, min_size: int) -> None:
+    with pytest.raises(ValueError, match="min_size <= size"):
+        RandomVocabulary(size, min_size)
+
+
+def test_samples_without_words_are_refused_with_advice() -> None:
+    sample = make_sample(BOXES, [0, 1])
+    sample.set_metainfo(dict(text=None))
+    for refuses in (RandomVocabulary(), words_of):
+        with pytest.raises(ValueError, match="LoadWords"):
+            refuses([sample])
+    with pytest.raises(ValueError, match="no words at all"):
+        RandomVocabulary()([make_sample(text=())])
+
+
+def test_a_test_batch_shares_one_vocabulary() -> None:
+    assert words_of([make_sample(), make_sample()]) == WORDS
+    assert words_of([make_sample(text=list(WORDS))]) == WORDS
+    with pytest.raises(ValueError, match="got 2"):
+        words_of([make_sample(), make_sample(text=WORDS[::-1])])
+    with pytest.raises(ValueError, match="got 0"):
+        words_of(None)

@@ -1,0 +1,460 @@
+"""Train and test rows of the ablation table, and write the tables.
+
+    python tools/studies/run_ablations.py                 # all rows, two seeds: hours
+    python tools/studies/run_ablations.py CONFIG ... --seeds 0 1 2
+    python tools/studies/run_ablations.py --quick         # two iterations: does it run?
+    python tools/studies/run_ablations.py --time          # step and inference times
+    python tools/studies/run_ablations.py --tables     # write the tables, run nothing
+
+One process at a time, through tools/train.py and tools/test.py. A finished run is
+kept in the results file, by row, seed and the hash of its config, and is not run
+again; an interrupted one goes on at its latest checkpoint.
+"""
+
+import argparse
+import ast
+import copy
+import hashlib
+import itertools
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmdet.registry import DATASETS, MODELS
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+
+from kdeov_mm.clip import CachedTeacher
+from kdeov_mm.evaluation import newest_figures
+from kdeov_mm.models import RegionDistillation
+
+ROOT = Path(__file__).resolve().parents[2]
+LEAVES = ROOT / "configs/kdeov/ablations"
+RESULTS = LEAVES / "results.json"
+PLAIN = ROOT / "configs/_base_/models/yolov8_n.py"
+PAGES = ("configs/kdeov/README.md", "README.md")
+GROUPS = ("base", "combo", "novel")
+NOT = "not measured"
+ROWS = (
+    "none",
+    "seed",
+    "global_cosine",
+    "global_contrast",
+    "feature_alignment",
+    "dense_patches",
+    "dense_windows",
+    "local_attention",
+    "region_cosine",
+    "region_l1",
+    "region_contrast",
+    "region_relation",
+    "region_truth",
+    "region_blocks",
+    "region_cached",
+    "default",
+    "fusion_film",
+    "fusion_class_film",
+    "fusion_attention",
+    "norm_gn",
+    "backbone_yolov5",
+    "oracle",
+)
+SHORT = {
+    "none": "no distillation",
+    "seed": "the original KDEOV design",
+    "feature_alignment": "its FeatureAlignment loss on this detector",
+    "region_l1": "crops, ViLD's L1",
+    "default": "**crops, cosine and relations: the default**",
+    "region_cached": "crops, the teacher read from a store",
+    "oracle": "ceiling: novel boxes given",
+}
+NO_PART_OF_A_RUN = ("doctor", "find_unused_parameters")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+PACKAGES = ("torch", "mmengine", "mmdet", "mmyolo", "open_clip_torch")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("configs", nargs="*", type=Path, help="leaves (default: all)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/ablations"))
+    parser.add_argument(
+        "--quick", action="store_true", help="two iterations, results in the work dir"
+    )
+    parser.add_argument("--time", action="store_true", help="measure times only")
+    parser.add_argument("--tables", action="store_true", help="write tables only")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.work_dir /= "quick"
+        args.results = args.work_dir / "results.json"
+    args.work_dir = args.work_dir.resolve()  # the tools run in the project's folder
+    configs = [c.resolve() for c in args.configs] or [
+        LEAVES / f"{row}.py" for row in ROWS
+    ]
+    if args.time:
+        measure_times(configs, args)
+    elif not args.tables:
+        run_all(configs, args)
+    if args.results.resolve() == RESULTS:
+        write_tables(read_results(args.results))
+
+
+def run_all(configs: Sequence[Path], args: argparse.Namespace) -> None:
+    """Train and test what the results file does not have yet."""
+    jobs = [(c, s) for s in args.seeds for c in configs]
+    for number, (config, seed) in enumerate(jobs, 1):
+        done = read_results(args.results)["runs"]
+        key = run_key(config, seed)
+        if any(key.items() <= run.items() for run in done):
+            continue
+        print(f"[{number}/{len(jobs)}] {key['config']}, seed {seed}", flush=True)
+        if args.quick and "prepare" in Config.fromfile(config, lazy_import=False):
+            print("    left out: it needs another row's finished run", flush=True)
+            continue
+        result = key | run_one(config, seed, args.work_dir, args.quick)
+        put(args.results, "runs", result)
+        print(f"    {summary(result)}", flush=True)
+
+
+def measure_times(configs: Sequence[Path], args: argparse.Namespace) -> None:
+    """Step and inference times beside a plain YOLOv8n, in turn on the same batch."""
+    for number, config in enumerate(configs, 1):
+        cfg = Config.fromfile(config, lazy_import=False)
+        prepare(cfg, args.work_dir)
+        times = compare_with_plain(cfg)
+        key = {k: v for k, v in run_key(config, 0).items() if k != "seed"}
+        put(args.results, "times", key | times | provenance())
+        print(
+            f"[{number}/{len(configs)}] {key['config']}: step {times['step']:.3f}, "
+            f"inference {times['inference']:.3f}",
+            flush=True,
+        )
+
+
+def run_key(config: Path, seed: int) -> dict[str, Any]:
+    """What makes two runs the same: config file, its content, seed."""
+    return dict(
+        config=str(config.relative_to(ROOT) if config.is_relative_to(ROOT) else config),
+        config_sha256=config_hash(config),
+        seed=seed,
+    )
+
+
+def config_hash(config: Path) -> str:
+    """SHA-256 of the resolved config, its bases merged."""
+    content = Config.fromfile(config, lazy_import=False).to_dict()
+    for key in NO_PART_OF_A_RUN:
+        content.pop(key, None)
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """``runs``, one entry a run, and ``times``, one entry a config."""
+    if not path.exists():
+        return dict(runs=[], times=[])
+    return json.loads(path.read_text())
+
+
+def put(path: Path, kind: str, entry: dict[str, Any]) -> None:
+    """Add a run or a time; it takes the place of an older one of its row and seed."""
+    results = read_results(path)
+
+    def place(e: dict[str, Any]) -> tuple[str, int]:
+        return e["config"], e.get("seed", 0)
+
+    kept = [e for e in results[kind] if place(e) != place(entry)]
+    results[kind] = sorted([*kept, entry], key=place)
+    write_json(path, results)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file; a reader sees the old one or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps(content, indent=1) + "\n")
+    scratch.replace(path)
+
+
+def run_one(config: Path, seed: int, work_dir: Path, quick: bool) -> dict[str, Any]:
+    """Train and test one row; its figures and where they come from."""
+    folder = run_folder(config, seed, work_dir)
+    origin = provenance()
+    cfg = Config.fromfile(config, lazy_import=False)
+    prepare(cfg, work_dir)
+    options = [f"randomness.seed={seed}"]
+    if quick:
+        options += ["train_cfg.max_iters=2", "param_scheduler=None"]
+        options += ["test_dataloader.dataset.indices=8"]
+    resume = ["--resume"] if (folder / "last_checkpoint").exists() else []
+    arguments = ["--work-dir", folder, *resume, "--cfg-options", *options]
+    started = time.time()
+    call("tools/train.py", config, *arguments)
+    seconds = time.time() - started
+    checkpoint = (folder / "last_checkpoint").read_text().strip()
+    arguments = ["--work-dir", folder / "eval", "--cfg-options", *options]
+    call("tools/test.py", config, checkpoint, *arguments)
+    figures = newest_figures(folder / "eval")
+    return dict(
+        figures={k.removeprefix("ov/"): v for k, v in figures.items() if "ov/" in k},
+        iterations=2 if quick else cfg.train_cfg.max_iters,
+        batch_size=cfg.train_dataloader.batch_size,
+        train_seconds=None if resume else round(seconds),
+        protocol=cfg.test_evaluator.protocol,
+        **origin,
+    )
+
+
+def run_folder(config: Path, seed: int, work_dir: Path) -> Path:
+    """Where a run works; a changed config has another place."""
+    return work_dir / config.stem / f"seed{seed}-{config_hash(config)[:8]}"
+
+
+def prepare(cfg: Config, work_dir: Path) -> None:
+    """Run the config's ``prepare`` commands.
+
+    ``{row}`` in them is the last checkpoint of another row, seed 0.
+    """
+
+    class Checkpoints(dict):
+        def __missing__(self, row: str) -> str:
+            folder = run_folder(LEAVES / f"{row}.py", 0, work_dir)
+            path = folder / "last_checkpoint"
+            if not path.exists():
+                raise SystemExit(f"run the row '{row}' first: {path} is not there")
+            return path.read_text().strip()
+
+    for command in cfg.get("prepare", ()):
+        call(*shlex.split(command.format_map(Checkpoints())))
+
+
+def provenance() -> dict[str, Any]:
+    """Where a figure comes from."""
+    own = [f":!{page}" for page in (RESULTS.relative_to(ROOT), *PAGES)]
+    changed = git("status", "--short", "--", ".", *own)
+    return dict(
+        commit=git("rev-parse", "HEAD") + ("+changes" if changed else ""),
+        versions={name: version(name) for name in PACKAGES},
+        python=platform.python_version(),
+        hardware=hardware(),
+    )
+
+
+def call(script: str, *args: Any) -> None:
+    """Run one of the project's tools; its output is shown when it fails."""
+    done = subprocess.run(
+        [sys.executable, script, *map(str, args)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if done.returncode:
+        raise SystemExit(
+            f"{script} {' '.join(map(str, args))}\nfailed with exit code "
+            f"{done.returncode}; its last lines:\n{done.stdout[-3000:]}"
+        )
+
+
+def git(*args: str) -> str:
+    """Output of a git command in the project; empty outside a repository."""
+    done = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def hardware() -> str:
+    """GPU, or processor and its cores."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return f"{line.split(':')[1].strip()}, {os.cpu_count()} cores"
+    return f"{platform.processor()}, {os.cpu_count()} cores"
+
+
+def summary(run: dict[str, Any]) -> str:
+    """A run in one line."""
+    keys = ("base_AP50", "combo_AP50", "novel_AP50", "AP")
+    return ", ".join(f"{key} {run['figures'][key]:.3f}" for key in keys)
+
+
+def compare_with_plain(cfg: Config, rounds: int = 8) -> dict[str, Any]:
+    """Median ratios of step and network times to those of a plain YOLOv8n.
+
+    A step is preprocessing, loss, backward and AdamW, on batches of 16 images of
+    the training data. Inference is the network on one image of 640 px with 80
+    words, without post-processing. The two models take turns.
+    """
+    init_default_scope(cfg.default_scope)
+    ours, plain = build(cfg), build(Config.fromfile(PLAIN, lazy_import=False))
+    loader = cfg.train_dataloader
+    loader.update(batch_size=16, num_workers=0, persistent_workers=False)
+    batches = list(itertools.islice(Runner.build_dataloader(loader), 4))
+    if isinstance(ours.teacher, CachedTeacher):
+        data = DATASETS.build(loader.dataset)
+        ours.teacher.admit(data, ours.pupils, ours.data_preprocessor)
+    closed = copy.deepcopy(batches)
+    for sample in itertools.chain(*(batch["data_samples"] for batch in closed)):
+        sample.gt_instances.labels %= 80
+    steps = in_turn(Step(plain, closed), Step(ours, batches), rounds)
+    image = torch.rand(1, 3, 640, 640, device=DEVICE)
+    words = tuple(batches[0]["data_samples"][0].text)[:80]
+    sample = DetDataSample(metainfo=dict(text=words))
+    with torch.no_grad():
+        nets = in_turn(
+            lambda: plain.eval()(image, mode="tensor"),
+            lambda: ours.eval()(image, [sample], mode="tensor"),
+            rounds,
+        )
+    return dict(
+        step=statistics.median(steps),
+        step_range=quartiles(steps),
+        inference=statistics.median(nets),
+        inference_range=quartiles(nets),
+        parameters=sum(p.numel() for n, p in ours.named_parameters() if not_taught(n)),
+        parameters_plain=sum(p.numel() for p in plain.parameters()),
+        rounds=rounds,
+    )
+
+
+def not_taught(name: str) -> bool:
+    """Whether a parameter is there at test time: distillation heads are not."""
+    return not name.startswith("distill.")
+
+
+def build(cfg: Config) -> Any:
+    """A model in training, past the warm-up of its distillation."""
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model).train().to(memory_format=torch.channels_last)
+    model.init_weights()
+    model.to(DEVICE)
+    for module in model.modules():
+        if isinstance(module, RegionDistillation):
+            module.steps.fill_(module.warmup)
+    return model
+
+
+class Step:
+    """A training step of a model on the next of its batches."""
+
+    def __init__(self, model: Any, batches: Sequence[dict]) -> None:
+        self.model, self.batches = model, itertools.cycle(batches)
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+    def __call__(self) -> None:
+        """Preprocess, loss, backward, update."""
+        data = self.model.data_preprocessor(next(self.batches), True)
+        loss, _ = self.model.parse_losses(self.model(**data, mode="loss"))
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def in_turn(first: Any, second: Any, rounds: int, warmup: int = 3) -> list[float]:
+    """Ratios second / first of the seconds of two functions called in turn."""
+    ratios = []
+    for _ in range(warmup + rounds):
+        seconds = []
+        for function in (first, second):
+            started = time.perf_counter()
+            function()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - started)
+        ratios.append(seconds[1] / seconds[0])
+    return ratios[warmup:]
+
+
+def quartiles(values: Sequence[float]) -> list[float]:
+    """First and third quartile."""
+    first, _, third = statistics.quantiles(values, n=4)
+    return [first, third]
+
+
+# ----------------------------------------------------------------------- tables
+
+
+def write_tables(results: dict[str, Any]) -> None:
+    """Renew the tables in the pages that show results."""
+    for page, name, table in tables(results):
+        path = ROOT / page
+        path.write_text(replaced(path.read_text(), name, table))
+
+
+def replaced(text: str, name: str, table: str) -> str:
+    """A page with the part between its two marks renewed."""
+    begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+    before, rest = text.split(begin)
+    return f"{before}{begin}{table}{end}{rest.split(end)[1]}"
+
+
+def tables(results: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Page, mark and content of each generated table."""
+    lines = [
+        "| row | what | base | combo | novel | step | inference | parameters |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in ROWS:
+        runs, times = of_row(results, row)
+        cells = [spread(runs, f"{g}_AP50", f"{g}_AP") for g in GROUPS]
+        cells += [f"{times[k]:.2f}" if times else NOT for k in ("step", "inference")]
+        cells.append(f"{times['parameters'] / 1e6:.2f} M" if times else NOT)
+        link = f"[`{row}`](ablations/{row}.py)"
+        lines.append(f"| {link} | {title(row)} | {' | '.join(cells)} |")
+    short = ["| | base | novel | step |", "|---|---|---|---|"]
+    for row, what in SHORT.items():
+        runs, times = of_row(results, row)
+        cells = [spread(runs, f"{g}_AP50") for g in ("base", "novel")]
+        cells.append(f"{times['step']:.2f}" if times else NOT)
+        short.append(f"| {what} | {' | '.join(cells)} |")
+    return [
+        (PAGES[0], "ablations", "\n".join(lines) + "\n"),
+        (PAGES[1], "ablations", "\n".join(short) + "\n"),
+    ]
+
+
+def of_row(results: dict[str, Any], row: str) -> tuple[list[dict], dict | None]:
+    """A row's runs and its times, of the config as it is now."""
+    path = LEAVES / f"{row}.py"
+    key = {k: v for k, v in run_key(path, 0).items() if k != "seed"}
+    runs = [r for r in results["runs"] if key.items() <= r.items()]
+    times = [t for t in results["times"] if key.items() <= t.items()]
+    return runs, times[0] if times else None
+
+
+def title(row: str) -> str:
+    """First line of the config's docstring."""
+    text = (LEAVES / f"{row}.py").read_text()
+    return (ast.get_docstring(ast.parse(text)) or "").splitlines()[0].rstrip(".")
+
+
+def spread(runs: Sequence[dict], *figures: str) -> str:
+    """Mean over seeds, and half the range where there are several seeds."""
+    if not runs:
+        return NOT
+    cells = []
+    for figure in figures:
+        values = [run["figures"][figure] for run in runs]
+        half = (max(values) - min(values)) / 2
+        more = f" ± {half:.3f}" if len(values) > 1 else ""
+        cells.append(f"{statistics.mean(values):.3f}{more}")
+    return " / ".join(cells)
+
+
+if __name__ == "__main__":
+    main()
