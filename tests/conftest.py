@@ -24,9 +24,8 @@ from torch import Tensor
 
 from kdeov_mm.clip.source import TEACHERS
 from kdeov_mm.datasets import OVCocoDataset
-from kdeov_mm.datasets.lvis import LVIS_CLASSES, LVIS_FREQUENCY
+from kdeov_mm.datasets.lvis import LVIS_FREQUENCY
 from kdeov_mm.datasets.shapes_files import write_world
-from kdeov_mm.datasets.splits import make_splits
 from kdeov_mm.models import KDEOVDetector
 
 ROOT = Path(kdeov_mm.__file__).resolve().parents[1]
@@ -221,7 +220,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     lvis = [
         dict(id=i, name=name, frequency=kind, synonyms=[name])
-        for i, (name, kind) in enumerate(zip(LVIS_CLASSES, LVIS_FREQUENCY), 1)
+        for i, (name, kind) in enumerate(LVIS_FREQUENCY.items(), 1)
     ]
     for name, categories in (("coco", coco), ("lvis", lvis)):
         for part, number in (("train", 8), ("val", 4)):
@@ -233,7 +232,9 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
             file.parent.mkdir(exist_ok=True)
             file.write_text(json.dumps(content))
         ids = file if name == "lvis" else None
-        make_splits(name, file.parent, ids, say=lambda line: None)
+        load_tool("prepare_splits").make_splits(
+            name, file.parent, ids, say=lambda line: None
+        )
     return root
 
 
