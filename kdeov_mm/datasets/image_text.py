@@ -151,7 +151,7 @@ def _vocabulary(
             f"{sorted({*place} ^ {*wanted})[:6]}. Give the folders' names, or other "
             "words in the folders' alphabetical order."
         )
-    classes = classes.take([place[name] for name in wanted])
+    classes = classes.select([place[name] for name in wanted])
     # WordNet's ids are no words: their synonyms are
     synonyms = tuple(words[1:] for words in classes.words)
     if all(synonyms) and all(re.fullmatch(r"n\d{8}", folder) for folder in folders):
