@@ -39,6 +39,7 @@ class COCOByName(COCO):
         """
         if not cat_names:
             return super().get_cat_ids(cat_names, sup_names, cat_ids)
+        # a name that is there twice could belong to either
         by_name: dict[str, list[int]] = {}
         for category in self.dataset["categories"]:
             by_name.setdefault(category["name"], []).append(category["id"])
@@ -85,6 +86,7 @@ class OVCocoDataset(CocoDataset):
         synonyms: bool = False,
         **kwargs: Any,
     ) -> None:
+        # the classes are those of the vocabulary, or of the metainfo
         self.synonyms: dict[str, tuple[str, ...]] = {}
         if vocabulary is not None:
             if kwargs.get("metainfo"):
@@ -118,6 +120,7 @@ class OVCocoDataset(CocoDataset):
                 f"vocabulary is 'all', one of {[*groups]}, or a file such as "
                 f"words.txt, got {vocabulary!r}"
             )
+        # each class keeps its colour
         names = groups[vocabulary]
         palette = dict(zip(meta["classes"], meta["palette"]))
         return dict(classes=names, palette=[palette[n] for n in names])

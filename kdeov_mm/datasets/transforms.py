@@ -11,6 +11,7 @@ from mmengine.fileio import load
 
 from ..vocabulary import as_vocabulary
 
+# what mmdet keeps by default, and what students and metrics of ours ask for
 META_KEYS = (
     *("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
     *("flip", "flip_direction", "words", "gt_label", "caption", "captions"),
@@ -51,6 +52,7 @@ class LoadWords(BaseTransform):
         Raises:
             ValueError: a label has no word.
         """
+        # else the loss would fail far from here, on a device without a message
         labels = [i["bbox_label"] for i in results.get("instances", ())]
         if any(label >= len(self.words) for label in labels):
             raise ValueError(

@@ -197,7 +197,7 @@ def test_boxes_of_novel_objects_never_reach_the_loss(
     model = MODELS.build(cfg.model)
     asked: set[str] = set()
     seen: list[tuple[int, str, torch.Tensor]] = []
-    compute = OVHead.loss_and_locations
+    compute = OVHead.loss_and_regions
 
     def watch(self: OVHead, feats: Any, text: torch.Tensor, samples: Any) -> Any:
         words = [nearest_word(row) for row in text]
@@ -214,7 +214,7 @@ def test_boxes_of_novel_objects_never_reach_the_loss(
         (index,) = (every_word == vector).all(1).nonzero()
         return shapes.CLASSES[index]
 
-    monkeypatch.setattr(OVHead, "loss_and_locations", watch)
+    monkeypatch.setattr(OVHead, "loss_and_regions", watch)
     loader = iter(Runner.build_dataloader(cfg.train_dataloader, seed=0))
     for _ in range(6):
         data = model.data_preprocessor(next(loader), training=True)
