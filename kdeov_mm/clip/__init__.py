@@ -2,7 +2,6 @@
 
 from .cached_teacher import (
     CachedTeacher,
-    EmbeddingCacheHook,
     EmbeddingStore,
     StoreMismatch,
 )
@@ -15,7 +14,6 @@ __all__ = [
     "CLIPSource",
     "CLIPTextEncoder",
     "CachedTeacher",
-    "EmbeddingCacheHook",
     "EmbeddingStore",
     "StoreMismatch",
     "TEACHERS",

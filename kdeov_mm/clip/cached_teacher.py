@@ -17,11 +17,8 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from mmdet.registry import HOOKS, MODELS
+from mmdet.registry import MODELS
 from mmdet.structures import SampleList
-from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -418,7 +415,7 @@ class CachedTeacher:
 
     It answers as :class:`CLIPImageTeacher` does, to 1e-3, for what the store
     holds: whole images, boxes that do not move, dense maps, captions; also
-    mirrored. :class:`EmbeddingCacheHook` checks before training that store,
+    mirrored. :class:`kdeov_mm.engine.EmbeddingCacheHook` checks before training that store,
     CLIP, data set, pipeline and distillation heads belong together.
 
     Args:
@@ -585,18 +582,3 @@ class CachedBatch:
             return boxes
         x1, y1, x2, y2 = boxes.T
         return torch.stack([self.shapes[i][1] - x2, y1, self.shapes[i][1] - x1, y2], 1)
-
-
-@HOOKS.register_module()
-class EmbeddingCacheHook(Hook):
-    """Checks stored embeddings against the training, before it."""
-
-    def before_train(self, runner: Runner) -> None:
-        """Refuse to train with a store that does not fit."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        if isinstance(model.teacher, CachedTeacher):
-            model.teacher.admit(
-                runner.train_dataloader.dataset,
-                model.pupils,
-                model.data_preprocessor,
-            )
