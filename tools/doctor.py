@@ -17,7 +17,7 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 
-from kdeov_mm.engine.doctor import Finding, examine
+from kdeov_mm.engine.doctor import ADVICE, Finding, examine
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for finding in findings:
         mark = "accepted by the config" if finding.name in accepted else "WRONG"
         print(f"\n{mark}: {finding.name}\n  {finding.what}")
-        print(f"  Likely cause: {finding.advice.cause}\n  Fix: {finding.advice.fix}")
+        cause, fix = ADVICE[finding.name]
+        print(f"  Likely cause: {cause}\n  Fix: {fix}")
     wrong = sum(finding.name not in accepted for finding in findings)
     print(f"\n{wrong} things are wrong." if wrong else "\nNothing is wrong.")
     return 1 if wrong else 0

@@ -415,8 +415,8 @@ class CachedTeacher:
 
     It answers as :class:`CLIPImageTeacher` does, to 1e-3, for what the store
     holds: whole images, boxes that do not move, dense maps, captions; also
-    mirrored. :class:`kdeov_mm.engine.EmbeddingCacheHook` checks before training that store,
-    CLIP, data set, pipeline and distillation heads belong together.
+    mirrored. :class:`kdeov_mm.engine.EmbeddingCacheHook` checks before training
+    that store, CLIP, data set, pipeline and distillation heads belong together.
 
     Args:
         store: folder made by ``tools/cache_embeddings.py``.

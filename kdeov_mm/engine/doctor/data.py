@@ -12,18 +12,12 @@ from mmengine.config import Config
 from ...vocabulary import asked_groups, clean_name
 from .finding import Checks, Finding, Stop, examples
 
-# an image's id and its box, xyxy in whole pixels
+# an image's id and one of its boxes, xyxy in whole pixels
 BoxKey = tuple[str, int, int, int, int]
 
 
 class ExaminedData(NamedTuple):
-    """A data set with some of its samples.
-
-    Attributes:
-        name: training, validation or test.
-        dataset: the data set, in its wrappers.
-        samples: its first samples, after the pipeline.
-    """
+    """A data set with its first samples, after the pipeline."""
 
     name: str
     dataset: Any
@@ -31,10 +25,8 @@ class ExaminedData(NamedTuple):
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The class names that the samples carry, as the text encoder reads them."""
-        if not self.samples:
-            return ()
-        words = self.samples[0]["data_samples"].metainfo.get("text", ())
+        """The names of the classes, as the text encoder reads them."""
+        words = self.samples[0]["data_samples"].get("text", ()) if self.samples else ()
         words = (words,) if isinstance(words, str) else words
         return tuple(clean_name(w if isinstance(w, str) else w[0]) for w in words)
 
@@ -48,7 +40,7 @@ def innermost(dataset: Any) -> list[Any]:
 
 def check_configured_words(cfg: Config, datasets: Mapping[str, Any]) -> Checks:
     """Class names in the configs of data sets: none empty, none twice."""
-    # where words stand -> the words
+    # collect: the place in the config -> its words
     words: dict[str, Any] = {}
     for name, dataset in datasets.items():
         for part in innermost(dataset):
@@ -71,8 +63,7 @@ def check_configured_words(cfg: Config, datasets: Mapping[str, Any]) -> Checks:
 
 def labelled_boxes(dataset: Any) -> Iterator[tuple[BoxKey, int]]:
     """All boxes with their labels, as the data set numbers them."""
-    for i in range(len(dataset)):
-        info = dataset.get_data_info(i)
+    for info in map(dataset.get_data_info, range(len(dataset))):
         for box in info.get("instances", ()):
             x1, y1, x2, y2 = (round(float(v)) for v in box["bbox"])
             yield (str(info["img_id"]), x1, y1, x2, y2), box["bbox_label"]
@@ -82,42 +73,34 @@ def check_labels(data: ExaminedData) -> Checks:
     """Compare labels with the names in the annotation files."""
     words = data.words
     if not words:
-        raise Stop(
-            "empty vocabulary", f"samples of the {data.name} data carry no words."
-        )
+        raise Stop("empty vocabulary", f"no words in samples of the {data.name} data.")
     compared, without_word = 0, 0
-    wrong: Counter[tuple[str, str]] = Counter()
-    unnamed: Counter[str] = Counter()
+    unnamed: list[str] = []
+    wrong: list[str] = []
     for part in innermost(data.dataset):
         names_of = names_in_files(part)
         for names in names_of.values():
-            unnamed.update(names - set(words))
-        # two boxes of different classes may coincide: any of their names will do
+            unnamed += names - set(words)
         for key, label in labelled_boxes(part):
             without_word += label >= len(words)
             if key in names_of and label < len(words):
                 compared += 1
+                # boxes of two classes may coincide: either name is right
                 if words[label] not in names_of[key]:
-                    wrong[words[label], " or ".join(sorted(names_of[key]))] += 1
+                    real = " or ".join(sorted(names_of[key]))
+                    wrong.append(f"'{real}' is called '{words[label]}'")
 
     yield (
         f"{data.name} data: {len(data.dataset)} images, {len(words)} words, {compared} "
-        f"labels compared with their files; {sum(unnamed.values())} boxes in the files "
-        f"have no word{examples(list(unnamed))}."
+        f"labels compared with their files; {len(unnamed)} boxes in the files have no "
+        f"word{examples(unnamed)}."
     )
     if without_word:
-        yield Finding(
-            "boxes without words",
-            f"{data.name} data: {without_word} boxes have labels beyond the "
-            f"{len(words)} words.",
-        )
+        what = f"{without_word} boxes have labels beyond the {len(words)} words."
+        yield Finding("boxes without words", f"{data.name} data: {what}")
     if wrong:
-        pairs = [f"'{real}' is called '{word}'" for word, real in wrong]
-        yield Finding(
-            "class order",
-            f"{data.name} data: {sum(wrong.values())} of {compared} labels have another "
-            f"name than in the file{examples(pairs)}.",
-        )
+        what = f"{len(wrong)} of {compared} labels have another name than in the file"
+        yield Finding("class order", f"{data.name} data: {what}{examples(wrong)}.")
 
 
 def names_in_files(dataset: Any) -> dict[BoxKey, set[str]]:
@@ -132,11 +115,11 @@ def names_in_files(dataset: Any) -> dict[BoxKey, set[str]]:
             key = (str(box["image_id"]), *corners)
             names[key].add(categories[box["category_id"]])
         return names
-    for info in (dataset.get_data_info(i) for i in range(len(dataset))):
+    for info in map(dataset.get_data_info, range(len(dataset))):
         if not Path(info.get("xml_path", "")).is_file():
             continue
         for thing in ET.parse(info["xml_path"]).iter("object"):
-            # VOC counts pixels from 1; mmdet subtracts it, too
+            # VOC counts pixels from 1, mmdet from 0
             x1, y1, x2, y2 = (
                 int(float(thing.findtext(f"bndbox/{side}") or 0)) - 1
                 for side in ("xmin", "ymin", "xmax", "ymax")
@@ -150,23 +133,19 @@ def check_pixels(cfg: Config, data: ExaminedData) -> Checks:
     """Compare the pipeline's pixels with what the preprocessor expects."""
     low = min(s["inputs"].min().item() for s in data.samples)
     high = max(s["inputs"].max().item() for s in data.samples)
-    yield f"{data.name} pixels after the pipeline: {low:.2f} to {high:.2f}."
+    pixels = f"{low:.2f} to {high:.2f}"
+    yield f"{data.name} pixels after the pipeline: {pixels} (0 to 255?)."
     preprocessor = cfg.model.data_preprocessor
     normalises = preprocessor.get("mean") is not None
-    has_teacher = data.name == "training" and cfg.model.get("teacher")
-    # the margins: colour distortion may leave 0 to 255 a little
+    has_teacher = data.name == "train" and cfg.model.get("teacher")
+    # colour distortions may leave 0 to 255 a little
     if (normalises or has_teacher) and (low < -60 or high <= 20):
         second = "model.data_preprocessor" if normalises else "the teacher"
-        yield Finding(
-            "normalised twice",
-            f"the {data.name} pipeline returns pixels of {low:.2f} to {high:.2f}, and "
-            f"{second} normalises them again.",
-        )
+        what = f"{data.name} pixels are {pixels}, and {second} normalises them again."
+        yield Finding("normalised twice", what)
     elif normalises and max(std := preprocessor.get("std") or [1.0]) < 2:
-        yield Finding(
-            "wrong statistics",
-            f"model.data_preprocessor.std is {std}, for pixels up to {high:.0f}.",
-        )
+        what = f"model.data_preprocessor.std is {std}, for pixels of {pixels}."
+        yield Finding("wrong statistics", what)
 
 
 def held_out_names(test: ExaminedData) -> set[str]:
@@ -193,23 +172,15 @@ def check_held_out(train: ExaminedData, test: ExaminedData) -> Checks:
     without = [word for word in words if not boxes[word]]
     yield (
         f"training boxes: {boxes.total()} of {len(boxes)} words; {len(without)} words "
-        f"have no box{examples(without)}."
+        f"have no box{examples(without)}; {len(held_out)} classes are held out."
     )
-    yield f"held-out classes by the test data's groups: {len(held_out)}."
-
     boxed, named = sorted(held_out & set(boxes)), sorted(held_out & set(words))
     if boxed:
-        yield Finding(
-            "novel boxes",
-            f"{len(boxed)} held-out classes have {sum(boxes[w] for w in boxed)} boxes "
-            f"in the training data{examples(boxed)}.",
-        )
+        what = f"{sum(boxes[word] for word in boxed)} boxes of {len(boxed)} held-out"
+        yield Finding("novel boxes", f"{what} classes{examples(boxed)} in training.")
     elif named:
-        yield Finding(
-            "novel words",
-            f"{len(named)} held-out classes are among the training words"
-            f"{examples(named)}.",
-        )
+        what = f"{len(named)} held-out classes are among the training words"
+        yield Finding("novel words", f"{what}{examples(named)}.")
 
 
 def check_objects(train: ExaminedData) -> Checks:
@@ -219,14 +190,8 @@ def check_objects(train: ExaminedData) -> Checks:
     expected = boxes / max(sum(map(len, parts)), 1)
     counts = [len(s["data_samples"].gt_instances) for s in train.samples]
     left = sum(counts) / len(counts)
-    yield (
-        f"objects per image: {expected:.2f} in the files, {left:.2f} after the "
-        f"pipeline ({len(counts)} images)."
-    )
-    # mosaics and crops change the number, but do not halve it
+    objects = f"{expected:.2f} objects per image in the files, {left:.2f} after the"
+    yield f"objects per image: {objects} pipeline ({len(counts)} images)."
+    # crops and mosaics change their number, but hardly halve it
     if left < 0.5 * expected or not left:
-        yield Finding(
-            "objects lost",
-            f"{left:.2f} of {expected:.2f} objects per image are left after the "
-            "pipeline.",
-        )
+        yield Finding("objects lost", f"{objects} pipeline.")

@@ -9,7 +9,7 @@ from . import model as model_checks
 from .data import ExaminedData
 from .finding import Checks, Stop, stage
 
-BATCH_SIZE = 8  # samples looked at per batch
+BATCH_SIZE = 8  # at most; fewer where the data set is smaller
 
 
 def examine(cfg: Config, num_batches: int = 3) -> Checks:
@@ -22,6 +22,7 @@ def examine(cfg: Config, num_batches: int = 3) -> Checks:
     Yields:
         Observations, as lines to print, and :class:`Finding`.
     """
+    init_default_scope(cfg.get("default_scope", "mmdet"))
     try:
         yield from _all_checks(cfg, num_batches)
     except Stop as stop:
@@ -30,16 +31,15 @@ def examine(cfg: Config, num_batches: int = 3) -> Checks:
 
 
 def _all_checks(cfg: Config, num_batches: int) -> Checks:
-    init_default_scope(cfg.get("default_scope", "mmdet"))
-    loaders = dict(training="train_dataloader", test="test_dataloader")
-    if cfg.get("val_dataloader") != cfg.get("test_dataloader"):
-        loaders["validation"] = "val_dataloader"
-    datasets = {n: cfg[key].dataset for n, key in loaders.items() if cfg.get(key)}
+    loaders = {n: cfg.get(f"{n}_dataloader") for n in ("train", "test", "val")}
+    configs = {name: loader.dataset for name, loader in loaders.items() if loader}
+    if configs.get("val") == configs.get("test"):
+        configs.pop("val", None)
 
-    # words first: with some mistakes in them the data sets cannot be built
-    yield from data_checks.check_configured_words(cfg, datasets)
+    # words first: with some mistakes in them no data set can be built
+    yield from data_checks.check_configured_words(cfg, configs)
     examined = {}
-    for name, dataset_cfg in datasets.items():
+    for name, dataset_cfg in configs.items():
         with stage("data set"):
             dataset = DATASETS.build(dataset_cfg)
         with stage("pipeline"):
@@ -52,7 +52,7 @@ def _all_checks(cfg: Config, num_batches: int) -> Checks:
         with stage("data set"):
             yield from data_checks.check_labels(data)
         yield from data_checks.check_pixels(cfg, data)
-    train = examined["training"]
+    train = examined["train"]
     if "test" in examined:
         yield from data_checks.check_held_out(train, examined["test"])
     yield from data_checks.check_objects(train)

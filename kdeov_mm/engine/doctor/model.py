@@ -1,7 +1,8 @@
 """Checks of the model: teacher, trained parameters, first scores and steps."""
 
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,18 +24,15 @@ PARTS = ("backbone", "neck", "bbox_head")
 
 def build_model(cfg: Config) -> Any:
     """The detector of a config, in training."""
-    clips = cfg.model.get("teacher"), cfg.model.text_encoder
-    names = [(c.get("model"), c.get("pretrained")) for c in clips if c]
-    if len(set(names)) > 1:
-        stored = str(cfg.model.teacher.type).endswith("CachedTeacher")
-        raise Stop(
-            "cache of another teacher" if stored else "another teacher",
-            f"model.teacher is the CLIP {names[0]}, model.text_encoder is {names[1]}.",
-        )
+    teacher, words = cfg.model.get("teacher"), cfg.model.text_encoder
+    if teacher and any(teacher.get(k) != words.get(k) for k in ("model", "pretrained")):
+        stored = teacher.type.endswith("CachedTeacher")
+        name = "cache of another teacher" if stored else "another teacher"
+        raise Stop(name, f"model.teacher is {teacher}, model.text_encoder {words}.")
     with stage("model"):
         model = MODELS.build(cfg.model)
-    model.init_weights()
-    return model.train()
+        model.init_weights()
+        return model.train()
 
 
 def check_teacher(cfg: Config, model: Any, dataset: Any) -> Checks:
@@ -52,23 +50,18 @@ def check_teacher(cfg: Config, model: Any, dataset: Any) -> Checks:
 
     hooks = [*cfg.get("default_hooks", {}).values(), *cfg.get("custom_hooks", ())]
     if not any(hook and "EmbeddingCacheHook" in str(hook["type"]) for hook in hooks):
-        raise Stop(
-            "cache",
-            "no EmbeddingCacheHook: stored embeddings are not checked, and the teacher "
-            "refuses to give them out.",
-        )
+        raise Stop("cache", "no EmbeddingCacheHook: nothing checks the store.")
     try:
         teacher.admit(dataset, model.pupils, model.data_preprocessor)
     except (StoreMismatch, OSError, ValueError) as error:
-        other = "is of another teacher" in str(error)
-        name = "cache of another teacher" if other else "cache"
-        raise Stop(name, str(error)) from error
+        other = " of another teacher" if "is of another teacher" in str(error) else ""
+        raise Stop(f"cache{other}", str(error)) from error
     yield f"store: {teacher.folder}, of this teacher, data set and pipeline."
 
 
 def check_frozen(cfg: Config, model: Any) -> Checks:
     """Parts of the student that no optimizer step can change."""
-    # id of a parameter -> learning rate
+    # id of a parameter -> its learning rate
     rates: dict[int, float] = {}
     if "optim_wrapper" in cfg:
         wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
@@ -78,19 +71,15 @@ def check_frozen(cfg: Config, model: Any) -> Checks:
     init = cfg.model.backbone.get("init_cfg") or {}
     pretrained = init.get("type") == "Pretrained" or bool(cfg.get("load_from"))
     for name in PARTS:
-        total, learning = 0, 0
-        for p in getattr(model, name).parameters():
-            total += p.numel()
-            if p.requires_grad and rates.get(id(p), 1.0) > 0:
-                learning += p.numel()
-        share = learning / total
-        yield f"{name}: {share:.0%} of its parameters are trained."
+        parameters = list(getattr(model, name).parameters())
+        learning = [p for p in parameters if p.requires_grad and rates.get(id(p), 1)]
+        share = sum(p.numel() for p in learning) / sum(p.numel() for p in parameters)
+        what = f"{share:.0%} of the {name}'s parameters are trained."
+        yield what
         # a pretrained backbone may be frozen, a new one not even in part
-        enough = 0.5 if pretrained else 1.0
-        if share < enough and not (pretrained and name == "backbone"):
-            yield Finding(
-                "frozen student", f"{share:.0%} of the {name}'s parameters are trained."
-            )
+        enough = 1.0 if not pretrained else 0.0 if name == "backbone" else 0.5
+        if share < enough:
+            yield Finding("frozen student", what)
 
 
 @torch.no_grad()
@@ -100,21 +89,17 @@ def check_scores(model: Any, batch: Sequence[Any]) -> Checks:
     words = data["data_samples"][0].metainfo["text"]
     samples = [DetDataSample(metainfo=dict(text=words))] * len(batch)
     levels = model(data["inputs"], samples, mode="tensor")["predictions"][0]
-    logits = torch.cat([m.flatten(2) for m in levels], 2)  # L x (B, K, h, w) -> B, K, N
+    logits = torch.cat([m.flatten(2) for m in levels], 2)  # L (B, K, h, w) -> (B, K, N)
 
     mean = logits.sigmoid().mean().item()
     spread = logits.std(1).mean().item() if len(words) > 1 else float("nan")
     yield f"scores at step 0: mean {mean:.5f}, spread over words {spread:.3f} logits."
     if spread < 1e-3:
-        yield Finding(
-            "flat scores",
-            f"all {len(words)} words get the same score (spread {spread:.1e}).",
-        )
+        what = f"all {len(words)} words get the same score (spread {spread:.1e})."
+        yield Finding("flat scores", what)
     if mean > 0.2:
-        yield Finding(
-            "no prior",
-            f"the mean score at step 0 is {mean:.2f}: the class loss starts very high.",
-        )
+        what = f"the mean score at step 0 is {mean:.2f}: a very large class loss."
+        yield Finding("no prior", what)
 
 
 def check_steps(model: Any, batches: Sequence[Sequence[Any]]) -> Checks:
@@ -122,45 +107,36 @@ def check_steps(model: Any, batches: Sequence[Sequence[Any]]) -> Checks:
     not_finite = watch_outputs(model)
     positives = watch_positives(model)
     heads = watch_terms(model)
-    # own boxes are random in the warm-up: begin after it
+    # a region head takes no boxes of the student during its warm-up
     for module in model.modules():
         if isinstance(module, RegionDistillation):
             module.steps.fill_(module.warmup)
 
-    means: Counter[str] = Counter()
+    # loss term -> its mean over the batches
+    means: Counter[Any] = Counter()
     for batch in batches:
         data = model.data_preprocessor(pseudo_collate(batch), True)
         total, terms = model.parse_losses(model(**data, mode="loss"))
         total.backward()
-        terms.pop("loss")
-        for name, value in terms.items():
-            means[name] += value.item() / len(batches)
+        del terms["loss"]
+        means.update({k: v.item() / len(batches) for k, v in terms.items()})
 
     yield "loss terms: " + ", ".join(f"{k} {v:.3g}" for k, v in means.items())
-    yield "positives per level: " + ", ".join(map(str, positives.values()))
-    for name, value in means.items():
-        yield from check_term(
-            f"{name} of {heads.get(name, 'bbox_head')}", value, not_finite
-        )
+    yield f"positives per level: {', '.join(map(str, positives.values()))}"
+    for name, mean in means.items():
+        term = f"{name} of {heads.get(name, 'bbox_head')}"
+        if not math.isfinite(mean):
+            first = next(iter(not_finite), "none: it comes from the loss itself")
+            what = f"{term} is {mean}; first module with such an output: {first}."
+            yield Finding("loss not finite", what)
+        elif mean == 0:
+            yield Finding("zero loss", f"{term} is 0 in all batches.")
     if not positives.total():
         yield Finding("no positives", "no location is assigned to any object.")
     for name in PARTS:
         learning = [p for p in getattr(model, name).parameters() if p.requires_grad]
-        gradients = [p.grad for p in learning if p.grad is not None]
-        if learning and not any(gradient.any() for gradient in gradients):
+        if learning and not any(p.grad is not None and p.grad.any() for p in learning):
             yield Finding("no gradient", f"no gradient reaches the {name}.")
-
-
-def check_term(term: str, value: float, not_finite: Sequence[str]) -> Checks:
-    """Whether a loss term is a number, and not 0."""
-    if value - value != 0:
-        module = not_finite[0] if not_finite else "none: it comes from the loss itself"
-        yield Finding(
-            "loss not finite",
-            f"{term} is {value}; first module with such an output: {module}.",
-        )
-    elif value == 0:
-        yield Finding("zero loss", f"{term} is 0 in all batches.")
 
 
 def watch_outputs(model: Any) -> list[str]:
@@ -180,18 +156,17 @@ def watch_outputs(model: Any) -> list[str]:
 def watch_positives(model: Any) -> Counter[int]:
     """Positive locations by level; filled by the forward passes."""
     positives: Counter[int] = Counter()
-    head = model.bbox_head
 
     def count(module: Any, inputs: Any, result: dict[str, Tensor]) -> None:
         mask = result["fg_mask_pre_prior"]  # (B, N)
-        for level, part in enumerate(mask.split(head.num_level_priors, 1)):
+        for level, part in enumerate(mask.split(model.bbox_head.num_level_priors, 1)):
             positives[level] += int(part.sum())
 
-    head.assigner.register_forward_hook(count)
+    model.bbox_head.assigner.register_forward_hook(count)
     return positives
 
 
-def watch_terms(model: Any) -> Mapping[str, str]:
+def watch_terms(model: Any) -> dict[str, str]:
     """Loss term -> the distillation head that returned it; filled by the steps."""
     owners: dict[str, str] = {}
 
@@ -199,7 +174,7 @@ def watch_terms(model: Any) -> Mapping[str, str]:
         terms = loss(*args)
         module = f"distill.{name}" if name in model.distill else name
         for key in terms:
-            # of two heads with a term of one name, the model renames the second
+            # where two heads return the same term, the second one's is renamed
             owners.setdefault(key, module)
             owners[f"{key}_{name}"] = module
         return terms
