@@ -1,0 +1,289 @@
+"""Fill a store with the teacher's embeddings of a config's training images."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from mmdet.registry import DATASETS, MODELS
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import load_checkpoint
+from torch import Tensor
+from tqdm import tqdm
+
+from ..clip import CLIPImageTeacher, EmbeddingStore
+from ..clip.cached_teacher import (
+    FORMAT,
+    Record,
+    asked_of,
+    data_fingerprint,
+    pixel_steps,
+    plain_dataset,
+    teacher_identity,
+)
+from ..clip.source import file_sha256
+from ..models import KDEOVDetector, words_of
+from ..models.pixels import frozen_statistics, undo_normalisation
+
+CHUNK = 16  # images embedded together
+
+
+class Filled(NamedTuple):
+    """What :func:`fill_store` did: images, shards, and which shards it found damaged."""
+
+    folder: Path
+    images: int
+    shards: int
+    kept: int
+    damaged: list[Path]
+
+
+def fill_store(
+    cfg: Config,
+    folder: Path | str | None = None,
+    proposals: Path | None = None,
+    dense: bool = False,
+    shard_size: int = 256,
+) -> Filled:
+    """Embed the images, boxes and captions that a training needs, where missing.
+
+    Args:
+        cfg: training config with a teacher.
+        folder: of the store; None: that of the config's ``model.teacher.store``.
+        proposals: checkpoint of an earlier student, for the source ``stored``.
+        dense: embed dense maps, too.
+        shard_size: images in a file.
+
+    Raises:
+        ValueError, StoreMismatch: the config and the arguments do not go together, or
+            the folder is a store of something else.
+        BlockingIOError: another process is filling the store.
+    """
+    init_default_scope(cfg.get("default_scope", "mmdet"))
+    if not cfg.model.get("teacher"):
+        raise ValueError("the config has no model.teacher whose embeddings to store")
+    folder = folder or cfg.model.teacher.get("store")
+    if folder is None:
+        raise ValueError("the config names no model.teacher.store: give --store FOLDER")
+    embedder = Embedder(cfg, proposals, dense)
+    count = len(embedder.dataset)
+    manifest = embedder.manifest() | dict(images=count, shard_size=shard_size)
+    store = EmbeddingStore(folder, manifest)
+
+    with store.locked():
+        # shards of an earlier run stay, unless they are damaged
+        numbers = range(store.num_shards)
+        found = [n for n in numbers if store.shard_file(n).exists()]
+        whole = [n for n in found if store.is_whole(n)]
+        damaged = [store.shard_file(n) for n in found if n not in whole]
+        with tqdm(total=count, desc="embedding", unit="image") as bar:
+            for number in numbers:
+                begin = number * shard_size
+                indices = range(begin, min(begin + shard_size, count))
+                if number not in whole:
+                    ids, records = embedder(indices)
+                    store.write_shard(number, ids, records)
+                bar.update(len(indices))
+    return Filled(store.folder, count, len(numbers), len(whole), damaged)
+
+
+class Answers(NamedTuple):
+    """The teacher's unit vectors for a chunk of B images.
+
+    Attributes:
+        crops: B tensors (M_b, D).
+        images: (B, D).
+        dense: (B, D, h, w), or None.
+    """
+
+    crops: list[Tensor]
+    images: Tensor
+    dense: Tensor | None
+
+
+class Embedder:
+    """From indices of the training data to records of the store.
+
+    Args:
+        cfg: training config with a teacher.
+        proposals: checkpoint of an earlier student; None for no stored boxes.
+        dense: embed dense maps.
+    """
+
+    def __init__(self, cfg: Config, proposals: Path | None, dense: bool) -> None:
+        # data: each image is embedded as it is and mirrored, so flips are left out
+        self.dataset: Any = plain_dataset(DATASETS.build(cfg.train_dataloader.dataset))
+        self.steps = pixel_steps(self.dataset, cfg.model.teacher.get("neutral", ()))
+        steps = {type(s).__name__: s for s in self.dataset.pipeline.transforms}
+        captions = steps.get("LoadCaptions")
+        self.captions = captions.captions if captions else {}
+        steps.pop("RandomFlip", None)
+        self.dataset.pipeline.transforms = list(steps.values())
+
+        # models: the live teacher, and the student with what its heads need
+        clip = {key: cfg.model.teacher.get(key) for key in ("model", "pretrained")}
+        self.teacher = CLIPImageTeacher(**clip)
+        self.student: KDEOVDetector = MODELS.build(cfg.model)
+        heads = list(self.student.pupils.values())
+        self.heads = [
+            h for h in heads if hasattr(h, "scales") and getattr(h, "sources", True)
+        ]
+        self.scales = list(dict.fromkeys(tuple(h.scales) for h in self.heads))
+        self.dense = dense
+        # dense maps and windows need images that fill their batch
+        self.one_size = dense or any(getattr(h, "window", None) for h in heads)
+        self.size: tuple[int, ...] | None = None
+
+        # an earlier student finds boxes, for a head that asks for them
+        pickers = [h for h in heads if "stored" in getattr(h, "sources", ())]
+        self.picker = pickers[0] if pickers else None
+        self.proposals = proposals
+        if bool(pickers) != (proposals is not None):
+            raise ValueError(
+                "--proposals CHECKPOINT goes with a distillation head whose `sources` "
+                "have 'stored', the boxes of an earlier student: the config has "
+                f"{len(pickers)} such heads, --proposals is {proposals}."
+            )
+        if proposals is not None:
+            load_checkpoint(self.student, str(proposals), map_location="cpu")
+
+    def manifest(self) -> dict[str, Any]:
+        """What the store depends on."""
+        return dict(
+            format=FORMAT,
+            teacher=teacher_identity(self.teacher.source),
+            data=data_fingerprint(self.dataset),
+            pixels=self.steps,
+            heads=[asked_of(head) for head in self.heads],
+            scales=[list(scales) for scales in self.scales],
+            dense=self.dense,
+            captions=bool(self.captions),
+            proposals_sha256=self.proposals and file_sha256(self.proposals),
+            proposals=self.picker.proposals if self.picker else None,
+        )
+
+    def __call__(self, indices: Sequence[int]) -> tuple[list[Any], list[Record]]:
+        """Embed images; their ids and records."""
+        ids: list[Any] = []
+        records: list[Record] = []
+        for begin in range(0, len(indices), CHUNK):
+            inputs, samples = self._load(indices[begin : begin + CHUNK])
+            records += self._records(inputs, samples)
+            ids += [sample.img_id for sample in samples]
+        return ids, records
+
+    def _load(self, indices: Sequence[int]) -> tuple[Tensor, list[DetDataSample]]:
+        """The student's inputs (B, 3, H, W), and samples with boxes as tensors."""
+        items = [self.dataset.prepare_data(i) for i in indices]
+        if None in items:
+            broken = self.dataset.get_data_info(indices[items.index(None)])
+            raise ValueError(f"{broken['img_path']} did not pass the pipeline")
+        data = {key: [item[key] for item in items] for key in items[0]}
+        batch = self.student.data_preprocessor(data, training=False)
+        samples = batch["data_samples"]
+        for sample in samples:
+            boxes = sample.gt_instances.bboxes
+            sample.gt_instances.bboxes = getattr(boxes, "tensor", boxes)
+
+        sizes = {tuple(s.img_shape) for s in samples} | {batch["inputs"].shape[-2:]}
+        self.size = self.size or next(iter(sizes))
+        if self.one_size and sizes != {self.size}:
+            raise ValueError(
+                "dense maps and windows are stored for images of one size that need no "
+                f"padding, got {sorted(sizes | {self.size})[:3]}: resize without "
+                "keep_ratio to a multiple of pad_size_divisor, or do without them."
+            )
+        return batch["inputs"], samples
+
+    def _records(
+        self, inputs: Tensor, samples: list[DetDataSample]
+    ) -> Iterator[Record]:
+        """Embed a chunk, as it is and mirrored."""
+        # boxes: for each of the scales, B tensors (n_b, 4)
+        stored = self._stored_boxes(inputs, samples)
+        boxes = [
+            [self._boxes(sample, own, scales) for sample, own in zip(samples, stored)]
+            for scales in self.scales
+        ]
+        # the teacher's answers, as they are and mirrored
+        shapes = [sample.img_shape for sample in samples]
+        pixels = undo_normalisation(self.student.data_preprocessor, inputs, shapes)
+        answers = [self._ask(pixels, shapes, boxes)]
+        flipped = [
+            [mirror(b, width) for b, (_, width) in zip(group, shapes)]
+            for group in boxes
+        ]
+        for image, (_, width) in zip(pixels, shapes):
+            image[..., :width] = image[..., :width].flip(-1)
+        answers.append(self._ask(pixels, shapes, flipped))
+
+        for i, sample in enumerate(samples):
+            groups = [group[i] for group in boxes]
+            every = torch.cat([*groups, torch.zeros(0, 4)])
+            counts = torch.tensor([len(b) for b in groups], dtype=torch.long)
+            texts = list(dict.fromkeys(self.captions.get(sample.img_id, ())))
+            vectors = self.teacher.embed_captions(texts) if texts else ()
+            dense = [a.dense[i] for a in answers if a.dense is not None]
+            yield Record(
+                boxes=every,
+                scales=torch.arange(len(groups)).repeat_interleave(counts),
+                stored=(every[:, None] == stored[i]).all(-1).any(-1),
+                crops=torch.stack([a.crops[i] for a in answers]),
+                image=torch.stack([a.images[i] for a in answers]),
+                dense=torch.stack(dense) if dense else None,
+                captions=dict(zip(texts, vectors)),
+            )
+
+    def _boxes(
+        self, sample: DetDataSample, stored: Tensor, scales: tuple[float, ...]
+    ) -> Tensor:
+        """All boxes (n, 4) that heads ask for at these crop scales."""
+        boxes = [torch.zeros(0, 4)]
+        for head in self.heads:
+            if tuple(head.scales) == scales:
+                boxes.append(head.fixed_boxes(sample)[0])
+                if "stored" in getattr(head, "sources", ()):
+                    boxes.append(stored)
+        return torch.cat(boxes)
+
+    def _ask(
+        self,
+        pixels: Tensor,
+        shapes: Sequence[tuple[int, int]],
+        boxes: Sequence[Sequence[Tensor]],
+    ) -> Answers:
+        """Embed images (B, 3, H, W), and their boxes of each of the scales."""
+        images = self.teacher.embed_images(pixels, shapes)
+        crops = [[images[:0]] for _ in shapes]
+        for group, scales in zip(boxes, self.scales):
+            embeds = self.teacher.embed_crops(pixels, group, scales)
+            for own, part in zip(crops, embeds.split([len(b) for b in group])):
+                own.append(part)
+        dense = self.teacher.embed_dense(pixels) if self.dense else None
+        return Answers([torch.cat(own) for own in crops], images, dense)
+
+    @torch.no_grad()
+    def _stored_boxes(
+        self, inputs: Tensor, samples: list[DetDataSample]
+    ) -> list[Tensor]:
+        """The earlier student's boxes (n, 4) of each image."""
+        if self.picker is None:
+            return [torch.zeros(0, 4) for _ in samples]
+        # the student as in training, which its head needs to rate boxes, but for the
+        # statistics of its norms; all words in their order: a fusion depends on them
+        with frozen_statistics(self.student.train()):
+            feats, text, _ = self.student._feats_and_text(inputs, words_of(samples))
+            head = self.student.bbox_head
+            _, locations = head.loss_and_locations(feats, text, samples)
+        return [
+            self.picker.own_boxes(sample, locations, i)
+            for i, sample in enumerate(samples)
+        ]
+
+
+def mirror(boxes: Tensor, width: int) -> Tensor:
+    """Boxes (n, 4) xyxy of an image mirrored left to right."""
+    x1, y1, x2, y2 = boxes.T
+    return torch.stack([width - x2, y1, width - x1, y2], 1)
