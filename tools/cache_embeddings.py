@@ -1,6 +1,6 @@
 """Fill a store with the teacher's embeddings of a config's training images.
 
-    python tools/cache_embeddings.py configs/kdeov/kdeov_n_shapes_cached.py
+    python tools/cache_embeddings.py CONFIG
     python tools/cache_embeddings.py CONFIG --proposals CHECKPOINT
 
 What is embedded follows from the config: whole images; the boxes that its distillation
@@ -37,16 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--shard-size needs at least one image")
     try:
         cfg = Config.fromfile(args.config, lazy_import=False)
-        done = fill_store(cfg, args.store, args.proposals, args.dense, args.shard_size)
+        fill_store(cfg, args.store, args.proposals, args.dense, args.shard_size)
     except (OSError, TypeError, ValueError) as error:  # a StoreMismatch, too
         print(f"{args.config}: {error}", file=sys.stderr)
         return 1
-    for path in done.damaged:
-        print(f"{path} was damaged and is made again")
-    print(
-        f"{done.folder}: {done.images} images in {done.shards} shards, {done.kept} of "
-        "them were there already."
-    )
     return 0
 
 

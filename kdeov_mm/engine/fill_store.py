@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from mmdet.registry import DATASETS, MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
 from torch import Tensor
@@ -30,23 +31,13 @@ from ..models.pixels import frozen_statistics, undo_normalisation
 CHUNK = 16  # images embedded together
 
 
-class Filled(NamedTuple):
-    """What :func:`fill_store` did: images, shards, and which shards it found damaged."""
-
-    folder: Path
-    images: int
-    shards: int
-    kept: int
-    damaged: list[Path]
-
-
 def fill_store(
     cfg: Config,
     folder: Path | str | None = None,
     proposals: Path | None = None,
     dense: bool = False,
     shard_size: int = 256,
-) -> Filled:
+) -> None:
     """Embed the images, boxes and captions that a training needs, where missing.
 
     Args:
@@ -72,35 +63,23 @@ def fill_store(
     manifest = embedder.manifest() | dict(images=count, shard_size=shard_size)
     store = EmbeddingStore(folder, manifest)
 
-    with store.locked():
-        # shards of an earlier run stay, unless they are damaged
-        numbers = range(store.num_shards)
-        found = [n for n in numbers if store.shard_file(n).exists()]
-        whole = [n for n in found if store.is_whole(n)]
-        damaged = [store.shard_file(n) for n in found if n not in whole]
-        with tqdm(total=count, desc="embedding", unit="image") as bar:
-            for number in numbers:
-                begin = number * shard_size
-                indices = range(begin, min(begin + shard_size, count))
-                if number not in whole:
-                    ids, records = embedder(indices)
-                    store.write_shard(number, ids, records)
-                bar.update(len(indices))
-    return Filled(store.folder, count, len(numbers), len(whole), damaged)
-
-
-class Answers(NamedTuple):
-    """The teacher's unit vectors for a chunk of B images.
-
-    Attributes:
-        crops: B tensors (M_b, D).
-        images: (B, D).
-        dense: (B, D, h, w), or None.
-    """
-
-    crops: list[Tensor]
-    images: Tensor
-    dense: Tensor | None
+    with store.locked(), tqdm(total=count, desc="embedding", unit="image") as bar:
+        kept = 0
+        for number in range(store.num_shards):
+            begin = number * shard_size
+            indices = range(begin, min(begin + shard_size, count))
+            # shards of an earlier run stay, unless they are damaged
+            if store.is_whole(number):
+                kept += 1
+            else:
+                if store.shard_file(number).exists():
+                    print_log(f"{store.shard_file(number)} is damaged: made again")
+                store.write_shard(number, *embedder(indices))
+            bar.update(len(indices))
+    print_log(
+        f"{store.folder}: {count} images in {store.num_shards} shards, {kept} of them "
+        "were there already."
+    )
 
 
 class Embedder:
@@ -116,13 +95,14 @@ class Embedder:
         # data: each image is embedded as it is and mirrored, so flips are left out
         self.dataset: Any = plain_dataset(DATASETS.build(cfg.train_dataloader.dataset))
         self.steps = pixel_steps(self.dataset, cfg.model.teacher.get("neutral", ()))
-        steps = {type(s).__name__: s for s in self.dataset.pipeline.transforms}
-        captions = steps.get("LoadCaptions")
-        self.captions = captions.captions if captions else {}
-        steps.pop("RandomFlip", None)
-        self.dataset.pipeline.transforms = list(steps.values())
+        self.captions: dict[Any, list[str]] = {}
+        for step in list(self.dataset.pipeline.transforms):
+            if type(step).__name__ == "LoadCaptions":
+                self.captions = step.captions
+            elif type(step).__name__ == "RandomFlip":
+                self.dataset.pipeline.transforms.remove(step)
 
-        # models: the live teacher, and the student with what its heads need
+        # models: the live teacher, and the student with its heads
         clip = {key: cfg.model.teacher.get(key) for key in ("model", "pretrained")}
         self.teacher = CLIPImageTeacher(**clip)
         self.student: KDEOVDetector = MODELS.build(cfg.model)
@@ -136,7 +116,7 @@ class Embedder:
         self.one_size = dense or any(getattr(h, "window", None) for h in heads)
         self.size: tuple[int, ...] | None = None
 
-        # an earlier student finds boxes, for a head that asks for them
+        # the head that takes an earlier student's boxes
         pickers = [h for h in heads if "stored" in getattr(h, "sources", ())]
         self.picker = pickers[0] if pickers else None
         self.proposals = proposals
@@ -201,45 +181,48 @@ class Embedder:
         self, inputs: Tensor, samples: list[DetDataSample]
     ) -> Iterator[Record]:
         """Embed a chunk, as it is and mirrored."""
-        # boxes: for each of the scales, B tensors (n_b, 4)
-        stored = self._stored_boxes(inputs, samples)
-        boxes = [
-            [self._boxes(sample, own, scales) for sample, own in zip(samples, stored)]
-            for scales in self.scales
-        ]
-        # the teacher's answers, as they are and mirrored
         shapes = [sample.img_shape for sample in samples]
         pixels = undo_normalisation(self.student.data_preprocessor, inputs, shapes)
-        answers = [self._ask(pixels, shapes, boxes)]
-        flipped = [
-            [mirror(b, width) for b, (_, width) in zip(group, shapes)]
-            for group in boxes
-        ]
-        for image, (_, width) in zip(pixels, shapes):
+        mirrored = pixels.clone()
+        for image, (_, width) in zip(mirrored, shapes):
             image[..., :width] = image[..., :width].flip(-1)
-        answers.append(self._ask(pixels, shapes, flipped))
 
+        # whole images: (B, 2, D); dense maps: (B, 2, D, h, w)
+        both, embed = (pixels, mirrored), self.teacher
+        images = torch.stack([embed.embed_images(p, shapes) for p in both], 1)
+        maps = [embed.embed_dense(p) for p in both] if self.dense else []
+        # crops: for each of the scales, B tensors (2, n_b, D)
+        stored = self._stored_boxes(inputs, samples)
+        boxes, crops = [], []
+        for scales in self.scales:
+            own = [self._boxes(s, b, scales) for s, b in zip(samples, stored)]
+            flipped = [mirror(b, width) for b, (_, width) in zip(own, shapes)]
+            pairs = zip(both, (own, flipped))
+            embeds = torch.stack([embed.embed_crops(p, b, scales) for p, b in pairs])
+            boxes.append(own)
+            crops.append(embeds.split([len(b) for b in own], 1))
+
+        none = images.new_zeros(2, 0, images.shape[-1])
         for i, sample in enumerate(samples):
             groups = [group[i] for group in boxes]
             every = torch.cat([*groups, torch.zeros(0, 4)])
             counts = torch.tensor([len(b) for b in groups], dtype=torch.long)
             texts = list(dict.fromkeys(self.captions.get(sample.img_id, ())))
             vectors = self.teacher.embed_captions(texts) if texts else ()
-            dense = [a.dense[i] for a in answers if a.dense is not None]
             yield Record(
                 boxes=every,
                 scales=torch.arange(len(groups)).repeat_interleave(counts),
                 stored=(every[:, None] == stored[i]).all(-1).any(-1),
-                crops=torch.stack([a.crops[i] for a in answers]),
-                image=torch.stack([a.images[i] for a in answers]),
-                dense=torch.stack(dense) if dense else None,
+                crops=torch.cat([none, *(group[i] for group in crops)], 1),
+                image=images[i],
+                dense=torch.stack([m[i] for m in maps]) if maps else None,
                 captions=dict(zip(texts, vectors)),
             )
 
     def _boxes(
         self, sample: DetDataSample, stored: Tensor, scales: tuple[float, ...]
     ) -> Tensor:
-        """All boxes (n, 4) that heads ask for at these crop scales."""
+        """All boxes (n, 4) that heads need at these crop scales."""
         boxes = [torch.zeros(0, 4)]
         for head in self.heads:
             if tuple(head.scales) == scales:
@@ -248,22 +231,6 @@ class Embedder:
                     boxes.append(stored)
         return torch.cat(boxes)
 
-    def _ask(
-        self,
-        pixels: Tensor,
-        shapes: Sequence[tuple[int, int]],
-        boxes: Sequence[Sequence[Tensor]],
-    ) -> Answers:
-        """Embed images (B, 3, H, W), and their boxes of each of the scales."""
-        images = self.teacher.embed_images(pixels, shapes)
-        crops = [[images[:0]] for _ in shapes]
-        for group, scales in zip(boxes, self.scales):
-            embeds = self.teacher.embed_crops(pixels, group, scales)
-            for own, part in zip(crops, embeds.split([len(b) for b in group])):
-                own.append(part)
-        dense = self.teacher.embed_dense(pixels) if self.dense else None
-        return Answers([torch.cat(own) for own in crops], images, dense)
-
     @torch.no_grad()
     def _stored_boxes(
         self, inputs: Tensor, samples: list[DetDataSample]
@@ -271,16 +238,14 @@ class Embedder:
         """The earlier student's boxes (n, 4) of each image."""
         if self.picker is None:
             return [torch.zeros(0, 4) for _ in samples]
-        # the student as in training, which its head needs to rate boxes, but for the
-        # statistics of its norms; all words in their order: a fusion depends on them
+        # as in training, where the boxes are rated, but with the trained statistics;
+        # all words in their order: a fusion depends on them
         with frozen_statistics(self.student.train()):
             feats, text, _ = self.student._feats_and_text(inputs, words_of(samples))
             head = self.student.bbox_head
             _, locations = head.loss_and_locations(feats, text, samples)
-        return [
-            self.picker.own_boxes(sample, locations, i)
-            for i, sample in enumerate(samples)
-        ]
+        pick = self.picker.own_boxes
+        return [pick(sample, locations, i) for i, sample in enumerate(samples)]
 
 
 def mirror(boxes: Tensor, width: int) -> Tensor:

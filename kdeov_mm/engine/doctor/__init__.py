@@ -1,6 +1,6 @@
 """Look for what makes a training fail, before it runs."""
 
 from .examine import examine
-from .finding import ADVICE, Advice, Finding
+from .finding import ADVICE, Finding
 
-__all__ = ["ADVICE", "Advice", "Finding", "examine"]
+__all__ = ["ADVICE", "Finding", "examine"]
