@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-
 # name of a finding -> the likely cause, what to do; configs accept findings by name
 ADVICE = {
     "empty vocabulary": (
