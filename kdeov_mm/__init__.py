@@ -1,4 +1,4 @@
-"""CLIP distilled into small mmdetection models that answer in CLIP's language."""
+"""CLIP distilled into small mmdetection models: open-vocabulary detection and more."""
 
 __version__ = "0.1.0"
 

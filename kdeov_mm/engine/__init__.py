@@ -1,4 +1,4 @@
-"""Around a training: hooks, the store's filling, the doctor."""
+"""What runs around a training: hooks, filling the store, the doctor."""
 
 from .hooks import EmbeddingCacheHook
 

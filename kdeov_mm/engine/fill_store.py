@@ -14,19 +14,19 @@ from mmengine.runner import load_checkpoint
 from torch import Tensor
 from tqdm import tqdm
 
-from ..clip import CLIPImageTeacher, EmbeddingStore
+from ..clip import CLIPImageTeacher, EmbeddingStore, LiveBatch
 from ..clip.cached_teacher import (
-    FORMAT,
-    Record,
-    asked_of,
     data_fingerprint,
+    mirrored,
+    needs_record,
     pixel_steps,
     plain_dataset,
     teacher_identity,
 )
 from ..clip.source import file_sha256
+from ..clip.store import FORMAT, Record
 from ..models import KDEOVDetector, words_of
-from ..models.pixels import frozen_statistics, undo_normalisation
+from ..models.pixels import frozen_statistics
 
 CHUNK = 16  # images embedded together
 
@@ -106,25 +106,23 @@ class Embedder:
         clip = {key: cfg.model.teacher.get(key) for key in ("model", "pretrained")}
         self.teacher = CLIPImageTeacher(**clip)
         self.student: KDEOVDetector = MODELS.build(cfg.model)
-        heads = list(self.student.pupils.values())
-        self.heads = [
-            h for h in heads if hasattr(h, "scales") and getattr(h, "sources", True)
-        ]
-        self.scales = list(dict.fromkeys(tuple(h.scales) for h in self.heads))
+        heads: dict[str, Any] = self.student.distill_heads
+        self.heads = [head for head in heads.values() if head.needs.crops]
+        needs = [head.needs for head in self.heads]
+        self.scales = list(dict.fromkeys(need.scales for need in needs))
         self.dense = dense
         # dense maps and windows need images that fill their batch
-        self.one_size = dense or any(getattr(h, "window", None) for h in heads)
+        self.one_size = dense or any(need.window for need in needs)
         self.size: tuple[int, ...] | None = None
 
-        # the head that takes an earlier student's boxes
-        pickers = [h for h in heads if "stored" in getattr(h, "sources", ())]
-        self.picker = pickers[0] if pickers else None
+        # the heads that take an earlier student's boxes
+        self.pickers = [h for h in self.heads if "stored" in h.needs.sources]
         self.proposals = proposals
-        if bool(pickers) != (proposals is not None):
+        if bool(self.pickers) != (proposals is not None):
             raise ValueError(
                 "--proposals CHECKPOINT goes with a distillation head whose `sources` "
                 "have 'stored', the boxes of an earlier student: the config has "
-                f"{len(pickers)} such heads, --proposals is {proposals}."
+                f"{len(self.pickers)} such heads, --proposals is {proposals}."
             )
         if proposals is not None:
             load_checkpoint(self.student, str(proposals), map_location="cpu")
@@ -136,12 +134,12 @@ class Embedder:
             teacher=teacher_identity(self.teacher.source),
             data=data_fingerprint(self.dataset),
             pixels=self.steps,
-            heads=[asked_of(head) for head in self.heads],
-            scales=[list(scales) for scales in self.scales],
+            needs=[needs_record(head.needs) for head in self.heads],
+            scales=self.scales,
             dense=self.dense,
             captions=bool(self.captions),
             proposals_sha256=self.proposals and file_sha256(self.proposals),
-            proposals=self.picker.proposals if self.picker else None,
+            proposals=[picker.proposals for picker in self.pickers],
         )
 
     def __call__(self, indices: Sequence[int]) -> tuple[list[Any], list[Record]]:
@@ -181,24 +179,22 @@ class Embedder:
         self, inputs: Tensor, samples: list[DetDataSample]
     ) -> Iterator[Record]:
         """Embed a chunk, as it is and mirrored."""
-        shapes = [sample.img_shape for sample in samples]
-        pixels = undo_normalisation(self.student.data_preprocessor, inputs, shapes)
-        mirrored = pixels.clone()
-        for image, (_, width) in zip(mirrored, shapes):
+        live = self.teacher.for_batch(inputs, samples, self.student.data_preprocessor)
+        pixels = live.pixels.clone()
+        for image, (_, width) in zip(pixels, live.shapes):
             image[..., :width] = image[..., :width].flip(-1)
+        both = (live, LiveBatch(self.teacher, pixels, live.shapes))
 
-        # whole images: (B, 2, D); dense maps: (B, 2, D, h, w)
-        both, embed = (pixels, mirrored), self.teacher
-        images = torch.stack([embed.embed_images(p, shapes) for p in both], 1)
-        maps = [embed.embed_dense(p) for p in both] if self.dense else []
+        images = torch.stack([batch.images() for batch in both], 1)  # (B, 2, D)
+        maps = [batch.dense() for batch in both] if self.dense else []
         # crops: for each of the scales, B tensors (2, n_b, D)
         stored = self._stored_boxes(inputs, samples)
         boxes, crops = [], []
         for scales in self.scales:
             own = [self._boxes(s, b, scales) for s, b in zip(samples, stored)]
-            flipped = [mirror(b, width) for b, (_, width) in zip(own, shapes)]
+            flipped = [mirrored(b, width) for b, (_, width) in zip(own, live.shapes)]
             pairs = zip(both, (own, flipped))
-            embeds = torch.stack([embed.embed_crops(p, b, scales) for p, b in pairs])
+            embeds = torch.stack([batch.crops(b, scales) for batch, b in pairs])
             boxes.append(own)
             crops.append(embeds.split([len(b) for b in own], 1))
 
@@ -225,10 +221,9 @@ class Embedder:
         """All boxes (n, 4) that heads need at these crop scales."""
         boxes = [torch.zeros(0, 4)]
         for head in self.heads:
-            if tuple(head.scales) == scales:
-                boxes.append(head.fixed_boxes(sample)[0])
-                if "stored" in getattr(head, "sources", ()):
-                    boxes.append(stored)
+            if head.needs.scales == scales:
+                boxes.append(head.fixed_boxes(sample))
+                boxes += [stored] * (head in self.pickers)
         return torch.cat(boxes)
 
     @torch.no_grad()
@@ -236,19 +231,13 @@ class Embedder:
         self, inputs: Tensor, samples: list[DetDataSample]
     ) -> list[Tensor]:
         """The earlier student's boxes (n, 4) of each image."""
-        if self.picker is None:
+        if not self.pickers:
             return [torch.zeros(0, 4) for _ in samples]
         # as in training, where the boxes are rated, but with the trained statistics;
         # all words in their order: a fusion depends on them
         with frozen_statistics(self.student.train()):
-            feats, text, _ = self.student._feats_and_text(inputs, words_of(samples))
+            feats, text = self.student.head_input(inputs, words_of(samples))
             head = self.student.bbox_head
-            _, locations = head.loss_and_locations(feats, text, samples)
-        pick = self.picker.own_boxes
-        return [pick(sample, locations, i) for i, sample in enumerate(samples)]
-
-
-def mirror(boxes: Tensor, width: int) -> Tensor:
-    """Boxes (n, 4) xyxy of an image mirrored left to right."""
-    x1, y1, x2, y2 = boxes.T
-    return torch.stack([width - x2, y1, width - x1, y2], 1)
+            _, regions = head.loss_and_regions(feats, text.vectors, samples)
+        pick = self.pickers[0].own_boxes
+        return [pick(sample, regions, i) for i, sample in enumerate(samples)]

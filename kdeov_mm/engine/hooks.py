@@ -1,4 +1,4 @@
-"""Hooks of a training."""
+"""Hooks of mmengine."""
 
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
@@ -10,16 +10,12 @@ from ..clip import CachedTeacher
 
 @HOOKS.register_module()
 class EmbeddingCacheHook(Hook):
-    """Checks stored embeddings against the training, before it.
-
-    A config with a :class:`kdeov_mm.clip.CachedTeacher` needs it:
-    ``default_hooks = dict(cache=dict(type="EmbeddingCacheHook"))``.
-    """
+    """Compares stored embeddings with the training, before it."""
 
     def before_train(self, runner: Runner) -> None:
         """Refuse to train with a store that does not fit."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        # a model's other teachers embed the images themselves: nothing to check
+        # a live teacher embeds what it is given: nothing to compare
         if isinstance(model.teacher, CachedTeacher):
             data = runner.train_dataloader.dataset
-            model.teacher.admit(data, model.pupils, model.data_preprocessor)
+            model.teacher.admit(data, model.distill_heads, model.data_preprocessor)

@@ -117,7 +117,7 @@ def no_words(cfg: Config) -> None:
 
 def words_not_packed(cfg: Config) -> None:
     pack = cfg.train_dataloader.dataset.pipeline[-1]
-    pack.meta_keys = tuple(key for key in pack.meta_keys if key != "text")
+    pack.meta_keys = tuple(key for key in pack.meta_keys if key != "words")
 
 
 def frozen_backbone(cfg: Config) -> None:

@@ -26,9 +26,8 @@ class ExaminedData(NamedTuple):
     @property
     def words(self) -> tuple[str, ...]:
         """The names of the classes, as the text encoder reads them."""
-        words = self.samples[0]["data_samples"].get("text", ()) if self.samples else ()
-        words = (words,) if isinstance(words, str) else words
-        return tuple(clean_name(w if isinstance(w, str) else w[0]) for w in words)
+        words = self.samples[0]["data_samples"].get("words", ()) if self.samples else ()
+        return tuple(clean_name(own[0]) for own in words)
 
 
 def innermost(dataset: Any) -> list[Any]:

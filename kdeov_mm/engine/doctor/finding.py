@@ -7,8 +7,8 @@ from typing import NamedTuple
 # name of a finding -> the likely cause, what to do; configs accept findings by name
 ADVICE = {
     "empty vocabulary": (
-        "an empty list, no LoadWords, or no 'text' in meta_keys of PackDetInputs.",
-        "name the classes (OVCocoDataset, LoadWords), and add 'text' to meta_keys.",
+        "an empty list, no LoadWords, or no 'words' in meta_keys of PackDetInputs.",
+        "name the classes (OVCocoDataset, LoadWords), and add 'words' to meta_keys.",
     ),
     "word twice": ("lists joined that overlap.", "give each class its own name."),
     "boxes without words": (
@@ -42,7 +42,7 @@ ADVICE = {
     ),
     "cache of another teacher": (
         "the CLIP in the config was changed after the store was made.",
-        "name the store's CLIP, or make another with tools/cache_embeddings.py --store.",
+        "name the CLIP of the store, or make another: tools/cache_embeddings.py --store.",
     ),
     "cache": (
         "a store of another data set, pipeline or heads, or a config without its hook.",

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...clip import CachedTeacher, StoreMismatch
 from ...clip.cached_teacher import teacher_identity
-from ...models import RegionDistillation
+from ...models import RegionPicker
 from .finding import Checks, Finding, Stop, stage
 
 PARTS = ("backbone", "neck", "bbox_head")
@@ -52,7 +52,7 @@ def check_teacher(cfg: Config, model: Any, dataset: Any) -> Checks:
     if not any(hook and "EmbeddingCacheHook" in str(hook["type"]) for hook in hooks):
         raise Stop("cache", "no EmbeddingCacheHook: nothing checks the store.")
     try:
-        teacher.admit(dataset, model.pupils, model.data_preprocessor)
+        teacher.admit(dataset, model.distill_heads, model.data_preprocessor)
     except (StoreMismatch, OSError, ValueError) as error:
         other = " of another teacher" if "is of another teacher" in str(error) else ""
         raise Stop(f"cache{other}", str(error)) from error
@@ -86,8 +86,8 @@ def check_frozen(cfg: Config, model: Any) -> Checks:
 def check_scores(model: Any, batch: Sequence[Any]) -> Checks:
     """Scores before the first step: near their prior, different between words."""
     data = model.data_preprocessor(pseudo_collate(batch), True)
-    words = data["data_samples"][0].metainfo["text"]
-    samples = [DetDataSample(metainfo=dict(text=words))] * len(batch)
+    words = data["data_samples"][0].metainfo["words"]
+    samples = [DetDataSample(metainfo=dict(words=words))] * len(batch)
     levels = model(data["inputs"], samples, mode="tensor")["predictions"][0]
     logits = torch.cat([m.flatten(2) for m in levels], 2)  # L (B, K, h, w) -> (B, K, N)
 
@@ -106,10 +106,9 @@ def check_steps(model: Any, batches: Sequence[Sequence[Any]]) -> Checks:
     """Loss terms, positives and gradients of a few batches."""
     not_finite = watch_outputs(model)
     positives = watch_positives(model)
-    heads = watch_terms(model)
     # a region head takes no boxes of the student during its warm-up
     for module in model.modules():
-        if isinstance(module, RegionDistillation):
+        if isinstance(module, RegionPicker):
             module.steps.fill_(module.warmup)
 
     # loss term -> its mean over the batches
@@ -124,7 +123,7 @@ def check_steps(model: Any, batches: Sequence[Sequence[Any]]) -> Checks:
     yield "loss terms: " + ", ".join(f"{k} {v:.3g}" for k, v in means.items())
     yield f"positives per level: {', '.join(map(str, positives.values()))}"
     for name, mean in means.items():
-        term = f"{name} of {heads.get(name, 'bbox_head')}"
+        term = f"{name} of {module_of(model, name)}"
         if not math.isfinite(mean):
             first = next(iter(not_finite), "none: it comes from the loss itself")
             what = f"{term} is {mean}; first module with such an output: {first}."
@@ -166,19 +165,9 @@ def watch_positives(model: Any) -> Counter[int]:
     return positives
 
 
-def watch_terms(model: Any) -> dict[str, str]:
-    """Loss term -> the distillation head that returned it; filled by the steps."""
-    owners: dict[str, str] = {}
-
-    def watched(name: str, loss: Callable, *args: Any) -> dict[str, Tensor]:
-        terms = loss(*args)
-        module = f"distill.{name}" if name in model.distill else name
-        for key in terms:
-            # where two heads return the same term, the second one's is renamed
-            owners.setdefault(key, module)
-            owners[f"{key}_{name}"] = module
-        return terms
-
-    for name, head in model.pupils.items():
-        head.loss = partial(watched, name, head.loss)
-    return owners
+def module_of(model: Any, term: str) -> str:
+    """The module of a loss term; of two with the same term, the second's is renamed."""
+    for name, head in model.distill_heads.items():
+        if {term, term.removesuffix(f"_{name}")} & set(head.loss_names):
+            return f"distill.{name}" if name in model.distill else name
+    return "bbox_head"
