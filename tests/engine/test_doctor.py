@@ -67,9 +67,10 @@ def test_good_configs_are_in_order(name: str, examine: Any) -> None:
 def coco_by_file_order(cfg: Config) -> None:
     """mmdet's own data set, its classes listed in another order than the file's."""
     old = cfg.train_dataloader.dataset
+    words = dict(type="LoadWords", words=shapes.BASE_CLASSES[::-1])
+    old.pipeline.insert(2, words)
     cfg.train_dataloader.dataset = dict(
         type="CocoDataset",
-        return_classes=True,
         data_root=old.data_root,
         ann_file=old.ann_file,
         data_prefix=old.data_prefix,

@@ -34,7 +34,8 @@ def test_every_entry_runs(tool: Any, tmp_path: Path) -> None:
 def test_closed_set_and_folded_have_the_same_layers(tool: Any) -> None:
     args = tool.parse(["--sizes", "n", "--words", "80"])
     closed = models.closed(args, "n", True)
-    folded = models.ours(args, "n").fold(models.some_words(80))
+    model = models.ours(args, "n")
+    folded = model.fold(models.random_vocabulary(model, 80))
     assert isinstance(folded, FoldedDetector)
     shapes = [
         [tuple(p.shape) for part in (m.backbone, m.neck) for p in part.parameters()]

@@ -24,7 +24,7 @@ from kdeov_mm.datasets import shapes
 from kdeov_mm.inference.export import Graph, graph_to_onnx, with_suppression
 from kdeov_mm.models import KDEOVDetector, OVHead
 from kdeov_mm.models.folded import fuse_before_words
-from kdeov_mm.vocabulary import Vocabulary
+from kdeov_mm.vocabulary import Asked, Vocabulary
 from pages import ROOT
 
 OURS = "configs/_base_/models/kdeov_yolov8_n_clip.py"
@@ -66,18 +66,7 @@ def config(file: str, size: str) -> Any:
 
 def some_words(number: int) -> tuple[str, ...]:
     """Names: the classes of the larger world, and made-up things."""
-    marks = (
-        "big",
-        "small",
-        "old",
-        "new",
-        "shiny",
-        "dull",
-        "soft",
-        "hard",
-        "wet",
-        "dry",
-    )
+    marks = ("big", "small", "old", "new", "dull", "soft", "hard", "wet", "dry", "hot")
     known = shapes.WORLD_1203.classes
     more = (f"{mark} {word}" for mark in marks for word in known)
     names = [*known, *more, *(f"thing {i}" for i in range(number))]
@@ -85,19 +74,21 @@ def some_words(number: int) -> tuple[str, ...]:
 
 
 def ours(args: argparse.Namespace, size: str) -> KDEOVDetector:
-    """Our detector for CLIP ViT-B/32, random weights, and vectors for its words."""
+    """Our detector for CLIP ViT-B/32, random weights."""
     torch.manual_seed(0)
     cfg = config(OURS, size)
     cfg.update(teacher=None, distill=None)
     model = MODELS.build(cfg)
     model.init_weights()
-    names = some_words(max(args.words))
-    rows = F.normalize(torch.randn(len(names), model.text_encoder.embed_dims), dim=1)
-    made_by = model.text_encoder.made_by
-    model.text_encoder.take(
-        Vocabulary(names, vectors=dict(zip(names, rows)), encoder=made_by)
-    )
     return model.to(args.device).eval()
+
+
+def random_vocabulary(model: KDEOVDetector, number: int) -> Vocabulary:
+    """Words with random vectors, which take no text tower."""
+    names, encoder = some_words(number), model.text_encoder
+    torch.manual_seed(0)
+    rows = F.normalize(torch.randn(number, encoder.embed_dims), dim=1)
+    return Vocabulary(names, vectors=dict(zip(names, rows)), encoder=encoder.made_by)
 
 
 def trained(args: argparse.Namespace) -> KDEOVDetector:
@@ -127,43 +118,52 @@ def picture(side: int) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(whole)[..., ::-1])
 
 
-def torch_calls(model: Any, image: np.ndarray, text: Any = None) -> list[Call]:
-    """The network and the whole way of a picture (H, W, 3) uint8 BGR."""
+def torch_calls(
+    model: Any, image: np.ndarray, words: Vocabulary | None = None
+) -> list[Call]:
+    """The network and the whole way of an image (H, W, 3) uint8 BGR.
+
+    Words are those of a detector of ours that is not folded; embedded before.
+    """
     meta: dict[str, Any] = dict(
         img_shape=image.shape[:2], ori_shape=image.shape[:2], scale_factor=(1.0, 1.0)
     )
-    if text is not None:
-        meta["text"] = text
+    if words is not None:
+        meta["words"] = words.words
+        text = model.embed(words)
     pixels = torch.from_numpy(image).permute(2, 0, 1)
 
-    def data() -> dict[str, Any]:
-        return dict(inputs=[pixels], data_samples=[DetDataSample(metainfo=meta)])
+    def preprocess() -> dict[str, Any]:
+        samples = [DetDataSample(metainfo=meta)]
+        data = dict(inputs=[pixels], data_samples=samples)
+        return model.data_preprocessor(data, False)
 
-    ready = model.data_preprocessor(data(), False)
+    inputs = preprocess()["inputs"]
 
     @torch.no_grad()
     def network() -> int:
-        if text is None:
-            model.bbox_head(model.extract_feat(ready["inputs"]))
+        if words is None:
+            model.bbox_head(model.extract_feat(inputs))
         else:
-            model.bbox_head(model._feats_and_text(ready["inputs"], text))
+            model.bbox_head(model.head_input(inputs, words.words, text))
         return 0
 
     @torch.no_grad()
     def whole() -> int:
-        return len(model.test_step(data())[0].pred_instances)
+        data = preprocess()
+        given = {} if words is None else dict(text=text)
+        samples = model.predict(data["inputs"], data["data_samples"], **given)
+        return len(samples[0].pred_instances)
 
-    # with promising places, the network and the suppression are not apart
-    return [whole if getattr(model.bbox_head, "places", None) else network, whole]
+    # with candidate locations, the network and the suppression are one
+    return [whole if getattr(model, "candidates", None) else network, whole]
 
 
 def folded_calls(
-    model: KDEOVDetector, words: int, image: np.ndarray, **options: Any
+    model: KDEOVDetector, words: Asked, image: np.ndarray, **options: Any
 ) -> list[Call]:
-    """The calls of a folded detector, with the filter where there are many words."""
-    if "fuse" not in options and words > MANY:
-        options.setdefault("places", FILTER)
-    return torch_calls(model.fold(some_words(words), **options), image)
+    """The calls of a folded detector."""
+    return torch_calls(model.fold(words, **options), image)
 
 
 def onnx_calls(scratch: Path, name: str, image: np.ndarray, text: Any) -> list[Call]:
@@ -211,15 +211,18 @@ def entries(args: argparse.Namespace, scratch: Path) -> list[Entry]:
         listed += entries_of(args, scratch, size, image)
     if args.checkpoint:
         for number in args.words:
-            listed.append(
-                Entry(
-                    f"ours, {args.checkpoint.parent.name}",
-                    "n",
-                    number,
-                    lambda k=number: folded_calls(trained(args), k, image),  # type: ignore[misc]
-                )
-            )
+            name = f"ours, {args.checkpoint.parent.name}"
+            make = partial(trained_calls, args, number, image)
+            listed.append(Entry(name, "n", number, make))
     return listed
+
+
+def trained_calls(
+    args: argparse.Namespace, number: int, image: np.ndarray
+) -> list[Call]:
+    """Those of --checkpoint, with the filter where there are many words."""
+    candidates = FILTER if number > MANY else None
+    return folded_calls(trained(args), some_words(number), image, candidates=candidates)
 
 
 def entries_of(
@@ -231,24 +234,27 @@ def entries_of(
     def add(name: str, words: int, make: Callable[[], list[Call]]) -> None:
         listed.append(Entry(name, size, words, make))
 
-    def folded(words: int, **options: Any) -> list[Call]:
-        return folded_calls(ours(args, size), words, image, **options)
+    def folded(number: int, **options: Any) -> list[Call]:
+        model = ours(args, size)
+        words = random_vocabulary(model, number)
+        return folded_calls(model, words, image, **options)
 
-    def free(words: int) -> list[Call]:
-        return torch_calls(ours(args, size), image, some_words(words))
+    def free(number: int) -> list[Call]:
+        model = ours(args, size)
+        return torch_calls(model, image, random_vocabulary(model, number))
 
     def closed_onnx() -> list[Call]:
         write_onnx(scratch, f"closed_{size}", closed(args, size, True).cpu())
         return onnx_calls(scratch, f"closed_{size}", image, None)
 
-    def folded_onnx(words: int) -> list[Call]:
-        name = f"folded_{size}_{words}"
-        write_onnx(scratch, name, ours(args, size).fold(some_words(words)).cpu())
+    def folded_onnx(number: int) -> list[Call]:
+        name, model = f"folded_{size}_{number}", ours(args, size)
+        write_onnx(scratch, name, model.fold(random_vocabulary(model, number)).cpu())
         return onnx_calls(scratch, name, image, None)
 
-    def input_onnx(words: int) -> list[Call]:
+    def input_onnx(number: int) -> list[Call]:
         model = ours(args, size).cpu()
-        text = model.text_encoder(some_words(words))
+        text = random_vocabulary(model, number).matrix()
         write_onnx(scratch, f"input_{size}", fuse_before_words(model), text[:7])
         return onnx_calls(scratch, f"input_{size}", image, text.numpy())
 
@@ -261,10 +267,10 @@ def entries_of(
     add(f"{MMYOLO}, ONNX", 80, closed_onnx)
     for number in args.words:
         many = number > MANY
-        places = FILTER if many else None
-        add(FOLDED, number, partial(folded, number, places=places))
+        candidates = FILTER if many else None
+        add(FOLDED, number, partial(folded, number, candidates=candidates))
         if many:
-            add(f"{FOLDED}, all places", number, partial(folded, number, places=None))
+            add(f"{FOLDED}, all places", number, partial(folded, number))
             continue
         add("ours, words free", number, partial(free, number))
         add(f"{FOLDED}, ONNX", number, partial(folded_onnx, number))

@@ -18,9 +18,18 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmark_models import FILTER, ours, picture, some_words, torch_calls, trained
+from benchmark_models import (
+    FILTER,
+    ours,
+    picture,
+    random_vocabulary,
+    some_words,
+    torch_calls,
+    trained,
+)
 from kdeov_mm.clip import CLIPTextEncoder
 from kdeov_mm.datasets import shapes
+from kdeov_mm.vocabulary import Asked, as_vocabulary
 from pages import ROOT
 
 TRAINED = "configs/kdeov/kdeov_n_shapes.py"
@@ -34,8 +43,11 @@ def share_kept(args: argparse.Namespace, locations: int = FILTER) -> dict[str, A
     after the suppression, at most 300, those that come out again within half a pixel.
     """
     model = trained(args) if args.checkpoint else ours(args, "n")
-    words = some_words(max(args.words))
-    exact, near = model.fold(words), model.fold(words, places=locations)
+    number = max(args.words)
+    words: Asked = random_vocabulary(model, number)
+    if args.checkpoint:
+        words = some_words(number)
+    exact, near = model.fold(words), model.fold(words, candidates=locations)
     kept: dict[str, list[float]] = dict(scores=[], boxes=[])
     for i in range(args.scenes):
         scene = shapes.draw_scene(shapes.scene_rng(0, 1, i), shapes.WORLD_1203)
@@ -49,7 +61,7 @@ def share_kept(args: argparse.Namespace, locations: int = FILTER) -> dict[str, A
             kept["boxes"].append((far.amin(1) < 0.5).float().mean().item())
     return dict(
         model=str(args.checkpoint or "random weights"),
-        words=len(words),
+        words=number,
         places=locations,
         scenes=args.scenes,
         **{key: round(statistics.mean(v), 5) for key, v in kept.items() if v},
@@ -72,7 +84,7 @@ def share_of_places(exact: Any, near: Any, image: np.ndarray) -> float:
     pixels = torch.from_numpy(image).permute(2, 0, 1)
     data = exact.data_preprocessor(dict(inputs=[pixels], data_samples=None), False)
     module = exact.bbox_head.head_module
-    hidden, layers, _, _ = module.apart(exact.extract_feat(data["inputs"]))
+    hidden, layers, _, _ = module.split_last(exact.extract_feat(data["inputs"]))
     rows = [level[0].flatten(1).T for level in hidden]
     best: list[Tensor] = [torch.zeros(0), torch.zeros(0, dtype=torch.long)]
     start = 0
@@ -84,7 +96,7 @@ def share_of_places(exact: Any, near: Any, image: np.ndarray) -> float:
             best[1] = torch.cat([best[1], at // len(kernel) + part + start])
         start += len(level)
     places = best[1][best[0].topk(300).indices]
-    return torch.isin(places, near.bbox_head.places(rows).cpu()).float().mean().item()
+    return torch.isin(places, near.candidates(rows).cpu()).float().mean().item()
 
 
 @torch.no_grad()
@@ -108,7 +120,7 @@ def time_vocabulary(args: argparse.Namespace) -> dict[str, float]:
             started = time.perf_counter()
             model.fold(new, into=detector)
             figures["cached_words_ms"].append(1000 * (time.perf_counter() - started))
-        calls = torch_calls(model, image, new)
+        calls = torch_calls(model, image, as_vocabulary(new))
         inside = []
         for _ in range(4):
             started = time.perf_counter()

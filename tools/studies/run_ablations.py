@@ -265,14 +265,14 @@ def compare_with_plain(cfg: Config, rounds: int = 8) -> dict[str, Any]:
     batches = list(itertools.islice(Runner.build_dataloader(loader), 4))
     if isinstance(ours.teacher, CachedTeacher):
         data = DATASETS.build(loader.dataset)
-        ours.teacher.admit(data, ours.pupils, ours.data_preprocessor)
+        ours.teacher.admit(data, ours.distill_heads, ours.data_preprocessor)
     closed = copy.deepcopy(batches)
     for sample in itertools.chain(*(batch["data_samples"] for batch in closed)):
         sample.gt_instances.labels %= 80
     steps = in_turn(Step(plain, closed), Step(ours, batches), rounds)
     image = torch.rand(1, 3, 640, 640, device=DEVICE)
-    words = tuple(batches[0]["data_samples"][0].text)[:80]
-    sample = DetDataSample(metainfo=dict(text=words))
+    words = tuple(batches[0]["data_samples"][0].words)[:80]
+    sample = DetDataSample(metainfo=dict(words=words))
     with torch.no_grad():
         nets = in_turn(
             lambda: plain.eval()(image, mode="tensor"),

@@ -42,7 +42,7 @@ ADVICE = {
     ),
     "cache of another teacher": (
         "the CLIP in the config was changed after the store was made.",
-        "name the CLIP of the store, or make another: tools/cache_embeddings.py --store.",
+        "name the CLIP of the store, or run tools/cache_embeddings.py with this one.",
     ),
     "cache": (
         "a store of another data set, pipeline or heads, or a config without its hook.",
