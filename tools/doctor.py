@@ -50,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for finding in findings:
         mark = "accepted by the config" if finding.name in accepted else "WRONG"
         print(f"\n{mark}: {finding.name}\n  {finding.what}")
-        cause, fix = ADVICE[finding.name]
-        print(f"  Likely cause: {cause}\n  Fix: {fix}")
+        advice = ADVICE[finding.name]
+        print(f"  Likely cause: {advice['cause']}\n  Fix: {advice['fix']}")
     wrong = sum(finding.name not in accepted for finding in findings)
     print(f"\n{wrong} things are wrong." if wrong else "\nNothing is wrong.")
     return 1 if wrong else 0

@@ -1,5 +1,6 @@
 """The doctor names what is wrong, and finds nothing where nothing is."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ import pytest
 from mmengine.config import Config
 
 from kdeov_mm.datasets import shapes
+from kdeov_mm.engine.doctor import ADVICE
+from kdeov_mm.engine.doctor import examine as run_checks
 
-from ..conftest import load_tool, write_clip
+from ..conftest import ROOT, load_tool, write_clip
 
 Change = Callable[[Config], None]
 
@@ -287,3 +290,13 @@ def test_a_config_that_is_not_there_is_a_usage_error(doctor: Any) -> None:
     with pytest.raises(SystemExit) as stop:
         doctor.main(["no_such.py"])
     assert stop.value.code == 2
+
+
+def test_every_finding_has_advice_and_is_in_the_docs() -> None:
+    page = (ROOT / "docs/distillation.md").read_text()
+    assert all(f"`{name}`" in page for name in ADVICE)
+    code = [
+        f.read_text() for f in Path(run_checks.__code__.co_filename).parent.glob("*.py")
+    ]
+    names = re.findall(r'(?:Finding|Stop|stage)\(\s*"([^"]+)"', "".join(code))
+    assert len(set(names)) > 15 and set(names) <= set(ADVICE)

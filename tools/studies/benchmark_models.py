@@ -33,6 +33,7 @@ WIDTH = dict(n=0.25, s=0.5)
 MMYOLO, FOLDED = "mmyolo YOLOv8, closed-set", "ours, folded"
 MANY = 5000  # words, from which on the filter is used
 FILTER = 1000  # candidate locations, where there are very many words
+MARKS = ("big", "small", "old", "new", "shiny", "dull", "soft", "hard", "wet", "dry")
 TEST = dict(score_thr=0.001, max_per_img=300)
 Call = Callable[[], int]
 
@@ -66,9 +67,8 @@ def config(file: str, size: str) -> Any:
 
 def some_words(number: int) -> tuple[str, ...]:
     """Names: the classes of the larger world, and made-up things."""
-    marks = ("big", "small", "old", "new", "dull", "soft", "hard", "wet", "dry", "hot")
     known = shapes.WORLD_1203.classes
-    more = (f"{mark} {word}" for mark in marks for word in known)
+    more = (f"{mark} {word}" for mark in MARKS for word in known)
     names = [*known, *more, *(f"thing {i}" for i in range(number))]
     return tuple(names[:number])
 
