@@ -38,7 +38,13 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["kdeov_mm", "kdeov_mm.*"]),
-    package_data={"kdeov_mm": ["clip/shapes_*teacher/*", "datasets/*.json"]},
+    package_data={
+        "kdeov_mm": [
+            "clip/shapes_*teacher/*",
+            "datasets/*.json",
+            "engine/doctor/*.json",
+        ]
+    },
     install_requires=[
         "torch>=2.4",
         "torchvision",
