@@ -18,13 +18,14 @@ import torch.nn.functional as F
 from mmengine.config import Config
 from PIL import Image
 
-from kdeov_mm import KDEOV, search
+from kdeov_mm import KDEOV
+from kdeov_mm.apps import search
 from kdeov_mm.apps.search import Hit, ImageIndex, contact_sheet
 from kdeov_mm.files import locked
 from kdeov_mm.inference.pictures import read_image
 
 from ..conftest import load_tool, run_env
-from ..test_api import scene, write_joint
+from ..inference.test_api import scene, write_joint
 
 GOOD, BAD = 40, 3
 QUERIES = ("red ball", "an old house by the sea", "tall tree")
@@ -418,7 +419,8 @@ def test_a_run_that_kill_9_ends_is_gone_on_with(
     store = tmp_path / "store"
     code = f"""
 import os, signal
-from kdeov_mm import KDEOV, search
+from kdeov_mm import KDEOV
+from kdeov_mm.apps import search
 
 search.SHARD = 8
 student = KDEOV.from_checkpoint({str(checkpoint)!r})

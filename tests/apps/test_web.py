@@ -25,7 +25,7 @@ from kdeov_mm.datasets import shapes
 from kdeov_mm.inference.pictures import read_image
 
 from ..conftest import ROOT, load_tool, run_env
-from ..test_api import scene, write_joint
+from ..inference.test_api import scene, write_joint
 
 web = pytest.importorskip("kdeov_mm.apps.web", reason='pip install "kdeov_mm[web]"')
 

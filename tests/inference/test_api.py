@@ -30,8 +30,8 @@ from kdeov_mm.models import KDEOVDetector
 from kdeov_mm.vocabulary import Vocabulary
 
 from ..conftest import EMBED_DIMS, ROOT, WORDS, enliven, make_sample
-from ..test_detector import FUSIONS
-from ..test_global_head import make_cfg
+from ..models.test_detector import FUSIONS
+from ..models.test_global_head import make_cfg
 
 JOINT = "kdeov_n_shapes_joint.py"
 SIDE = 160  # of the input, in the joint config

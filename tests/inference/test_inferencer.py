@@ -26,7 +26,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from torch import Tensor
 
-from kdeov_mm import KDEOV, sources
+from kdeov_mm import KDEOV
 from kdeov_mm.clip import CLIPTextEncoder
 from kdeov_mm.inference.inferencer import KDEOVInferencer
 from kdeov_mm.inference.pictures import read_image
@@ -36,9 +36,9 @@ from kdeov_mm.inference.sources import list_sources, natural_order
 from kdeov_mm.vocabulary import Vocabulary
 
 from ..conftest import ROOT, WORDS, load_tool, make_sample, run_env
-from ..test_api import JOINT, assert_same_boxes, save, scene, write_joint
-from ..test_api import rows as rows_of_api
-from ..test_inference import every_kind, unreadable
+from .test_api import JOINT, assert_same_boxes, save, scene, write_joint
+from .test_api import rows as rows_of_api
+from .test_pictures import every_kind, unreadable
 
 PHOTOS = ROOT.parent / "shared/data/photos"
 FRAMES = 7
@@ -347,7 +347,7 @@ def test_a_camera_is_looped_over(
         opened.append(which)
         return capture(str(video))
 
-    monkeypatch.setattr(sources.cv2, "VideoCapture", camera)
+    monkeypatch.setattr(cv2, "VideoCapture", camera)
     results = [*islice(inferencer.stream(3, WORDS), 2)]
     assert opened == [3] and [r.frame for r in results] == [0, 1]
     assert results[0].path is None
