@@ -351,8 +351,8 @@ NO_PICTURES: tuple[tuple[Any, str], ...] = (
     (np.zeros((2, 3, 8, 10), np.uint8), r"\(H, W, 3\).*got \(3, 8, 10\)"),
     (np.zeros(8, np.uint8), r"\(H, W, 3\).*got \(8,\)"),
     (np.zeros((0, 8, 3), np.uint8), r"\(H, W, 3\).*got \(0, 8, 3\)"),
-    ([7], "a picture is .*got a int"),
-    ([[scene(8, 8)]], "a picture is .*got a list"),
+    ([7], "an image is .*got a int"),
+    ([[scene(8, 8)]], "an image is .*got a list"),
 )
 
 

@@ -20,6 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from kdeov_mm import KDEOV
+from kdeov_mm.apps import answers
+from kdeov_mm.inference.api import normalisation
 from kdeov_mm.inference.inferencer import KDEOVInferencer
 from kdeov_mm.vocabulary import Vocabulary
 
@@ -93,8 +95,7 @@ def by_tool(student: KDEOV, path: Path, checkpoint: Path) -> None:
 
 
 def by_page(student: KDEOV, path: Path, checkpoint: Path) -> None:
-    web = pytest.importorskip("kdeov_mm.apps.web")
-    drawn, _, _ = web.find(student, path, ", ".join(WORDS))
+    drawn, _, _ = answers.find(student, path, ", ".join(WORDS))
     assert drawn is not None
 
 
@@ -172,7 +173,7 @@ def test_pixels_come_as_rgb_and_a_swap_would_be_seen(
 def test_the_onnx_client_prepares_the_same_pixels(
     size: tuple[int, int], student: KDEOV, entered: list[Tensor]
 ) -> None:
-    export = pytest.importorskip("kdeov_mm.inference.export")
+    pytest.importorskip("onnxruntime")
     sys.path.insert(0, str(ROOT / "docs"))
     try:
         import onnx_client
@@ -184,7 +185,7 @@ def test_the_onnx_client_prepares_the_same_pixels(
     about = dict(
         size=student.size,
         stride=preprocessor.pad_size_divisor,
-        normalisation=export._normalisation(preprocessor),
+        normalisation=normalisation(preprocessor),
     )
     pixels, _ = onnx_client.prepare(image, about)
     assert pixels.shape == tuple(entered[0].shape)
