@@ -26,7 +26,7 @@ from kdeov_mm.inference.inferencer import KDEOVInferencer
 from kdeov_mm.vocabulary import Vocabulary
 
 from ..conftest import ROOT, WORDS, load_tool
-from .test_api import SIDE, as_tensor, rows, save, scene, write_joint
+from .test_api import CLASSES, SIDE, as_tensor, rows, save, scene, write_joint
 
 SIZES = [(97, SIDE), (131, 217)]  # shown as it is, and shrunk to the model's input
 ROUNDS = 12
@@ -74,7 +74,9 @@ def entered(student: KDEOV, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 def by_pipeline(student: KDEOV, path: Path, checkpoint: Path) -> None:
     """As tools/test.py does: the config's test pipeline and mmengine's test step."""
     pipeline = Compose(student.model.cfg.test_dataloader.dataset.pipeline)
-    data = pipeline(dict(img_path=str(path), img_id=0, text=WORDS))
+    data = pipeline(
+        dict(img_path=str(path), img_id=0, words=CLASSES)
+    )
     with torch.no_grad():
         student.model.test_step(pseudo_collate([data]))
 

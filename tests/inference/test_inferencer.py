@@ -155,7 +155,7 @@ def test_inference_equals_the_test_pipeline(inferencer: KDEOVInferencer) -> None
     """The same picture through tools/test.py's data set and through the inferencer."""
     dataset = DATASETS.build(inferencer.cfg.test_dataloader.dataset)
     data = dataset[0]
-    words, path = data["data_samples"].text, data["data_samples"].img_path
+    words, path = data["data_samples"].words, data["data_samples"].img_path
     with torch.no_grad():
         (wanted,) = inferencer.model.test_step(pseudo_collate([data]))
     (result,) = inferencer.stream(path, words)
