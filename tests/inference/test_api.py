@@ -26,7 +26,7 @@ from torch import Tensor
 
 from kdeov_mm import KDEOV
 from kdeov_mm.checkpoints import read_config
-from kdeov_mm.models import KDEOVDetector
+from kdeov_mm.models import KDEOVDetector, TextEmbeds
 from kdeov_mm.vocabulary import Vocabulary, as_vocabulary
 
 from ..conftest import EMBED_DIMS, ROOT, WORDS, enliven, make_sample
@@ -311,9 +311,7 @@ def test_no_pictures_have_no_embeddings_and_no_boxes(student: KDEOV) -> None:
 def by_pipeline(student: KDEOV, path: Path) -> Tensor:
     """The embedding of a file that went through the config's test pipeline."""
     pipeline = Compose(student.model.cfg.test_dataloader.dataset.pipeline)
-    data = pipeline(
-        dict(img_path=str(path), img_id=0, words=CLASSES)
-    )
+    data = pipeline(dict(img_path=str(path), img_id=0, words=CLASSES))
     batch = student.model.data_preprocessor(pseudo_collate([data]))
     with torch.no_grad():
         return student.model(**batch, mode="tensor")["visual_features"]
@@ -588,9 +586,7 @@ def test_boxes_are_those_of_the_test_pipeline(
         path, WORDS, cfg.score_thr, cfg.nms.iou_threshold
     )
     pipeline = Compose(student.model.cfg.test_dataloader.dataset.pipeline)
-    data = pipeline(
-        dict(img_path=str(path), img_id=0, words=CLASSES)
-    )
+    data = pipeline(dict(img_path=str(path), img_id=0, words=CLASSES))
     with torch.no_grad():
         (wanted,) = student.model.test_step(pseudo_collate([data]))
     sample = wanted.pred_instances
@@ -692,7 +688,8 @@ def test_tensor_mode_scores_a_class_by_the_best_of_its_synonyms(
         said = model(torch.rand(2, 3, 64, 64), samples, mode="tensor")
     assert said["text_features"].shape == (5, EMBED_DIMS)
     assert said["logits"].shape == (2, 3)
-    each = model.global_head.logits(said["visual_features"], said["text_features"])
+    text = TextEmbeds(said["text_features"])
+    each = model.global_head.logits(said["visual_features"], text)
     torch.testing.assert_close(said["logits"][:, 1], each[:, 1:4].amax(1))
     assert all(level.shape[1] == 3 for level in said["predictions"][0])
 

@@ -74,9 +74,7 @@ def entered(student: KDEOV, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 def by_pipeline(student: KDEOV, path: Path, checkpoint: Path) -> None:
     """As tools/test.py does: the config's test pipeline and mmengine's test step."""
     pipeline = Compose(student.model.cfg.test_dataloader.dataset.pipeline)
-    data = pipeline(
-        dict(img_path=str(path), img_id=0, words=CLASSES)
-    )
+    data = pipeline(dict(img_path=str(path), img_id=0, words=CLASSES))
     with torch.no_grad():
         student.model.test_step(pseudo_collate([data]))
 
