@@ -17,7 +17,7 @@ from PIL import Image
 from kdeov_mm.vocabulary import Vocabulary
 
 from .conftest import EMBED_DIMS, ROOT, moved, run_env
-from .test_api import scene, write_joint
+from .inference.test_api import scene, write_joint
 from .test_configs import OneStep
 
 PAGE = (ROOT / "docs/custom_dataset.md").read_text()

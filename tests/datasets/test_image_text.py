@@ -28,7 +28,7 @@ from kdeov_mm.datasets.image_text import IMAGENET
 from kdeov_mm.evaluation import ZeroShotMetric
 from kdeov_mm.vocabulary import clean_name
 
-from ..test_datasets import NAMES, load, make_coco, permuted, true_boxes
+from .test_datasets import NAMES, load, make_coco, permuted, true_boxes
 
 PACK = dict(
     type="PackDetInputs",

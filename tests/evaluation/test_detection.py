@@ -6,6 +6,7 @@ import io
 import json
 import math
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,8 @@ from kdeov_mm.evaluation import (
     precision_table,
     summary,
 )
-from kdeov_mm.evaluation import precision as precision_module
 
-from ..test_datasets import NAMES, load, make_coco, permuted
+from ..datasets.test_datasets import NAMES, load, make_coco, permuted
 
 GROUPS = {"base": NAMES[:2], "novel": NAMES[2:]}
 
@@ -423,8 +423,9 @@ def test_the_parts_that_are_evaluated_at_a_time_do_not_matter(
     found = Predictions.from_coco(random_predictions(coco, 5))
     truth = Truth(coco)
     wanted = {name: precision_table(truth, found, RULES[name]) for name in RULES}
-    monkeypatch.setattr(precision_module, "CHUNK_BOXES", boxes)
-    monkeypatch.setattr(precision_module, "CHUNK_PAIRS", pairs)
+    module = sys.modules["kdeov_mm.evaluation.average_precision"]  # not the function
+    monkeypatch.setattr(module, "CHUNK_BOXES", boxes)
+    monkeypatch.setattr(module, "CHUNK_PAIRS", pairs)
     for name, table in wanted.items():
         assert (precision_table(truth, found, RULES[name]) == table).all()
 

@@ -17,7 +17,7 @@ from kdeov_mm.evaluation import (
 )
 from kdeov_mm.evaluation.reliability import calibration, false_positives
 
-from ..test_evaluation import (
+from .test_detection import (
     hard_truth,
     lvis_truth,
     one_image,
