@@ -25,7 +25,15 @@ MM = [
 SEARCH = ["faiss-cpu"]
 WEB = ["gradio>=6", *SEARCH]
 ONNX = ["onnx", "onnxruntime", "onnxscript"]
-DEV = ["pytest", "ruff", "mypy", "tensorboard", "playwright", "supervision"]
+DEV = [
+    "pytest",
+    "pytest-xdist",
+    "ruff",
+    "mypy",
+    "tensorboard",
+    "playwright",
+    "supervision",
+]
 
 setup(
     name="kdeov_mm",
