@@ -54,7 +54,7 @@ for module in pkgutil.walk_packages(kdeov_mm.__path__, "kdeov_mm."):
     try:
         importlib.import_module(module.name)
     except ImportError as error:
-        assert 'pip install "kdeov_mm[' in str(error), module.name
+        assert "kdeov_mm[" in str(error), module.name
 """
 
 
