@@ -1,4 +1,4 @@
-"""CLIP distilled into small mmdetection models that answer in CLIP's language."""
+"""CLIP distilled into small mmdetection models: open-vocabulary detection and more."""
 
 __version__ = "0.1.0"
 
@@ -6,7 +6,7 @@ from . import compat
 
 compat.apply()
 
-from . import clip, datasets, evaluation, models  # noqa: E402
+from . import clip, datasets, engine, evaluation, models  # noqa: E402
 from .inference.api import KDEOV  # noqa: E402
 
-__all__ = ["KDEOV", "clip", "compat", "datasets", "evaluation", "models"]
+__all__ = ["KDEOV", "clip", "compat", "datasets", "engine", "evaluation", "models"]

@@ -1,8 +1,75 @@
-"""What a checkpoint says of itself, read as data and never run."""
+"""Checkpoints: the model they hold, and their config, read as data and never run."""
 
 import ast
+import copy
 from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import init_default_scope
+from mmengine.runner import CheckpointLoader
+from mmengine.runner.checkpoint import _load_checkpoint_to_model
+
+# what torch.load raises for a file that is no checkpoint, or only a part of one
+BROKEN = (UnpicklingError, EOFError, LookupError, RuntimeError, ValueError)
+# the values that JSON and mmengine's config files write as names
+NAMES = dict(true=True, false=False, null=None, inf=float("inf"), nan=float("nan"))
+PLAIN = (ast.Constant, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.UnaryOp, ast.BinOp)
+
+
+def load_model(
+    config: str | Path | Config, checkpoint: str | Path, device: str = "cpu"
+) -> Any:
+    """Build a trained model for inference; ``model.cfg`` is its config.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it is of another model: most weights are missing.
+    """
+    content = read_checkpoint(checkpoint)
+    if not isinstance(config, Config):
+        config = Config.fromfile(config, lazy_import=False)
+    init_default_scope(config.get("default_scope", "mmdet"))
+    # the checkpoint brings the backbone's weights: nothing else is to be loaded
+    if config.model.backbone.get("init_cfg"):
+        config = copy.deepcopy(config)
+        config.model.backbone.init_cfg = None
+    model = revert_sync_batchnorm(MODELS.build(config.model))
+    _load_checkpoint_to_model(model, content)
+    # mmengine only warns of missing weights; with most of them missing, refuse
+    own, held = model.state_dict(), content.get("state_dict", content)
+    missing = [key for key in own if key not in held]
+    if len(missing) > len(own) / 2:
+        raise ValueError(
+            f"{checkpoint} is of another model: {len(missing)} of the {len(own)} "
+            f"weights that the config asks for are missing, e.g. {missing[:3]}"
+        )
+    model.dataset_meta = content.get("meta", {}).get("dataset_meta", {})
+    model.cfg = config
+    return model.to(device).eval()
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """What a checkpoint holds, on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it is damaged, or something else.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"checkpoint {path} does not exist; train one with "
+            "tools/train.py, or run `make demo`."
+        )
+    try:
+        content = CheckpointLoader.load_checkpoint(str(path), "cpu")
+    except BROKEN as error:
+        raise ValueError(f"{path} is no checkpoint, or damaged: {error}") from error
+    return content if isinstance(content, dict) else {}
 
 
 def read_config(config: Any, strict: bool = False) -> dict[str, Any] | None:
@@ -17,6 +84,10 @@ def read_config(config: Any, strict: bool = False) -> dict[str, Any] | None:
 
     Raises:
         ValueError: ``strict``, and a value is an expression; names its line.
+
+    Example:
+        >>> read_config("model = dict(type='KDEOVDetector', depth=2)")
+        {'model': {'type': 'KDEOVDetector', 'depth': 2}}
     """
     if isinstance(config, Mapping):
         return dict(config)
@@ -24,46 +95,64 @@ def read_config(config: Any, strict: bool = False) -> dict[str, Any] | None:
         tree = ast.parse(str(config or ""))
     except SyntaxError:
         return None
-    if len(tree.body) == 1 and isinstance(tree.body[0], ast.Expr):  # JSON, a repr
-        value = _literal(tree.body[0].value, strict)
+    reader = _Plain(strict)
+    # a single expression: JSON, or the repr of a dictionary
+    if len(tree.body) == 1 and isinstance(tree.body[0], ast.Expr):
+        value = ast.literal_eval(reader.visit(tree.body[0].value))
         return value if isinstance(value, dict) else None
     values = {
-        node.targets[0].id: _literal(node.value, strict)
+        node.targets[0].id: ast.literal_eval(reader.visit(node.value))
         for node in tree.body
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     }
     return values or None
 
 
-def _literal(node: ast.expr, strict: bool) -> Any:
-    """A literal, with ``dict(...)`` calls."""
-    if isinstance(node, ast.Call) and (not strict or _makes_dict(node)):
-        first = _literal(node.args[0], strict) if node.args else {}
-        own = {k.arg: _literal(k.value, strict) for k in node.keywords if k.arg}
-        return {**(first if isinstance(first, dict) else {}), **own}
-    if isinstance(node, ast.Dict) and not (strict and None in node.keys):
-        pairs = zip(node.keys, node.values)
-        return {
-            _literal(k, strict): _literal(v, strict) for k, v in pairs if k is not None
-        }
-    if isinstance(node, (ast.List, ast.Tuple)):
-        items = [_literal(item, strict) for item in node.elts]
-        return tuple(items) if isinstance(node, ast.Tuple) else items
-    if isinstance(node, ast.Name) and node.id in (
-        named := dict(
-            true=True, false=False, null=None, inf=float("inf"), nan=float("nan")
+class _Plain(ast.NodeTransformer):
+    """An expression as a literal: ``dict(...)`` becomes ``{...}``."""
+
+    def __init__(self, strict: bool) -> None:
+        self.strict = strict
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        # in a lenient reading, any call stands for its named values
+        if self.strict and not _makes_dict(node):
+            return self._other(node)
+        first = self.visit(node.args[0]) if node.args else None
+        found = first if isinstance(first, ast.Dict) else ast.Dict([], [])
+        named = [keyword for keyword in node.keywords if keyword.arg]
+        return ast.Dict(
+            [*found.keys, *(ast.Constant(keyword.arg) for keyword in named)],
+            [*found.values, *(self.visit(keyword.value) for keyword in named)],
         )
-    ):
-        return named[node.id]
-    try:
-        return ast.literal_eval(node)
-    except ValueError as error:
-        if strict:
+
+    def visit_Dict(self, node: ast.Dict) -> ast.expr:
+        if self.strict and None in node.keys:  # {**other}
+            return self._other(node)
+        pairs = [(k, v) for k, v in zip(node.keys, node.values) if k is not None]
+        keys, values = ([self.visit(p[i]) for p in pairs] for i in (0, 1))
+        return ast.Dict(keys, values)
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.Constant(NAMES[node.id]) if node.id in NAMES else self._other(node)
+
+    def generic_visit(self, node: ast.AST) -> Any:
+        if isinstance(node, (ast.UnaryOp, ast.BinOp)):
+            try:
+                ast.literal_eval(super().generic_visit(node))
+            except ValueError:
+                return self._other(node)
+        if isinstance(node, ast.expr) and not isinstance(node, PLAIN):
+            return self._other(node)
+        return super().generic_visit(node)
+
+    def _other(self, node: ast.expr) -> ast.expr:
+        if self.strict:
             raise ValueError(
                 f"line {node.lineno} of the checkpoint's config is no plain value "
                 f"({ast.unparse(node)[:80]}): give the config file instead."
-            ) from error
-        return None
+            )
+        return ast.Constant(None)
 
 
 def _makes_dict(call: ast.Call) -> bool:

@@ -1,15 +1,21 @@
-"""Folders that several processes may write, and that a killed one leaves whole."""
+"""Files written atomically, and folders that one process at a time may write."""
 
-import fcntl
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+LOCK = "lock.tmp"
+
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file; it has all of its new content, or is as it was."""
-    scratch = path.with_suffix(".tmp")
+    """Write a file atomically: it has all of its new content, or is as it was."""
+    # two writers at once must not share a scratch file
+    writer = f"{os.getpid()}-{threading.get_ident()}"
+    scratch = path.with_name(f"{path.name}.{writer}.tmp")
     with scratch.open("wb") as file:
         file.write(data)
         file.flush()
@@ -19,22 +25,22 @@ def write_whole(path: Path, data: bytes) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other writers out; what a killed one left unfinished is removed.
+    """Keep other writers out; remove what a killed one left unfinished.
 
     Raises:
-        BlockingIOError: another process is filling this folder.
+        BlockingIOError: another process is writing to this folder.
     """
-    handle = os.open(folder, os.O_RDONLY)
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
+        lock.acquire()
+    except Timeout as error:
         raise BlockingIOError(
             f"another process is filling {folder}: wait for it, or stop it"
         ) from error
     try:
         for path in folder.glob("*.tmp"):
-            path.unlink()
+            if path.name != LOCK:
+                path.unlink()
         yield
     finally:
-        os.close(handle)
+        lock.release()

@@ -1,7 +1,8 @@
-"""The words that are asked: names, synonyms, groups, and their vectors.
+"""Class names, synonyms, groups, and their text embeddings.
 
 One object for training, evaluation, inference and export. It is made from a data
 set's categories, a text file, JSON, or an embedding matrix that another program wrote.
+A class is always a tuple of words; this is the only place that checks them.
 """
 
 import json
@@ -14,24 +15,24 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from .vectors import read_vectors, write_vectors
+
 GROUP_SUFFIX = "_classes"
-FORMAT = "kdeov_mm vocabulary 1"
-BROKEN = (ValueError, KeyError, TypeError, AttributeError)  # of a file of another kind
+# what reading a file of another format raises
+BROKEN = (ValueError, KeyError, TypeError, AttributeError)
 # LVIS v1's own typing error, which CLIP would read
 _MISSPELT = {"speaker (stero equipment)": "speaker (stereo equipment)"}
-Words = str | tuple[str, ...]
+Words = tuple[str, ...]  # a class: its first word, then its synonyms
 
 
 class TextEncoder(Protocol):
-    """What is asked of :class:`kdeov_mm.clip.CLIPTextEncoder`.
+    """What :class:`kdeov_mm.clip.CLIPTextEncoder` offers to a vocabulary.
 
     Attributes:
         made_by: what its vectors depend on.
-        is_local: whether its weights are at hand without a download.
+        is_local: whether its weights are on this machine.
         embed_dims: dimension D of its vectors.
     """
 
@@ -42,6 +43,7 @@ class TextEncoder(Protocol):
     @property
     def embed_dims(self) -> int: ...  # noqa: D102
     def encode(self, words: Sequence[str]) -> Tensor: ...  # noqa: D102
+    def check_vectors(self, vocabulary: "Vocabulary") -> None: ...  # noqa: D102
     def __call__(self, names: Sequence[str]) -> Tensor: ...  # noqa: D102
 
 
@@ -53,7 +55,7 @@ def clean_name(name: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """K classes and how to ask for them.
+    """K classes, their words and text embeddings. Immutable.
 
     Attributes:
         names: as the data set writes them; they tie labels to annotations.
@@ -63,6 +65,16 @@ class Vocabulary:
         vectors: word -> (D,) unit vector; empty, or every class's first word.
         encoder: what made the vectors: ``model``, ``pretrained``, ``templates``,
             and the SHA-256 of config and weights where they are known.
+
+    Raises:
+        ValueError: no names, an empty word, the same first word or name twice, a
+            group with names that are no classes, words without a vector.
+
+    Example:
+        >>> from kdeov_mm.vocabulary import Vocabulary
+        >>> vocabulary = Vocabulary(("fire_truck", "sofa"), ((), ("sofa", "couch")))
+        >>> vocabulary.words
+        (('fire truck',), ('sofa', 'couch'))
     """
 
     names: tuple[str, ...]
@@ -113,11 +125,6 @@ class Vocabulary:
         return len(self.names)
 
     @property
-    def text(self) -> tuple[Words, ...]:
-        """What a sample carries: per class a word, or its synonyms."""
-        return tuple(own if len(own) > 1 else own[0] for own in self.words)
-
-    @property
     def templates(self) -> tuple[str, ...]:
         """The prompts of the vectors; none where there are no vectors."""
         return tuple(json.loads(self.encoder.get("templates", "[]")))
@@ -141,10 +148,10 @@ class Vocabulary:
         """
         if group not in self.groups:
             raise ValueError(f"no group {group!r}; there are {[*self.groups]}")
-        return self.take([self.names.index(n) for n in self.groups[group]])
+        return self.select([self.names.index(n) for n in self.groups[group]])
 
-    def take(self, indices: Sequence[int]) -> "Vocabulary":
-        """Some classes, in the order asked."""
+    def select(self, indices: Sequence[int]) -> "Vocabulary":
+        """Some classes, in the given order."""
         names = tuple(self.names[i] for i in indices)
         words = tuple(self.words[i] for i in indices)
         kept = {w for own in words for w in own}
@@ -186,9 +193,9 @@ class Vocabulary:
     ) -> "Vocabulary":
         """From text embeddings that another program made.
 
-        The number of rows and of columns is checked, and that the rows are in the
-        order of the names: where the weights are a local file, some words are embedded
-        anew and compared, else by :func:`check_order`.
+        Shape and values are checked. Whether the rows are in the order of the names is
+        checked where the CLIP's weights are on this machine: some words are embedded
+        again and compared.
 
         Args:
             matrix: (K, D), or a ``.npy`` file; any length, any float type.
@@ -203,8 +210,8 @@ class Vocabulary:
         vocabulary = names if isinstance(names, Vocabulary) else cls(tuple(names))
         if rows.shape != (len(vocabulary), encoder.embed_dims):
             raise ValueError(
-                f"expected a matrix ({len(vocabulary)}, {encoder.embed_dims}): a row "
-                "for each name, and the dimensions of the CLIP "
+                f"expected a matrix ({len(vocabulary)}, {encoder.embed_dims}): one row "
+                "per name, and the dimensions of the CLIP "
                 f"{encoder.made_by['model']!r}; got {tuple(rows.shape)}"
             )
         if not rows.isfinite().all() or (rows.norm(dim=1) == 0).any():
@@ -213,8 +220,6 @@ class Vocabulary:
         vectors = F.normalize(rows, dim=1)
         if encoder.is_local:
             _check_sample(firsts, vectors, encoder)
-        else:
-            check_order(firsts, vectors)
         return replace(
             vocabulary, vectors=dict(zip(firsts, vectors)), encoder=encoder.made_by
         )
@@ -245,7 +250,7 @@ class Vocabulary:
             raise FileNotFoundError(f"vocabulary {path} does not exist")
         try:
             return readers[path.suffix](path)
-        except (*BROKEN, SafetensorError) as error:
+        except BROKEN as error:
             raise ValueError(f"{path} holds no vocabulary: {error}") from error
 
     @classmethod
@@ -272,19 +277,12 @@ class Vocabulary:
 
     @classmethod
     def _from_safetensors(cls, path: Path) -> "Vocabulary":
-        with safe_open(str(path), framework="pt") as file:
-            meta = file.metadata() or {}
-            if meta.get("format") != FORMAT:
-                raise ValueError(
-                    f"its format is {meta.get('format')!r}, not {FORMAT!r}"
-                )
-            content = json.loads(meta["vocabulary"])
-            rows = file.get_tensor("vectors")
+        tensors, content = read_vectors(path, "vocabulary")
         return cls(
             tuple(content["names"]),
             tuple(map(tuple, content["words"])),
             {g: tuple(n) for g, n in content["groups"].items()},
-            dict(zip(content["rows"], rows)),
+            dict(zip(content["rows"], tensors["vectors"])),
             content["encoder"],
         )
 
@@ -303,18 +301,27 @@ class Vocabulary:
             rows=[*self.vectors],
             encoder=dict(self.encoder),
         )
-        save_file(
-            {"vectors": torch.stack([*self.vectors.values()]).contiguous()},
-            str(path),
-            metadata=dict(format=FORMAT, vocabulary=json.dumps(content)),
-        )
+        tensors = dict(vectors=torch.stack([*self.vectors.values()]))
+        write_vectors(Path(path), "vocabulary", tensors, content)
 
     # --------------------------------------------------------------- vectors
 
     def embed(self, text_encoder: TextEncoder) -> "Vocabulary":
-        """The same classes with the vectors of all their words."""
-        every = tuple(dict.fromkeys(w for own in self.words for w in own))
-        vectors = dict(zip(every, text_encoder(every)))
+        """The same classes with the vectors of all their words.
+
+        Vectors that the vocabulary has stay; other words are embedded.
+
+        Raises:
+            ValueError: its vectors were made by another CLIP or with other templates,
+                or further words cannot be embedded on this machine.
+        """
+        if self.vectors:
+            text_encoder.check_vectors(self)
+        every = dict.fromkeys(w for own in self.words for w in own)
+        others = [word for word in every if word not in self.vectors]
+        if not others:
+            return self
+        vectors = {**self.vectors, **dict(zip(others, text_encoder(others)))}
         return replace(self, vectors=vectors, encoder=text_encoder.made_by)
 
     def matrix(self) -> Tensor:
@@ -342,18 +349,24 @@ class Vocabulary:
         ]
 
 
-Asked = str | Path | Sequence[Words] | Vocabulary
+Asked = str | Path | Sequence[str | Sequence[str]] | Vocabulary
 
 
-def as_vocabulary(words: Asked) -> Vocabulary:
-    """What a user asks for, as a vocabulary.
+def as_vocabulary(words: Asked | None) -> Vocabulary:
+    """What a user gives as words, as a vocabulary: the check at every public door.
 
     Args:
-        words: a list, in which a tuple of words are synonyms; a string with commas; a
-            file of :meth:`Vocabulary.load`; or a vocabulary.
+        words: a list of classes, each a word or a tuple of synonyms; a string with
+            commas; a file of :meth:`Vocabulary.load`; or a vocabulary.
 
     Raises:
         FileNotFoundError, ValueError: no such file, no words, or the same one twice.
+
+    Example:
+        >>> as_vocabulary("red ring, blue star").words
+        (('red ring',), ('blue star',))
+        >>> as_vocabulary(["cat", ("sofa", "couch")]).names
+        ('cat', 'sofa')
     """
     if isinstance(words, Vocabulary):
         return words
@@ -363,9 +376,12 @@ def as_vocabulary(words: Asked) -> Vocabulary:
         return Vocabulary.load(words)
     if isinstance(words, str):
         words = [word.strip() for word in words.split(",")]
-    every = [(own,) if isinstance(own, str) else tuple(own) for own in words]
+    every = [(own,) if isinstance(own, str) else tuple(own) for own in words or ()]
     if not every or not all(every):
-        raise ValueError(f"expected words, got {words!r:.200}")
+        raise ValueError(
+            "expected at least one class, and at least one word for each: a list of "
+            f"words, or of tuples of synonyms; got {words!r:.200}"
+        )
     return Vocabulary(tuple(own[0] for own in every), tuple(every))
 
 
@@ -395,84 +411,6 @@ def asked_groups(metainfo: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
         for key, names in metainfo.items()
         if key.endswith(GROUP_SUFFIX) and names and classes.issuperset(names)
     }
-
-
-def merge_synonyms(text: Sequence[Words]) -> tuple[tuple[str, ...], Tensor | None]:
-    """Classes, some with synonyms -> all their words, and whose each is.
-
-    Returns:
-        W words; (W,) class of each, or None where every class has one.
-    """
-    own = [(w,) if isinstance(w, str) else w for w in text]
-    if not all(own):
-        raise ValueError("a class without any word")
-    words = tuple(word for group in own for word in group)
-    if len(words) == len(own):
-        return words, None
-    sizes = torch.tensor([len(group) for group in own])
-    return words, torch.arange(len(own)).repeat_interleave(sizes)
-
-
-def check_order(words: Sequence[str], vectors: Tensor, shuffles: int = 200) -> None:
-    """Refuse vectors that are not in the order of their words.
-
-    CLIP puts names that are spelt alike close together ("wine bottle", "water
-    bottle"; "skateboard", "snowboard"). How much so is compared with random orders
-    (a Mantel test of shared letters and cosines): three standard deviations are asked
-    for. Letters that many of the names have ("... bottle", all of them) do not count. A
-    few rows in each other's place are not noticed, and with fewer than 20 pairs that
-    share four letters in a row nothing can be told: no error.
-
-    Args:
-        words: K.
-        vectors: (K, D) unit vectors.
-        shuffles: random orders.
-
-    Raises:
-        ValueError: the order is no better than a random one.
-    """
-    parts = [{w[i : i + 4] for i in range(len(w) - 3)} for w in
-             (f" {word.lower()} " for word in words)]  # fmt: skip
-    counts = Counter(letters for part in parts for letters in part)
-    often = max(3, len(words) / 10)
-    parts = [{letters for letters in p if counts[letters] <= often} for p in parts]
-    pairs, alike = [], []
-    for i in range(len(words)):
-        for j in range(i):
-            if shared := len(parts[i] & parts[j]):
-                pairs.append((i, j))
-                alike.append(shared / len(parts[i] | parts[j]))
-    if len(pairs) < 20:
-        return
-    # what all rows have in common would hide the differences
-    centred = F.normalize(vectors - vectors.mean(0), dim=1).numpy()
-    similar, (left, right) = centred @ centred.T, np.array(pairs).T
-    rng = np.random.default_rng(0)
-    number = len(words)
-
-    def closeness(order: np.ndarray) -> float:
-        return np.dot(alike, similar[order[left], order[right]])
-
-    own = closeness(np.arange(number))
-    sums = np.array([closeness(rng.permutation(number)) for _ in range(shuffles)])
-    score = (own - sums.mean()) / max(sums.std(), 1e-12)
-    if score < 3:
-        raise ValueError(
-            f"the rows are not in the order of the names: the {len(pairs)} pairs of "
-            "names that are spelt alike are no closer than in a random order "
-            f"({score:.1f} standard deviations). Give the names in the order in which "
-            "the matrix was made."
-        )
-    # sorted names are near each other, so they fit when moved, too
-    moves = {f"moved by {-n}": np.roll(np.arange(number), n) for n in range(-50, 51)}
-    moves["in reverse"] = np.arange(number)[::-1]
-    fits = {name: closeness(order) for name, order in moves.items()}
-    best = max(fits, key=lambda name: fits[name])
-    if fits[best] > own + 5 * sums.std():
-        raise ValueError(
-            f"the rows are not in the order of the names: {best}, they fit better. Is "
-            "there a row for the background?"
-        )
 
 
 def _rows(matrix: Any) -> Tensor:

@@ -1,13 +1,10 @@
-"""The teacher's language: everything that knows open_clip."""
+"""Everything that knows open_clip: which CLIP, text, images, embeddings on disk."""
 
-from .cached_teacher import (
-    CachedTeacher,
-    EmbeddingCacheHook,
-    EmbeddingStore,
-    StoreMismatch,
-)
+from .cached_teacher import CachedTeacher
 from .source import TEACHERS, CLIPSource
+from .store import EmbeddingStore, StoreMismatch
 from .teacher import CLIPImageTeacher
+from .teacher_batch import LiveBatch, TeacherBatch
 from .text import CLIPTextEncoder
 
 __all__ = [
@@ -15,8 +12,9 @@ __all__ = [
     "CLIPSource",
     "CLIPTextEncoder",
     "CachedTeacher",
-    "EmbeddingCacheHook",
     "EmbeddingStore",
+    "LiveBatch",
     "StoreMismatch",
     "TEACHERS",
+    "TeacherBatch",
 ]

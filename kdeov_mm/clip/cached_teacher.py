@@ -1,292 +1,33 @@
-"""The teacher's embeddings on disk, and a teacher that reads them.
-
-A store is a folder: ``store.json`` says what was embedded, by which CLIP, of
-which data set; shards of a fixed number of images hold the vectors, as
-safetensors, memory-mapped when read. Each image is there twice, as it is and
-mirrored. ``tools/cache_embeddings.py`` fills a store.
-"""
+"""A teacher that reads its embeddings from a store, and what it checks before."""
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmdet.registry import HOOKS, MODELS
+from mmdet.registry import MODELS
 from mmdet.structures import SampleList
-from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from ..files import locked, write_whole
 from .source import CLIPSource
+from .store import FORMAT, EmbeddingStore, StoreMismatch
 
-FORMAT = 1
 TOLERANCE = 0.1  # pixels between a box and the stored one
 # steps of a pipeline that decide the pixels, the same for an image each time
 PIXEL_STEPS = ("LoadImageFromFile", "Resize", "FixScaleResize")
+# steps that change neither pixels nor boxes
 NEUTRAL_STEPS = (
     "LoadAnnotations",
     "LoadWords",
     "LoadCaptions",
     "FilterAnnotations",
     "PackDetInputs",
+    "PackInputs",
 )
-
-
-class StoreMismatch(ValueError):
-    """A store of another teacher, data set or pipeline."""
-
-
-class Record(NamedTuple):
-    """What is stored of one image; the first axis is (as it is, mirrored).
-
-    Attributes:
-        boxes: (M, 4) xyxy in pixels of the pipeline's image, not mirrored.
-        scales: (M,) index into the manifest's ``scales``.
-        stored: (M,) bool, boxes found by an earlier student.
-        crops: (2, M, D) unit vectors, float16.
-        image: (2, D) unit vectors, float16.
-        dense: (2, D, h, w) unit vectors, float16, or None.
-        captions: caption -> (D,) unit vector, float16.
-    """
-
-    boxes: Tensor
-    scales: Tensor
-    stored: Tensor
-    crops: Tensor
-    image: Tensor
-    dense: Tensor | None
-    captions: dict[str, Tensor]
-
-
-class EmbeddingStore:
-    """A folder of shards.
-
-    Args:
-        folder: the store.
-        manifest: what it must hold; None takes what it does.
-
-    Raises:
-        FileNotFoundError: there is no store, and no manifest to begin one.
-        StoreMismatch: the store holds something else.
-    """
-
-    def __init__(
-        self, folder: str | Path, manifest: Mapping[str, Any] | None = None
-    ) -> None:
-        self.folder = Path(folder).expanduser()
-        path = self.folder / "store.json"
-        if not path.is_file():
-            if manifest is None:
-                raise FileNotFoundError(
-                    f"{self.folder} holds no embeddings: make them with "
-                    "python tools/cache_embeddings.py CONFIG"
-                )
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps(manifest, indent=1).encode())
-        try:
-            self.manifest: dict[str, Any] = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(
-                f"{path} is damaged ({error}): delete the store, and make it again."
-            ) from error
-        if manifest is not None:
-            self.check(**manifest)
-
-    def check(self, **wanted: Any) -> None:
-        """Refuse a store whose manifest differs in what is wanted.
-
-        Raises:
-            StoreMismatch: names what differs, and what to do.
-        """
-        wanted = json.loads(json.dumps(wanted))
-        for key, value in wanted.items():
-            if self.manifest.get(key) != value:
-                raise StoreMismatch(
-                    f"the store {self.folder} is of another {key}: it holds "
-                    f"{_short(self.manifest.get(key))}, wanted is {_short(value)}. "
-                    "Name another store, or delete this one and make it again with "
-                    "tools/cache_embeddings.py."
-                )
-
-    @property
-    def num_shards(self) -> int:
-        """Shards of a finished store."""
-        return -(-self.manifest["images"] // self.manifest["shard_size"])
-
-    def shard_file(self, number: int) -> Path:
-        """Where a shard is, or will be."""
-        return self.folder / f"shard-{number:05d}.safetensors"
-
-    def locked(self) -> AbstractContextManager[None]:
-        """Keep other writers out; see :func:`kdeov_mm.files.locked`."""
-        return locked(self.folder)
-
-    def write_shard(
-        self, number: int, ids: Sequence[Any], records: Sequence[Record]
-    ) -> None:
-        """Write the records of a shard's images; it is whole or not there."""
-        captions = [list(r.captions) for r in records]
-        vectors = [v for r in records for v in r.captions.values()]
-        tensors = dict(
-            ends=torch.tensor([len(r.boxes) for r in records]).cumsum(0),
-            boxes=torch.cat([r.boxes for r in records]),
-            scales=torch.cat([r.scales for r in records]).to(torch.uint8),
-            stored=torch.cat([r.stored for r in records]).to(torch.uint8),
-            crops=torch.cat([r.crops for r in records], 1).half(),
-            image=torch.stack([r.image for r in records], 1).half(),
-        )
-        if records[0].dense is not None:
-            dense = [r.dense for r in records if r.dense is not None]
-            tensors["dense"] = torch.stack(dense, 1).half()
-        if vectors:
-            tensors["captions"] = torch.stack(vectors).half()
-        tensors = {k: v.contiguous() for k, v in tensors.items()}
-        about: dict[str, Any] = dict(shard=number, ids=list(ids), captions=captions)
-        about["sha256"] = _digest(tensors, about)
-        # one entry: safetensors writes several in an order that changes
-        data = save(tensors, metadata={"about": json.dumps(about)})
-        write_whole(self.shard_file(number), data)
-
-    def is_whole(self, number: int) -> bool:
-        """Whether a shard is there and its content is what was written."""
-        path = self.shard_file(number)
-        if not path.is_file():
-            return False
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                about = _about(file)
-                written = about.pop("sha256")
-                return about["shard"] == number and written == _digest(tensors, about)
-        except (SafetensorError, OSError, KeyError, ValueError):
-            return False  # cut short, or not what safetensors writes
-
-    def check_complete(self) -> None:
-        """Refuse a store that was not finished.
-
-        Raises:
-            FileNotFoundError: names the first missing shard.
-        """
-        for number in range(self.num_shards):
-            path = self.shard_file(number)
-            if not path.is_file():
-                raise FileNotFoundError(
-                    f"{self.folder} has no {path.name}: finish the store with "
-                    "tools/cache_embeddings.py, which goes on where it stopped."
-                )
-
-    @cached_property
-    def _images(self) -> dict[Any, "StoredImage"]:
-        """Image id -> where its vectors are."""
-        images: dict[Any, StoredImage] = {}
-        self.check_complete()
-        for number in range(self.num_shards):
-            path = self.shard_file(number)
-            if not self.is_whole(number):
-                raise ValueError(
-                    f"{path} is damaged: tools/cache_embeddings.py finds and renews "
-                    "damaged shards."
-                )
-            images.update(_images_of(safe_open(str(path), framework="pt")))
-        return images
-
-    def __getitem__(self, image_id: Any) -> "StoredImage":
-        """An image's part of the store.
-
-        Raises:
-            KeyError: the store has no such image.
-            ValueError: a shard is damaged.
-            FileNotFoundError: a shard is missing.
-        """
-        if image_id not in self._images:
-            raise KeyError(f"{self.folder} holds no image {image_id!r}")
-        return self._images[image_id]
-
-
-@dataclass(frozen=True)
-class StoredImage:
-    """An image's part of a shard; vectors are read when asked for.
-
-    Attributes:
-        file: the open shard.
-        place: of the image in the shard.
-        begin: row of its first crop.
-        boxes, scales, stored: see :class:`Record`.
-        captions: its captions.
-        first_caption: row of the first one.
-    """
-
-    file: Any
-    place: int
-    begin: int
-    boxes: Tensor
-    scales: Tensor
-    stored: Tensor
-    captions: list[str]
-    first_caption: int
-
-    def crops(self, mirrored: int) -> Tensor:
-        """(M, D) float16."""
-        rows = slice(self.begin, self.begin + len(self.boxes))
-        return self.file.get_slice("crops")[mirrored, rows]
-
-    def whole(self, name: str, mirrored: int) -> Tensor:
-        """``image``, (D,), or ``dense``, (D, h, w): float16."""
-        return self.file.get_slice(name)[mirrored, self.place]
-
-    def caption(self, text: str) -> Tensor:
-        """(D,) float16 of one of its captions."""
-        row = self.first_caption + self.captions.index(text)
-        return self.file.get_slice("captions")[row]
-
-
-def _images_of(file: Any) -> dict[Any, StoredImage]:
-    about, begin, first_caption = _about(file), 0, 0
-    small = {name: file.get_tensor(name) for name in ("boxes", "scales", "stored")}
-    ends, images = file.get_tensor("ends").tolist(), {}
-    for place, (image, captions, end) in enumerate(
-        zip(about["ids"], about["captions"], ends)
-    ):
-        images[image] = StoredImage(
-            file,
-            place,
-            begin,
-            small["boxes"][begin:end],
-            small["scales"][begin:end],
-            small["stored"][begin:end].bool(),
-            captions,
-            first_caption,
-        )
-        begin, first_caption = end, first_caption + len(captions)
-    return images
-
-
-def _about(file: Any) -> dict[str, Any]:
-    return json.loads((file.metadata() or {})["about"])
-
-
-def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(about).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 300 else f"{text[:300]} ..."
 
 
 def teacher_identity(source: CLIPSource) -> dict[str, Any]:
@@ -333,7 +74,7 @@ def pixel_steps(dataset: Any, neutral: Sequence[str] = ()) -> list[str]:
                 "the live teacher (CLIPImageTeacher). If it changes neither pixels nor "
                 f"boxes, say so: teacher.neutral=('{name}',)."
             )
-        if name == "PackDetInputs":
+        if name in ("PackDetInputs", "PackInputs"):
             packed = step.meta_keys
     missing = {"img_id", *(["flip"] if flips else [])} - set(packed)
     if missing or flips > 1:
@@ -372,28 +113,31 @@ def data_fingerprint(dataset: Any) -> str:
     return digest.hexdigest()
 
 
-def asked_of(head: Any) -> dict[str, Any]:
-    """What a distillation head asks of the teacher that a store can hold."""
-    keys = ("sources", "grids", "scales", "window", "stride")
-    return {key: getattr(head, key) for key in keys if hasattr(head, key)}
+def needs_record(needs: Any) -> dict[str, Any]:
+    """What a distillation needs, as a store's manifest holds it."""
+    return json.loads(json.dumps(asdict(needs)))
 
 
 def _check_heads(store: EmbeddingStore, heads: Mapping[str, Any]) -> None:
-    """Refuse heads that ask for what the store does not hold."""
+    """Refuse heads that need what the store does not hold."""
     manifest = store.manifest
     for name, head in heads.items():
-        asked = json.loads(json.dumps(asked_of(head)))
-        sources = set(asked.get("sources", ()))
-        missing = []
-        if "stored" in sources and not manifest["proposals_sha256"]:
+        needs, missing = head.needs, []
+        if needs.moving:
+            raise StoreMismatch(
+                f"the head {name} asks for boxes that move from step to step "
+                f"({', '.join(sorted(needs.moving))}): a store holds 'truth', 'blocks' "
+                "and 'stored' boxes. Change its `sources`, or use the live teacher."
+            )
+        if "stored" in needs.sources and not manifest["proposals_sha256"]:
             missing.append("boxes of an earlier student (--proposals CHECKPOINT)")
-        if "window" in asked and asked["window"] is None and not manifest["dense"]:
+        if needs.dense and not manifest["dense"]:
             missing.append("dense maps (--dense)")
-        if getattr(head, "contrast", None) is not None and not manifest["captions"]:
+        if needs.captions and not manifest["captions"]:
             missing.append("captions (LoadCaptions in the pipeline)")
-        crops = sources or asked.get("window")
-        if crops and not any(_covers(held, asked) for held in manifest["heads"]):
-            missing.append(f"the crops of {asked}, but those of {manifest['heads']}")
+        wanted = needs_record(needs)
+        if needs.crops and not any(_covers(held, wanted) for held in manifest["needs"]):
+            missing.append(f"the crops of {wanted}, but those of {manifest['needs']}")
         if missing:
             raise StoreMismatch(
                 f"the head {name} needs what the store {store.folder} does not hold: "
@@ -402,14 +146,14 @@ def _check_heads(store: EmbeddingStore, heads: Mapping[str, Any]) -> None:
             )
 
 
-def _covers(held: dict[str, Any], asked: dict[str, Any]) -> bool:
-    """Whether a store with the crops of one head serves another."""
+def _covers(held: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether the crops that one head needs serve another."""
     same = {"scales", "window", "stride"}
-    if "blocks" in asked.get("sources", ()):
+    if "blocks" in wanted["sources"]:
         same.add("grids")
-    return all(held.get(k) == asked.get(k) for k in same) and set(
-        asked.get("sources", ())
-    ) <= set(held.get("sources", ()))
+    return all(held[key] == wanted[key] for key in same) and set(
+        wanted["sources"]
+    ) <= set(held["sources"])
 
 
 @MODELS.register_module()
@@ -429,7 +173,7 @@ class CachedTeacher:
             neither pixels nor boxes.
     """
 
-    sees_pixels = False
+    is_live = False
 
     def __init__(
         self,
@@ -461,97 +205,108 @@ class CachedTeacher:
         """
         store = EmbeddingStore(self.folder)
         store.check(format=FORMAT, teacher=teacher_identity(self.source))
-        if getattr(preprocessor, "batch_augments", None):
+        if preprocessor.batch_augments:
             raise StoreMismatch(
                 "batch_augments of the data preprocessor change the picture after the "
                 "pipeline: take them out, or use the live teacher."
             )
-        for name, head in heads.items():
-            moving = {"own", "random"} & set(getattr(head, "sources", ()))
-            if moving:
-                raise StoreMismatch(
-                    f"the head {name} asks for boxes that move from step to step "
-                    f"({', '.join(sorted(moving))}): a store holds 'truth', 'blocks' "
-                    "and 'stored' boxes. Change its `sources`, or use the live teacher."
-                )
+        _check_heads(store, heads)
         dataset = plain_dataset(dataset)
         store.check(pixels=pixel_steps(dataset, self.neutral))
         store.check(data=data_fingerprint(dataset))
-        _check_heads(store, heads)
         store.check_complete()
         self._store = store
 
-    def for_batch(self, samples: SampleList) -> "CachedBatch":
-        """The teacher of these samples."""
+    def check_heads(self, heads: Mapping[str, Any]) -> None:
+        """Nothing here: :meth:`admit` compares them with the store before training."""
+
+    def for_batch(
+        self, inputs: Tensor, samples: SampleList, preprocessor: Any
+    ) -> "StoredBatch":
+        """The teacher of these samples; of the inputs only their size counts.
+
+        Raises:
+            RuntimeError: :meth:`admit` was not called.
+        """
         if self._store is None:
             raise RuntimeError(
                 "the stored embeddings were not checked against this training: add "
                 "default_hooks=dict(cache=dict(type='EmbeddingCacheHook')) to the "
                 "config."
             )
-        return CachedBatch(self._store, samples)
+        return StoredBatch(self._store, samples, inputs)
 
 
-class CachedBatch:
-    """The teacher's answers for one batch; see :class:`CLIPImageTeacher`."""
+class StoredBatch:
+    """The answers of a store for one batch; see :class:`TeacherBatch`.
 
-    def __init__(self, store: EmbeddingStore, samples: SampleList) -> None:
+    Args:
+        store: of the data set.
+        samples: B samples.
+        inputs: (B, 3, H, W), for their size and device.
+    """
+
+    def __init__(
+        self, store: EmbeddingStore, samples: SampleList, inputs: Tensor
+    ) -> None:
         self.folder = store.folder
         self.scales = [tuple(s) for s in store.manifest["scales"]]
         self.has_dense = store.manifest["dense"]
         self.ids = [s.metainfo["img_id"] for s in samples]
-        self.images = [store[i] for i in self.ids]
+        self.stored = [store[i] for i in self.ids]
         self.mirrored = [int(bool(s.metainfo.get("flip", False))) for s in samples]
         self.shapes = [tuple(s.img_shape[:2]) for s in samples]
+        self.size, self.device = tuple(inputs.shape[-2:]), inputs.device
 
-    def embed_images(self, pixels: Tensor, shapes: Sequence[Any]) -> Tensor:
-        """(B, D) unit vectors of the whole images."""
-        return F.normalize(self._whole("image", pixels), dim=-1)
+    def images(self) -> Tensor:
+        """As :class:`TeacherBatch`."""
+        return F.normalize(self._whole("image"), dim=-1)
 
-    def embed_dense(self, pixels: Tensor) -> Tensor:
-        """(B, D, h, w) unit vectors at each of the patches."""
+    def dense(self) -> Tensor:
+        """As :class:`TeacherBatch`.
+
+        Raises:
+            ValueError: the store has no dense maps, or the images have padding.
+        """
         if not self.has_dense:
             raise ValueError(
                 f"{self.folder} holds no dense maps: make it again with --dense"
             )
-        padded = [s for s in self.shapes if s != tuple(pixels.shape[-2:])]
+        padded = [shape for shape in self.shapes if shape != self.size]
         if padded:
             raise ValueError(
-                f"images of {padded[0]} are padded to {tuple(pixels.shape[-2:])}, and "
+                f"images of {padded[0]} are padded to {self.size}, and "
                 "the stored dense maps are without padding: resize all images to one "
                 "size, a multiple of pad_size_divisor."
             )
-        return F.normalize(self._whole("dense", pixels), dim=1)
+        return F.normalize(self._whole("dense"), dim=1)
 
-    def _whole(self, name: str, pixels: Tensor) -> Tensor:
-        parts = [image.whole(name, m) for image, m in zip(self.images, self.mirrored)]
-        return torch.stack(parts).to(pixels.device).float()
+    def _whole(self, name: str) -> Tensor:
+        parts = [image.whole(name, m) for image, m in zip(self.stored, self.mirrored)]
+        return torch.stack(parts).to(self.device).float()
 
-    def embed_captions(
-        self, captions: Sequence[str], device: torch.device | str = "cpu"
-    ) -> Tensor:
-        """(B, D) unit vectors of one caption per image."""
-        for caption, image, image_id in zip(captions, self.images, self.ids):
+    def captions(self, captions: Sequence[str]) -> Tensor:
+        """As :class:`TeacherBatch`.
+
+        Raises:
+            ValueError: a caption is not in the store.
+        """
+        for caption, image, image_id in zip(captions, self.stored, self.ids):
             if caption not in image.captions:
                 raise ValueError(
                     f"{self.folder} does not hold the caption {caption!r} of image "
                     f"{image_id!r}: make it again with these captions in the pipeline."
                 )
-        vectors = [image.caption(text) for text, image in zip(captions, self.images)]
-        return F.normalize(torch.stack(vectors).to(device).float(), dim=-1)
+        vectors = [image.caption(text) for text, image in zip(captions, self.stored)]
+        return F.normalize(torch.stack(vectors).to(self.device).float(), dim=-1)
 
-    def stored_boxes(self, i: int) -> Tensor:
-        """An earlier student's boxes in the i-th image: (n, 4), xyxy, pixels."""
-        image = self.images[i]
-        return self._mirror(image.boxes[image.stored], i)
+    def stored_boxes(self, index: int) -> Tensor:
+        """As :class:`TeacherBatch`."""
+        image = self.stored[index]
+        return self._mirror(image.boxes[image.stored], index)
 
-    def embed_crops(
-        self,
-        pixels: Tensor,
-        boxes: Sequence[Tensor],
-        scales: Sequence[float] = (1.0, 1.5),
-    ) -> Tensor:
-        """(sum n_b, D) unit vectors of B tensors (n_b, 4).
+    def crops(self, boxes: Sequence[Tensor], scales: Sequence[float]) -> Tensor:
+        """As :class:`TeacherBatch`.
 
         Raises:
             ValueError: a box, or these crop scales, are not in the store.
@@ -561,11 +316,11 @@ class CachedBatch:
                 f"{self.folder} holds crops of scales {self.scales}, not of "
                 f"{tuple(scales)}: make it again with this config."
             )
-        kind = self.scales.index(tuple(scales))
-        parts = []
-        for i, (image, wanted) in enumerate(zip(self.images, boxes)):
+        kind, parts = self.scales.index(tuple(scales)), []
+        for i, (image, wanted) in enumerate(zip(self.stored, boxes)):
+            # the nearest stored box of these scales, in the image as it is
             asked = self._mirror(wanted.detach().float().cpu(), i)
-            apart = torch.cdist(asked, image.boxes, p=torch.inf)
+            apart = torch.cdist(asked, image.boxes, p=torch.inf)  # (n, M)
             apart = apart.masked_fill(image.scales != kind, torch.inf)
             near, which = (
                 apart.min(1) if apart.numel() else (asked[:, 0] + torch.inf,) * 2
@@ -577,26 +332,14 @@ class CachedBatch:
                     "make it again with this config."
                 )
             parts.append(image.crops(self.mirrored[i])[which.long()])
-        return F.normalize(torch.cat(parts).to(pixels.device).float(), dim=-1)
+        return F.normalize(torch.cat(parts).to(self.device).float(), dim=-1)
 
-    def _mirror(self, boxes: Tensor, i: int) -> Tensor:
-        """Boxes (n, 4) of the i-th image, mirrored if it is."""
-        if not self.mirrored[i]:
-            return boxes
-        x1, y1, x2, y2 = boxes.T
-        return torch.stack([self.shapes[i][1] - x2, y1, self.shapes[i][1] - x1, y2], 1)
+    def _mirror(self, boxes: Tensor, index: int) -> Tensor:
+        """Boxes (n, 4) of an image, mirrored if it is."""
+        return mirrored(boxes, self.shapes[index][1]) if self.mirrored[index] else boxes
 
 
-@HOOKS.register_module()
-class EmbeddingCacheHook(Hook):
-    """Checks stored embeddings against the training, before it."""
-
-    def before_train(self, runner: Runner) -> None:
-        """Refuse to train with a store that does not fit."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        if isinstance(model.teacher, CachedTeacher):
-            model.teacher.admit(
-                runner.train_dataloader.dataset,
-                model.pupils,
-                model.data_preprocessor,
-            )
+def mirrored(boxes: Tensor, width: int) -> Tensor:
+    """Boxes (n, 4) xyxy of an image mirrored left to right."""
+    x1, y1, x2, y2 = boxes.T
+    return torch.stack([width - x2, y1, width - x1, y2], 1)

@@ -1,6 +1,6 @@
 """The frozen teacher: images, crops, dense maps and captions to vectors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,12 +12,13 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from .source import CLIPSource
+from .teacher_batch import LiveBatch
 from .text import CLIPTextEncoder
 
 
 @MODELS.register_module()
 class CLIPImageTeacher:
-    """Frozen CLIP: a guest of training.
+    """Frozen CLIP image encoder, used only in training.
 
     It is no ``nn.Module`` on purpose: its weights are neither trained nor
     saved in the student's checkpoint. It follows its input to the device.
@@ -29,7 +30,7 @@ class CLIPImageTeacher:
         batch_size: images that pass the tower at once.
     """
 
-    sees_pixels = True
+    is_live = True
 
     def __init__(
         self, model: str, pretrained: str | None = None, batch_size: int = 512
@@ -53,9 +54,31 @@ class CLIPImageTeacher:
         self._mean, self._std = self._mean.to(device), self._std.to(device)
         return self._tower
 
-    def for_batch(self, samples: SampleList) -> "CLIPImageTeacher":
-        """The teacher of these samples: for a live one, itself."""
-        return self
+    def check_heads(self, heads: Mapping[str, Any]) -> None:
+        """Refuse distillation heads whose boxes only a store has.
+
+        Raises:
+            ValueError: names the source, and what to set.
+        """
+        if any("stored" in head.needs.sources for head in heads.values()):
+            raise ValueError(
+                "'stored' boxes come from a store: use model.teacher.type="
+                "'CachedTeacher', or take 'stored' out of the heads' `sources`."
+            )
+
+    def for_batch(
+        self, inputs: Tensor, samples: SampleList, preprocessor: Any
+    ) -> LiveBatch:
+        """The teacher of a student's inputs.
+
+        Args:
+            inputs: (B, 3, H, W), as the student's preprocessor made them.
+            samples: B samples.
+            preprocessor: the student's, whose normalisation is undone.
+        """
+        shapes = [sample.img_shape for sample in samples]
+        pixels = undo_normalisation(preprocessor, inputs, shapes)
+        return LiveBatch(self, pixels, shapes)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -207,3 +230,26 @@ def _scale_boxes(boxes: Tensor, scale: float, limit: int) -> Tensor:
 
 def _pair(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def undo_normalisation(
+    preprocessor: Any, inputs: Tensor, shapes: Sequence[tuple[int, ...]]
+) -> Tensor:
+    """The pixels of a student's input, for the teacher.
+
+    Args:
+        preprocessor: the student's.
+        inputs: (B, 3, H, W), normalised.
+        shapes: height and width of each image without its padding.
+
+    Returns:
+        (B, 3, H, W), RGB in [0, 1], the padding black.
+    """
+    pixels = inputs
+    if preprocessor._enable_normalize:
+        pixels = pixels * preprocessor.std + preprocessor.mean
+    pixels = pixels / 255
+    for image, (height, width, *_) in zip(pixels, shapes):
+        image[:, height:] = 0
+        image[..., width:] = 0
+    return pixels

@@ -1,33 +1,31 @@
 """Class names to unit vectors in the teacher's space, cached on disk."""
 
-import copy
 import hashlib
 import json
 import os
+import threading
 from collections import ChainMap
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
 from mmengine.logging import print_log
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..vectors import read_vectors, write_vectors
 from ..vocabulary import Vocabulary, clean_name
+from .packing import is_causal, packed
 from .source import CLIPSource
 
-PACK = 512  # tokens that are read together
 DEFAULT_TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}")
 
 
 @MODELS.register_module()
 class CLIPTextEncoder:
-    """Frozen CLIP text tower behind a cache.
+    """Frozen CLIP text encoder with a cache on disk.
 
     A word's vector is the mean over templates of the normalised text
     embeddings, normalised again (prompt ensembling of CLIP, Radford et al.,
@@ -66,18 +64,26 @@ class CLIPTextEncoder:
         ).expanduser()
         self._tower: Any = None
         self._tokenize: Any = None
-        self._given: dict[str, Tensor] = {}
+        self._lock = threading.Lock()
         self._vectors: dict[str, Tensor] = {}
+        self._fixed: Mapping[str, Tensor] = {}
         if vocabulary:
-            self.take(Vocabulary.load(vocabulary))
+            fixed = Vocabulary.load(vocabulary)
+            self.check_vectors(fixed)
+            self._fixed = fixed.vectors
 
-    def take(self, vocabulary: Vocabulary) -> None:
-        """From now on use the vectors of a vocabulary that this CLIP made.
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CLIPTextEncoder":
+        """One encoder, with one cache, for all copies of a student: itself."""
+        return self
+
+    def check_vectors(self, vocabulary: Vocabulary) -> None:
+        """Refuse a vocabulary's vectors that this CLIP did not make.
 
         Raises:
-            ValueError: another CLIP or other templates did.
+            ValueError: another CLIP or other templates made them.
         """
         theirs, mine = vocabulary.encoder, self.made_by
+        # hashes tell exactly; without weights on this machine, names have to do
         keys = {"model", "pretrained", "templates"}
         if "weights_sha256" in theirs and "weights_sha256" in mine:
             keys = {"config_sha256", "weights_sha256", "templates"}
@@ -88,7 +94,6 @@ class CLIPTextEncoder:
                 "compare: set model.text_encoder to the former, or embed the words "
                 "anew."
             )
-        self._given.update(vocabulary.vectors)
 
     @property
     def embed_dims(self) -> int:
@@ -124,7 +129,7 @@ class CLIPTextEncoder:
     @property
     def cache_file(self) -> Path:
         """The cache of this CLIP and these templates."""
-        key = hashlib.sha256(json.dumps(self.identity).encode()).hexdigest()
+        key = hashlib.sha256(f"2 {json.dumps(self.identity)}".encode()).hexdigest()
         return self.cache_dir / f"text-{key[:16]}.safetensors"
 
     def __call__(self, names: Sequence[str]) -> Tensor:
@@ -146,20 +151,23 @@ class CLIPTextEncoder:
             raise ValueError(
                 f"expected at least one word and no empty words, got {list(names)[:10]}"
             )
-        others = [w for w in dict.fromkeys(words) if w not in self._given]
-        if others and self._given and not self.is_local:
+        # vectors of the config's file first, then those of the cache
+        others = [w for w in dict.fromkeys(words) if w not in self._fixed]
+        if others and self._fixed and not self.is_local:
             raise ValueError(
                 f"{others[:5]} are not in the vocabulary's file, and the weights of "
                 f"CLIP '{self.source.model}' are not at hand to embed them: add them "
                 "to the file, or set `pretrained` to a local file of weights."
             )
-        if others and not self._vectors and self.cache_file.exists():
-            self._vectors = self.load_cache(self.cache_file)
-        missing = [w for w in others if w not in self._vectors]
-        if missing:
-            self._vectors.update(zip(missing, self.encode(missing)))
-            self._save_cache()
-        known = ChainMap(self._given, self._vectors)
+        # embed what the cache does not have, and keep it
+        with self._lock:
+            if others and not self._vectors and self.cache_file.exists():
+                self._vectors = self.load_cache(self.cache_file)
+            missing = [w for w in others if w not in self._vectors]
+            if missing:
+                self._vectors.update(zip(missing, self.encode(missing)))
+                self._save_cache()
+        known = ChainMap(dict(self._fixed), self._vectors)
         return torch.stack([known[word] for word in words])
 
     def encode(self, words: Sequence[str]) -> Tensor:
@@ -216,103 +224,40 @@ class CLIPTextEncoder:
                 f"expected tokens (N, {tower.context_length}) of CLIP "
                 f"'{self.source.model}', got {tuple(tokens.shape)}"
             )
-        if not _looks_back(tower):
+        # a tower that does not read causally gets padded sentences, in chunks
+        if not is_causal(tower):
             parts = [
                 tower.encode_text(part.to(device), normalize=True)
                 for part in tokens.split(chunk)
             ]
             return torch.cat(parts)
+        # others are read packed; the embedding stands at each sentence's end
         parts = []
-        for reader, text, ends in _packed(tower, tokens.cpu()):
-            said = reader.to(device).encode_text(text.to(device), normalize=True)
-            parts.append(said[0, ends.to(device)])
+        for reader, joined, ends in packed(tower, tokens.cpu()):
+            embeds = reader.to(device).encode_text(joined.to(device), normalize=True)
+            parts.append(embeds[0, ends.to(device)])
         return torch.cat(parts)
 
     def load_cache(self, path: Path) -> dict[str, Tensor]:
         """Read a cache file made by this CLIP with these templates.
 
         Raises:
-            ValueError: the file was made by another CLIP or other templates.
+            ValueError: the file was made by another CLIP or other templates, or is
+                damaged.
         """
-        with safe_open(str(path), framework="pt") as file:
-            made_by = dict(file.metadata() or {})
-            names = json.loads(made_by.pop("names", "[]"))
-            if made_by != self.identity:
-                raise ValueError(
-                    f"The text embeddings in {path} were made by {made_by}, "
-                    f"but this model uses {self.identity}. Vectors of two "
-                    "CLIPs do not compare: delete the file, or configure the "
-                    "CLIP that made it."
-                )
-            vectors = file.get_tensor("vectors")
-        return dict(zip(names, vectors))
+        tensors, metadata = read_vectors(path, "text cache")
+        if metadata["encoder"] != self.identity:
+            raise ValueError(
+                f"The text embeddings in {path} were made by {metadata['encoder']}, "
+                f"but this model uses {self.identity}. Vectors of two "
+                "CLIPs do not compare: delete the file, or configure the "
+                "CLIP that made it."
+            )
+        return dict(zip(metadata["words"], tensors["vectors"]))
 
     def _save_cache(self) -> None:
         """Write all known vectors; a reader sees the old file or the new."""
         self.cache_dir.mkdir(parents=True, exist_ok=True)
-        target = self.cache_file
-        scratch = target.with_suffix(f".{os.getpid()}.tmp")
-        save_file(
-            {"vectors": torch.stack(list(self._vectors.values()))},
-            str(scratch),
-            metadata={"names": json.dumps(list(self._vectors)), **self.identity},
-        )
-        scratch.replace(target)
-
-
-def _looks_back(tower: Any) -> bool:
-    """Whether a token's embedding depends on it and those before it alone."""
-    return (
-        isinstance(tower, open_clip.CLIP)
-        and tower.attn_mask is not None
-        and getattr(tower, "text_pool_type", None) == "argmax"
-    )
-
-
-def _packed(tower: Any, tokens: Tensor) -> Iterator[tuple[Any, Tensor, Tensor]]:
-    """Sentences one after the other, as one, without what is computed for nothing.
-
-    The attention of CLIP's text tower looks back only. So what comes after a sentence's
-    end, most of its 77 tokens, changes nothing of its embedding; and the beginning that
-    all sentences share ("a photo of a") needs to be read once. An attention mask and
-    positions make a tower read them so.
-
-    Args:
-        tower: a CLIP.
-        tokens: (N, context).
-
-    Yields:
-        A tower with the same weights; tokens (1, T) of some sentences, in order; which
-        of them end one, (n,).
-    """
-    lengths = (tokens.argmax(1) + 1).tolist()  # the end has the highest number
-    same = (tokens == tokens[:1]).all(0).long().cumprod(0)
-    shared = min(int(same.sum()), min(lengths) - 1)
-    first = 0
-    while first < len(tokens):
-        last, total = first, shared
-        while last < len(tokens) and (last == first or total < PACK):
-            total += lengths[last] - shared
-            last += 1
-        own = torch.tensor(lengths[first:last]) - shared
-        ends = shared + own.cumsum(0) - 1
-        # (T,): the sentence of each token, -1 of those that are shared; its position
-        member = torch.arange(len(own)).repeat_interleave(own)
-        member = torch.cat([torch.full((shared,), -1), member])
-        order = torch.arange(total)
-        starts = torch.cat([ends - own + 1, torch.zeros(1, dtype=torch.long)])
-        position = order - starts[member] + shared * (member >= 0)
-        text = tokens[first + member.clamp(min=0), position]
-        seen = (member == -1) | (member == member[:, None])
-        hidden = ~(seen & (order <= order[:, None]))
-        reader = copy.copy(tower)
-        reader.text_pool_type = "none"  # the embeddings of all tokens
-        weights = dict(tower._parameters)
-        weights["positional_embedding"] = nn.Parameter(
-            tower.positional_embedding[position.to(tower.positional_embedding.device)]
-        )
-        mask = torch.zeros(total, total).masked_fill(hidden, -torch.inf)
-        reader._parameters = weights
-        reader._buffers = {**tower._buffers, "attn_mask": mask.to(tower.attn_mask)}
-        yield reader, text[None], ends
-        first = last
+        tensors = dict(vectors=torch.stack(list(self._vectors.values())))
+        about = dict(words=list(self._vectors), encoder=self.identity)
+        write_vectors(self.cache_file, "text cache", tensors, about)

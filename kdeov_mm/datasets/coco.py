@@ -8,7 +8,7 @@ from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.registry import DATASETS
 
-from ..vocabulary import Vocabulary, Words, asked_groups
+from ..vocabulary import Vocabulary, asked_groups
 from . import shapes
 from .splits import COCO_BASE, COCO_NOVEL
 
@@ -118,13 +118,9 @@ class OVCocoDataset(CocoDataset):
         words = tuple(self.synonyms.get(name, (name,)) for name in meta["classes"])
         return Vocabulary(tuple(meta["classes"]), words, asked_groups(meta))
 
-    @cached_property
-    def _text(self) -> tuple[Words, ...]:
-        return self.vocabulary.text
-
     def get_data_info(self, idx: int) -> dict[str, Any]:
-        """One image's record, with ``text``."""
-        return dict(super().get_data_info(idx), text=self._text)
+        """One image's record, with ``words``."""
+        return dict(super().get_data_info(idx), words=self.vocabulary.words)
 
 
 @DATASETS.register_module()

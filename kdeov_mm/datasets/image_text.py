@@ -106,7 +106,7 @@ class ImageFolderDataset(BaseDataset):
                 f"vocabulary {len(words)} words: give one word per folder, in the "
                 "folders' alphabetical order, or their names."
             )
-        self.text = (words if synonyms else words.without_synonyms()).text
+        self.words = (words if synonyms else words.without_synonyms()).words
         meta = dict(words.metainfo, folders=tuple(folders))
         super().__init__(
             metainfo={**meta, **(kwargs.pop("metainfo", None) or {})},
@@ -123,7 +123,7 @@ class ImageFolderDataset(BaseDataset):
                 img_id=str(Path(path).relative_to(self.data_root)),
                 img_path=path,
                 gt_label=label,
-                text=self.text,
+                words=self.words,
             )
             for path, label in files
         ]
@@ -149,7 +149,7 @@ def _vocabulary(
             f"{sorted({*place} ^ {*wanted})[:6]}. Give the folders' names, or other "
             "words in the folders' alphabetical order."
         )
-    words = words.take([place[name] for name in wanted])
+    words = words.select([place[name] for name in wanted])
     said = tuple(own[1:] for own in words.words)
     if all(said) and all(re.fullmatch(r"n\d{8}", folder) for folder in folders):
         return Vocabulary(tuple(own[0] for own in said), said)  # WordNet's ids say none

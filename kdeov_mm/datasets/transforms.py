@@ -26,7 +26,7 @@ class LoadWords(BaseTransform):
         self.words = tuple(words)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Add ``text``.
+        """Add ``words``.
 
         Raises:
             ValueError: a label has no word.
@@ -38,7 +38,7 @@ class LoadWords(BaseTransform):
                 f"LoadWords got {len(self.words)} words: give it the "
                 "data set's metainfo.classes."
             )
-        results["text"] = self.words
+        results["words"] = tuple((word,) for word in self.words)
         return results
 
 

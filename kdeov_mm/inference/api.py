@@ -17,11 +17,10 @@ from mmengine.registry import init_default_scope
 from PIL import Image
 from torch import Tensor
 
-from ..checkpoints import read_config
-from ..models.postprocess import best_of
-from ..models.random_vocabulary import embed_words
-from ..vocabulary import Vocabulary, Words
-from .pictures import check_pixels, load_model, read_checkpoint, read_image, to_bgr
+from ..checkpoints import load_model, read_checkpoint, read_config
+from ..models import FoldedDetector
+from ..vocabulary import Asked, Vocabulary, as_vocabulary
+from .pictures import check_pixels, read_image, to_bgr
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 
@@ -143,7 +142,7 @@ class KDEOV:
 
     @torch.no_grad()
     def zero_shot_classify(
-        self, images: Picture | Sequence[Picture], names: Sequence[Words] | Vocabulary
+        self, images: Picture | Sequence[Picture], names: Asked
     ) -> Tensor:
         """Logits (B, K) of K classes; their softmax is a distribution over them.
 
@@ -156,14 +155,8 @@ class KDEOV:
             ValueError: the model has no global head, or a picture is none.
         """
         embeds = self.encode_image(images)
-        text, owner = embed_words(
-            self.model.text_encoder,
-            self.take_words(names),
-            embeds.device,
-            getattr(self.model, "synonyms", "mean"),
-        )
-        logits = self.model.global_head.logits(embeds, text)
-        return logits if owner is None else best_of(logits, owner)
+        text = self.model.embed(self._vocabulary(names))
+        return self.model.global_head.logits(embeds, text)
 
     # ------------------------------------------------------------------ detection
 
@@ -171,11 +164,11 @@ class KDEOV:
     def open_vocabulary_detect(
         self,
         images: Picture | Sequence[Picture],
-        names: Sequence[Words] | Vocabulary | None = None,
+        names: Asked | None = None,
         score_threshold: float = 0.2,
         nms_threshold: float = 0.5,
         *,
-        class_names: Sequence[Words] | Vocabulary | None = None,
+        class_names: Asked | None = None,
     ) -> list[dict[str, Any]]:
         """Find words in pictures.
 
@@ -199,7 +192,7 @@ class KDEOV:
                 raise ValueError(f"{key} lies in [0, 1], got {locals()[key]}")
         samples = self.find(
             [_as_bgr(p) for p in _listed(images)],
-            self.take_words(class_names if names is None else names),
+            self._vocabulary(class_names if names is None else names),
             score_threshold,
             nms_threshold,
         )
@@ -217,7 +210,7 @@ class KDEOV:
     def find(
         self,
         pictures: Sequence[np.ndarray],
-        words: tuple[Words, ...],
+        vocabulary: Vocabulary,
         score_threshold: float | None = None,
         nms_threshold: float | None = None,
     ) -> list[DetDataSample]:
@@ -242,49 +235,35 @@ class KDEOV:
                 f"a {type(self.model).__name__} finds no boxes: use the checkpoint of "
                 "a KDEOVDetector."
             )
-        model = self._with_thresholds(score_threshold, nms_threshold)
+        folded = isinstance(self.model, FoldedDetector)
+        # thresholds and vectors are passed down: the model is the same for all calls
+        cfg = copy.deepcopy(self.model.bbox_head.test_cfg)
+        if score_threshold is not None:
+            cfg.score_thr = score_threshold
+        if nms_threshold is not None:
+            cfg.nms.iou_threshold = nms_threshold
+        text = None if folded else self.model.embed(vocabulary)
         found: dict[int, DetDataSample] = {}
         for which, batch in self._batches(pictures, [self.size] * len(pictures)):
             for sample in batch["data_samples"]:
-                sample.set_metainfo(dict(text=words))
-            found.update(zip(which, model(**batch, mode="predict")))
+                sample.set_metainfo(dict(words=vocabulary.words))
+            samples = self.model.predict(
+                batch["inputs"], batch["data_samples"], text=text, cfg=cfg
+            )
+            found.update(zip(which, samples))
         for sample in found.values():
             boxes = sample.pred_instances
             if score_threshold is not None:  # its logit rounds
                 sample.pred_instances = boxes[boxes.scores >= score_threshold]
         return [found[i] for i in range(len(pictures))]
 
-    def _with_thresholds(self, score: float | None, nms: float | None) -> Any:
-        """The model with other thresholds, and the same weights; ours is left alone."""
-        model, head = copy.copy(self.model), copy.copy(self.model.bbox_head)
-        head.test_cfg = copy.deepcopy(head.test_cfg)
-        if score is not None:
-            head.test_cfg.score_thr = score
-        if nms is not None:
-            head.test_cfg.nms.iou_threshold = nms
-        model._modules = {**model._modules, "bbox_head": head}
-        return model
-
     # -------------------------------------------------------------------- helpers
 
-    def take_words(self, names: Any) -> tuple[Words, ...]:
-        """Check words; from now on, use the vectors of a vocabulary that has some.
-
-        Raises:
-            ValueError: no words, or vectors of another CLIP.
-        """
-        if names is None:
-            names = getattr(self.model, "words", None)  # of a FoldedDetector
-        if isinstance(names, str) or names is None or not len(names):
-            raise ValueError(f"expected a list of words, got {names!r}")
-        if isinstance(names, Vocabulary):
-            if names.vectors:
-                self.model.text_encoder.take(names)
-            return names.text
-        words = tuple(n if isinstance(n, str) else tuple(n) for n in names)
-        if not all(words):
-            raise ValueError(f"a class without any word: {list(names)[:10]}")
-        return words
+    def _vocabulary(self, names: Asked | None) -> Vocabulary:
+        """The words of a call; None: those of a folded detector."""
+        if names is None and isinstance(self.model, FoldedDetector):
+            names = self.model.words
+        return as_vocabulary(names)
 
     def _batches(
         self, pictures: Sequence[np.ndarray], sides: Sequence[int]

@@ -31,17 +31,19 @@ from .. import __version__
 from ..files import write_whole
 from ..models import FoldedDetector, KDEOVDetector
 from ..models.folded import fuse_before_words, name_labels
+from ..models.ov_head import HeadInput
 from ..models.postprocess import (
     above,
     best_boxes,
     clipped,
     is_simple,
     least_logit,
-    most_boxes,
+    max_boxes,
     rescaled,
 )
-from ..models.random_vocabulary import embed_words, words_of
-from ..vocabulary import Vocabulary, Words
+from ..models.student import merge_synonyms, words_of
+from ..models.text_classifier import TextEmbeds
+from ..vocabulary import Asked, Vocabulary, as_vocabulary
 from .api import test_size
 
 try:
@@ -117,7 +119,7 @@ class Graph(nn.Module):
         if text is not None:
             if self.detector.fusion is not None:
                 feats = self.detector.fusion(feats, text)
-            feats = (feats, text, owner)
+            feats = HeadInput(feats, TextEmbeds(text, owner))
         logits, sides = self.detector.bbox_head(feats)
         scores = torch.cat([level.flatten(2) for level in logits], 2).sigmoid()
         return self.detector.bbox_head.decode(sides), scores
@@ -126,7 +128,7 @@ class Graph(nn.Module):
 def export_onnx(
     detector: KDEOVDetector,
     path: str | Path,
-    words: Sequence[Words] | Vocabulary | None = None,
+    words: Asked | None = None,
     nms: bool = False,
     size: int | None = None,
 ) -> dict[str, float]:
@@ -160,23 +162,21 @@ def export_onnx(
             "synonyms='max' has several vectors for a class, the input `text` has one: "
             "fold the words in, or export the model with synonyms='mean'."
         )
-    if isinstance(words, Vocabulary) and words.vectors:
-        detector.text_encoder.take(words)
-    text = words.text if isinstance(words, Vocabulary) else words
+    vocabulary = None if words is None else as_vocabulary(words)
     if detector.training or next(detector.parameters()).device.type != "cpu":
         detector = copy.deepcopy(detector).cpu().eval()
     graph: Graph
     sample = [torch.rand(2, 3, 96, 128)]
-    if text is None:
+    if vocabulary is None:
         graph = Graph(fuse_before_words(copy.deepcopy(detector)))
         sample.append(_some_words(detector, 7))
     else:
-        graph = Graph(detector.fold(text))
+        graph = Graph(detector.fold(vocabulary))
     file = graph_to_onnx(graph, sample)
-    worst = _check(file, detector, text)
+    worst = _check(file, detector, vocabulary)
     if nms:
         file = with_suppression(file, detector.bbox_head.test_cfg)
-    onnx.helper.set_model_props(file, _metadata(detector, text, nms, size))
+    onnx.helper.set_model_props(file, _metadata(detector, vocabulary, nms, size))
     onnx.checker.check_model(file, full_check=True)
     _session(file)
     write_whole(Path(path), file.SerializeToString())
@@ -234,16 +234,14 @@ def _session(file: Any) -> Any:
 
 
 def _check(
-    file: Any, detector: KDEOVDetector, words: Sequence[Words] | None
+    file: Any, detector: KDEOVDetector, words: Vocabulary | None
 ) -> dict[str, float]:
     """Differences of the file to the detector, at several sizes, batches and words."""
     session = _session(file)
     worst = dict(boxes=0.0, scores=0.0)
     given: tuple[Tensor, Tensor | None] = (torch.zeros(0), None)
     if words is not None:
-        given = embed_words(
-            detector.text_encoder, words, torch.device("cpu"), detector.synonyms
-        )
+        given = detector.embed(words, "cpu")
     for shape, number in (((1, 3, 160, 160), 1), ((3, 3, 64, 224), 33)):
         torch.manual_seed(number)
         images = torch.rand(shape)
@@ -303,13 +301,13 @@ def with_suppression(file: Any, test_cfg: Any) -> Any:
 
 def _metadata(
     detector: KDEOVDetector,
-    words: Sequence[Words] | None,
+    words: Vocabulary | None,
     nms: bool,
     size: int | None,
 ) -> dict[str, str]:
     """What a client needs to know, as strings of JSON."""
     cfg = detector.bbox_head.test_cfg
-    names = [word if isinstance(word, str) else word[0] for word in words or ()]
+    names = [own[0] for own in words.words] if words else []
     return {
         key: json.dumps(value)
         for key, value in dict(
@@ -404,11 +402,11 @@ class ONNXDetector(BaseDetector):
             ValueError: samples that ask for other words than those folded in.
         """
         words = words_of(batch_data_samples)
-        names = [word if isinstance(word, str) else word[0] for word in words]
+        names = [own[0] for own in words]
         feed = dict(images=batch_inputs.cpu().numpy())
         if self.about["form"] == VOCABULARY:
-            text, _ = embed_words(self.text_encoder, words, torch.device("cpu"))
-            feed["text"] = text.numpy()
+            vectors = self.text_encoder([word for own in words for word in own])
+            feed["text"] = merge_synonyms(vectors, words, "mean").vectors.numpy()
         elif names != self.about["names"]:
             raise ValueError(
                 f"the file answers for {len(self.about['names'])} words, "
@@ -426,7 +424,7 @@ class ONNXDetector(BaseDetector):
             else:
                 cfg = self.test_cfg
                 logits = [said[1][i].T.logit()]
-                best = above(logits, least_logit(cfg), most_boxes(cfg))
+                best = above(logits, least_logit(cfg), max_boxes(cfg))
                 found = best_boxes(best, said[0][i], meta, cfg, rescale)
             results.append(found)
         name_labels(results, words)

@@ -15,6 +15,7 @@ from mmengine.logging import print_log
 from tqdm import tqdm
 
 from ..files import write_whole
+from ..models import FoldedDetector
 from ..vocabulary import Asked, Vocabulary, as_vocabulary
 from .api import KDEOV
 from .pictures import draw
@@ -67,10 +68,13 @@ class KDEOVInferencer(DetInferencer):
         super().__init__(model, weights, device, scope, palette, show_progress)
         self.cfg = self.model.cfg
         self.words = None if words is None else as_vocabulary(words)
-        student = KDEOV(self.model)  # refuse now, not at the first picture
-        student.find([], ())
-        if self.words:
-            student.take_words(self.words)
+        if not getattr(self.model, "with_bbox", False):
+            raise ValueError(
+                f"a {type(self.model).__name__} finds no boxes: use the checkpoint of "
+                "a KDEOVDetector."
+            )
+        if self.words:  # refuse now, not at the first picture
+            self.words = self._embedded(self.words)
 
     def _init_model(
         self, cfg: Any, weights: str | Path | None, device: str = "cpu"
@@ -129,7 +133,7 @@ class KDEOVInferencer(DetInferencer):
         sources = list_sources(inputs)
         vocabulary = self._vocabulary(words)
         student = KDEOV(self.model, batch_size)
-        text = student.take_words(vocabulary)
+        vocabulary = self._embedded(vocabulary)
         for key, value in dict(
             batch_size=batch_size, slices=slices, every=every
         ).items():
@@ -142,9 +146,9 @@ class KDEOVInferencer(DetInferencer):
 
         def find(pictures: Sequence[np.ndarray]) -> list[DetDataSample]:
             if slices is None:
-                return student.find(pictures, text, score_threshold)
+                return student.find(pictures, vocabulary, score_threshold)
             return [
-                find_in_slices(student, p, text, slices, overlap, score_threshold)
+                find_in_slices(student, p, vocabulary, slices, overlap, score_threshold)
                 for p in pictures
             ]
 
@@ -160,6 +164,12 @@ class KDEOVInferencer(DetInferencer):
                     yield result
 
         return results()
+
+    def _embedded(self, vocabulary: Vocabulary) -> Vocabulary:
+        """With vectors, of a model that takes them."""
+        if isinstance(self.model, FoldedDetector):
+            return vocabulary
+        return vocabulary.embed(self.model.text_encoder)
 
     def _vocabulary(self, words: Asked | None) -> Vocabulary:
         words = self.words if words is None else words

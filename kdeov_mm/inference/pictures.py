@@ -1,75 +1,14 @@
 """Images and words -> boxes, names, drawings."""
 
-import copy
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.font_manager import findfont
-from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
-from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import init_default_scope
-from mmengine.runner import CheckpointLoader
-from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
-
-# what torch.load raises of a file that is no checkpoint, or a part of one
-BROKEN = (UnpicklingError, EOFError, LookupError, RuntimeError, ValueError)
-
-
-def load_model(
-    config: str | Path | Config, checkpoint: str | Path, device: str = "cpu"
-) -> Any:
-    """Build a trained model for inference; ``model.cfg`` is its config.
-
-    Raises:
-        FileNotFoundError: there is no such checkpoint.
-        ValueError: it is of another model: most weights are missing.
-    """
-    content = read_checkpoint(checkpoint)
-    if not isinstance(config, Config):
-        config = Config.fromfile(config, lazy_import=False)
-    init_default_scope(config.get("default_scope", "mmdet"))
-    if config.model.backbone.get("init_cfg"):  # its weights come with the checkpoint
-        config = copy.deepcopy(config)
-        config.model.backbone.init_cfg = None
-    model = revert_sync_batchnorm(MODELS.build(config.model))
-    _load_checkpoint_to_model(model, content)
-    own, held = model.state_dict(), content.get("state_dict", content)
-    missing = [key for key in own if key not in held]
-    if len(missing) > len(own) / 2:
-        raise ValueError(
-            f"{checkpoint} is of another model: {len(missing)} of the {len(own)} "
-            f"weights that the config asks for are missing, e.g. {missing[:3]}"
-        )
-    model.dataset_meta = content.get("meta", {}).get("dataset_meta", {})
-    model.cfg = config
-    return model.to(device).eval()
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """What a checkpoint holds, on the CPU.
-
-    Raises:
-        FileNotFoundError: there is no such checkpoint.
-        ValueError: it is damaged, or something else.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"checkpoint {path} does not exist; train one with "
-            "tools/train.py, or run `make demo`."
-        )
-    try:
-        content = CheckpointLoader.load_checkpoint(str(path), "cpu")
-    except BROKEN as error:
-        raise ValueError(f"{path} is no checkpoint, or damaged: {error}") from error
-    return content if isinstance(content, dict) else {}
 
 
 def read_image(path: str | Path) -> np.ndarray:

@@ -8,14 +8,14 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from ..vocabulary import Words
+from ..vocabulary import Vocabulary
 from .api import KDEOV
 
 
 def find_in_slices(
     student: KDEOV,
     picture: np.ndarray,
-    words: tuple[Words, ...],
+    vocabulary: Vocabulary,
     side: int,
     overlap: float = 0.2,
     score_threshold: float | None = None,
@@ -25,7 +25,7 @@ def find_in_slices(
     Args:
         student: finds.
         picture: (H, W, 3) uint8 BGR.
-        words: of :meth:`KDEOV.take_words`.
+        vocabulary: what to look for.
         side: of the tiles, in pixels.
         overlap: of neighbours, a fraction of the side, at least.
         score_threshold: boxes below are left out; None: ``test_cfg``'s.
@@ -36,14 +36,14 @@ def find_in_slices(
     """
     height, width = picture.shape[:2]
     if max(height, width) <= side:
-        return student.find([picture], words, score_threshold)[0]
+        return student.find([picture], vocabulary, score_threshold)[0]
     corners = [
         (x, y)
         for y in _starts(height, side, overlap)
         for x in _starts(width, side, overlap)
     ]
     tiles = [picture[y : y + side, x : x + side] for x, y in corners]
-    sample, *parts = student.find([picture, *tiles], words, score_threshold)
+    sample, *parts = student.find([picture, *tiles], vocabulary, score_threshold)
     found = [sample.pred_instances]
     for (x, y), part in zip(corners, parts):
         boxes = part.pred_instances

@@ -1,7 +1,10 @@
-"""The student."""
+"""The students: models, heads, fusion, projection, and distillation."""
 
 from .detector import KDEOVDetector
-from .distill.dense import AttentionDistillation, DenseDistillation
+from .distill.attention import AttentionDistillation
+from .distill.base import Distillation, Needs, RegionEmbeds, StudentBatch
+from .distill.dense import DenseDistillation
+from .distill.image import ImageDistillation
 from .distill.losses import (
     ContrastiveDistance,
     CosineDistance,
@@ -16,37 +19,45 @@ from .folded import FoldedDetector
 from .fusion import ClassFiLM, CrossAttentionFusion, FiLMFusion
 from .global_head import GlobalHead
 from .image_text import ImageTextModel
-from .ov_head import GridHeadModule, Locations, OVHead, OVHeadModule, WordBCELoss
-from .postprocess import PromisingPlaces
+from .ov_head import GridHeadModule, HeadInput, OVHead, OVHeadModule
+from .postprocess import CandidateLocations
 from .projection import GlobalProjection, SpatialProjection
-from .random_vocabulary import RandomVocabulary, words_of
+from .random_vocabulary import RandomVocabulary
+from .student import words_of
+from .text_classifier import TextClassifier, TextEmbeds
 
 __all__ = [
     "AttentionDistillation",
+    "CandidateLocations",
     "ClassFiLM",
     "ContrastiveDistance",
     "CosineDistance",
     "CrossAttentionFusion",
     "DenseDistillation",
+    "Distillation",
     "FiLMFusion",
     "FoldedDetector",
     "GlobalHead",
     "GlobalProjection",
     "GridHeadModule",
+    "HeadInput",
+    "ImageDistillation",
     "ImageTextModel",
     "InfoNCE",
     "KDEOVDetector",
     "L1Distance",
     "L2Distance",
-    "Locations",
+    "Needs",
     "OVHead",
     "OVHeadModule",
-    "PromisingPlaces",
     "RandomVocabulary",
     "RegionDistillation",
+    "RegionEmbeds",
     "RegionPicker",
     "RelationalDistance",
     "SpatialProjection",
-    "WordBCELoss",
+    "StudentBatch",
+    "TextClassifier",
+    "TextEmbeds",
     "words_of",
 ]

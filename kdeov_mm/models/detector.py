@@ -1,4 +1,4 @@
-"""KDEOVDetector: the one page that tells the story."""
+"""KDEOVDetector: the one-stage student, from images and words to boxes and losses."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -11,30 +11,27 @@ from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, OptSampleList, SampleList
 from torch import Tensor, nn
 
-from ..vocabulary import Vocabulary, Words
+from ..vocabulary import Asked, Words, as_vocabulary
+from .distill.base import Distillation, StudentBatch
 from .folded import FoldedDetector, name_labels
-from .global_head import GlobalHead, filled_part
-from .pixels import (
-    check_dims,
-    check_teacher,
-    crop_to_fit,
-    frozen_statistics,
-    undo_normalisation,
-    untouched,
-)
-from .postprocess import best_of, is_simple
-from .random_vocabulary import RandomVocabulary, embed_words, words_of
+from .global_head import GlobalHead
+from .ov_head import HeadInput
+from .pixels import crop_to_fit, filled_part, frozen_statistics, untouched
+from .postprocess import is_simple
+from .random_vocabulary import RandomVocabulary
+from .student import Student, check_dims, words_of
+from .text_classifier import TextEmbeds
 
 
 @MODELS.register_module()
-class KDEOVDetector(SingleStageDetector):
-    """A small detector that answers in CLIP's language.
+class KDEOVDetector(Student, SingleStageDetector):
+    """A small detector whose locations have embeddings in CLIP's space.
 
     images -> backbone -> neck -> [fusion with the words] -> head: boxes, and
-    scores by embedding . text. The words come with the samples (``text`` in
+    scores by embedding . text. The classes come with the samples (``words`` in
     their metainfo); training, unseen words and a user's prompt differ only in
-    who supplies them. In training, distillation heads call the teacher on the
-    same pixels; without them a working detector is left.
+    who supplies them. In training, distillation heads compare the student with the
+    teacher on the same pixels; without them it is a plain detector.
 
     Args:
         backbone: e.g. ``mmyolo.YOLOv8CSPDarknet``.
@@ -45,10 +42,10 @@ class KDEOVDetector(SingleStageDetector):
         teacher: :class:`kdeov_mm.clip.CLIPImageTeacher`; needed by ``distill``.
         distill: name -> distillation head.
         global_head: :class:`GlobalHead`: embeddings of whole images; None for none.
-        frozen: train the global head alone, on a detector (``load_from``) that stays as
-            it is, to the bit.
+        frozen: train the global head alone; the detector (``load_from``) does not
+            change.
         vocabulary: arguments of :class:`RandomVocabulary`.
-        synonyms: how the synonyms of a class answer for it at test time: the
+        synonyms: how the synonyms of a class stand for it at test time: the
             ``'mean'`` of their vectors (one vector for a class), or the ``'max'`` of
             their scores.
         train_cfg, test_cfg, data_preprocessor, init_cfg: mmdet's.
@@ -97,81 +94,88 @@ class KDEOVDetector(SingleStageDetector):
                     "something to learn, and set model.distill=None."
                 )
             self.global_head.requires_grad_(True)
-        self._check_clip()
-        # a tenth faster on a CPU, and what half precision wants on a GPU
+        self.check_clip()
+        # a tenth faster on a CPU, and needed by half precision on a GPU
         self.to(memory_format=torch.channels_last)
 
     @property
-    def pupils(self) -> dict[str, Any]:
-        """The heads that ask the teacher in training, by name."""
+    def distill_heads(self) -> dict[str, Distillation]:
+        """The modules that learn from the teacher, by name."""
         heads: dict[str, Any] = dict(self.distill.items())
         if self.global_head is not None and self.global_head.learns:
             heads["global_head"] = self.global_head
         return heads
 
-    def _check_clip(self) -> None:
-        """One CLIP for words, crops and the head's dimension; RGB for its eyes."""
-        head_dims = self.bbox_head.head_module.embed_dims
-        clip_dims = self.text_encoder.embed_dims
-        if head_dims != clip_dims:
-            raise ValueError(
-                f"the CLIP of model.text_encoder has {clip_dims} dimensions, "
-                f"model.bbox_head.head_module.embed_dims is {head_dims}: set it to "
-                f"{clip_dims}."
-            )
-        if self.global_head is not None:
-            check_dims(self.global_head, clip_dims)
-        if self.pupils:
-            check_teacher(self, self.pupils)
+    def check_clip(self) -> None:
+        """As the parent's, and the dimensions of the detection head."""
+        module = self.bbox_head.head_module
+        check_dims("bbox_head.head_module", module, self.text_encoder.embed_dims)
+        super().check_clip()
 
     def loss(
         self, batch_inputs: Tensor, batch_data_samples: SampleList
     ) -> dict[str, Tensor]:
         """Images (B, 3, H, W) and samples with boxes -> named losses."""
         words, samples = self.vocabulary(batch_data_samples)
+        text = self.embed(words, batch_inputs.device)
+        # detection: maps before and after fusion, losses, locations
         with untouched(self) if self.frozen else nullcontext():
             plain = self.extract_feat(batch_inputs)
-            feats, text, _ = self._with_words(plain, words)
-            losses, locations = self.bbox_head.loss_and_locations(feats, text, samples)
+            feats = self.fuse(plain, text)
+            losses, regions = self.bbox_head.loss_and_regions(
+                feats, text.vectors, samples
+            )
         if self.frozen:
             losses = {}
-        if not self.pupils or self.teacher is None:
+        if not self.distill_heads or self.teacher is None:
             return losses
-        teacher = self.teacher.for_batch(samples)
-        pixels = batch_inputs
-        if self.teacher.sees_pixels:
-            shapes = [s.img_shape for s in samples]
-            pixels = undo_normalisation(self.data_preprocessor, batch_inputs, shapes)
-        seen = (text, teacher, pixels, samples, locations)
-        crops = partial(self._see_crops, batch_inputs)
-        for name, head in self.pupils.items():
-            own = name == "global_head"
-            terms = head.loss(plain, *seen, crops) if own else head.loss(feats, *seen)
-            for key, value in terms.items():  # of two heads of a kind, both count
+        # distillation: each head compares student and teacher
+        crop_features = partial(self._crop_features, batch_inputs)
+        student = StudentBatch(
+            feats, samples, text.vectors, regions, plain, crop_features
+        )
+        teacher = self.teacher_batch(batch_inputs, samples)
+        for name, head in self.distill_heads.items():
+            for key, value in head.loss(student, teacher).items():
+                # of two heads of a kind, both count
                 losses[f"{key}_{name}" if key in losses else key] = value
         return losses
 
-    def _see_crops(
+    def _crop_features(
         self, images: Tensor, boxes: Sequence[Tensor], side: int
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Boxes (n_b, 4) of each image, as images of a side -> P3, P4, P5.
 
         And the part of each that is no padding, (sum n_b, 2). The statistics of the
-        norms stay those of whole images: both are told apart by nothing at test time.
+        norms remain those of whole images, as at test time.
         """
         crops, filled = crop_to_fit(images, boxes, side)
         with untouched(self) if self.frozen else frozen_statistics(self):
             return self.extract_feat(crops), filled
 
     def predict(
-        self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True
+        self,
+        batch_inputs: Tensor,
+        batch_data_samples: SampleList,
+        rescale: bool = True,
+        text: TextEmbeds | None = None,
+        cfg: Any = None,
     ) -> SampleList:
-        """Images (B, 3, H, W) -> samples with boxes, scores and names."""
+        """Images (B, 3, H, W) -> samples with boxes, scores and names.
+
+        Args:
+            batch_inputs: normalised and padded.
+            batch_data_samples: B samples with the same classes as ``words``.
+            rescale: boxes in pixels of the original images.
+            text: embeddings of these classes; None embeds the words.
+            cfg: instead of ``test_cfg``.
+        """
         words = words_of(batch_data_samples)
         results = self.bbox_head.predict(
-            self._feats_and_text(batch_inputs, words),
+            self.head_input(batch_inputs, words, text),
             batch_data_samples,
             rescale=rescale,
+            cfg=cfg,
         )
         name_labels(results, words)
         return self.add_pred_to_datasample(batch_data_samples, results)
@@ -179,12 +183,12 @@ class KDEOVDetector(SingleStageDetector):
     @torch.no_grad()
     def fold(
         self,
-        vocabulary: Sequence[Words] | Vocabulary,
+        vocabulary: Asked,
         fuse: bool = True,
-        places: int | None = None,
+        candidates: int | None = None,
         into: FoldedDetector | None = None,
     ) -> FoldedDetector:
-        """The plain detector of a vocabulary: no text tower, no text product.
+        """The plain detector of a vocabulary: no text encoder, no text product.
 
         Projection, norm, temperature, words and FiLM become convolutions. With
         BatchNorm (no L2 norm) and no fusion, the state is the one of mmyolo's YOLOv8
@@ -192,51 +196,45 @@ class KDEOVDetector(SingleStageDetector):
         image and stay as they are, with the words fixed.
 
         Args:
-            vocabulary: K words; a tuple of words are synonyms.
+            vocabulary: K classes, see :func:`kdeov_mm.vocabulary.as_vocabulary`.
             fuse: fold BatchNorms into the convolutions before them.
-            places: score the words only at this many promising places of an image,
-                for very large vocabularies (:class:`PromisingPlaces`: not exact; 1000
-                keep 0.99 of the best boxes); None scores them at all.
+            candidates: score the words only at this many locations of an image, for
+                very large vocabularies (:class:`CandidateLocations`: not exact; 1000
+                keep 0.99 of the best boxes); None scores them everywhere.
             into: a detector that this one was folded to: its words are changed, in
                 milliseconds, and it is returned. Its ``fuse`` stays.
 
         Raises:
-            ValueError: no words, ``places`` below 1 or with a ``test_cfg`` of another
-                suppression, or ``into`` is another's.
+            ValueError: no words, ``candidates`` below 1 or with a ``test_cfg`` of
+                another suppression, or ``into`` is another's.
         """
-        if isinstance(vocabulary, Vocabulary):
-            if vocabulary.vectors:
-                self.text_encoder.take(vocabulary)
-            vocabulary = vocabulary.text
-        if isinstance(vocabulary, str) or not len(vocabulary):
-            raise ValueError(f"expected a list of words, got {vocabulary!r}")
-        if places is not None and not is_simple(self.bbox_head.test_cfg):
+        classes = as_vocabulary(vocabulary)
+        if candidates is not None and not is_simple(self.bbox_head.test_cfg):
             raise ValueError(
-                "places needs a test_cfg with multi_label=True, plain nms and "
+                "candidates needs a test_cfg with multi_label=True, plain nms and "
                 f"max_per_img, got {dict(self.bbox_head.test_cfg)}"
             )
-        vocabulary = [w if isinstance(w, str) else tuple(w) for w in vocabulary]
-        device = self.bbox_head.head_module.bias.device
-        text, owner = embed_words(self.text_encoder, vocabulary, device, self.synonyms)
         if into is None:
             into = FoldedDetector(self, fuse)
         elif into.source() is not self:
             raise ValueError("`into` was folded from another detector: fold this one.")
-        fusion = self.fusion.fixed(text) if self.fusion else None
+        # the final layers as at test time
+        vectors, owner = self.embed(classes)
+        fusion = self.fusion.fixed(vectors) if self.fusion else None
         was_training = self.bbox_head.training
-        ends = self.bbox_head.eval().head_module.ends(text)
+        layers = self.bbox_head.eval().head_module.final_layers(vectors)
         self.bbox_head.train(was_training)
-        into.set_words(vocabulary, ends, owner, fusion, places)
+        into.set_words(classes.words, layers, owner, fusion, candidates)
         return into
 
     def _forward(
         self, batch_inputs: Tensor, batch_data_samples: OptSampleList = None
     ) -> dict[str, Any]:
-        """All that the student says of images, without post-processing.
+        """All outputs of the student for images, without post-processing.
 
         Args:
             batch_inputs: (B, 3, H, W).
-            batch_data_samples: B samples with the same K words as ``text`` (and W
+            batch_data_samples: B samples with the same K classes as ``words`` (and W
                 synonyms among them, K where there are none); without: no words.
 
         Returns:
@@ -249,39 +247,37 @@ class KDEOVDetector(SingleStageDetector):
             in strides, per level; in training also box logits.
             None stands for what the model has no part for, or no words.
         """
-        said: dict[str, Any] = dict.fromkeys(
-            ("visual_features", "text_features", "logits", "fused_map", "predictions")
-        )
-        said["visual_map"] = feats = self.extract_feat(batch_inputs)
+        keys = ("visual_features", "text_features", "logits", "fused_map")
+        outputs: dict[str, Any] = dict.fromkeys((*keys, "predictions"))
+        outputs["visual_map"] = feats = self.extract_feat(batch_inputs)
         if self.global_head is not None:
             samples = batch_data_samples or [DetDataSample()] * len(batch_inputs)
             filled = filled_part(samples).to(batch_inputs.device)
-            said["visual_features"] = self.global_head.embed(feats, filled)
-        if batch_data_samples and "text" in batch_data_samples[0]:
-            fused, text, owner = self._with_words(feats, words_of(batch_data_samples))
-            said["text_features"] = text
-            said["fused_map"] = fused if self.fusion else None
-            said["predictions"] = self.bbox_head((fused, text, owner))
+            outputs["visual_features"] = self.global_head.embed(feats, filled)
+        if batch_data_samples and "words" in batch_data_samples[0]:
+            text = self.embed(words_of(batch_data_samples), batch_inputs.device)
+            fused = self.fuse(feats, text)
+            outputs["text_features"] = text.vectors
+            outputs["fused_map"] = fused if self.fusion else None
+            outputs["predictions"] = self.bbox_head(HeadInput(fused, text))
             if self.global_head is not None:
-                logits = self.global_head.logits(said["visual_features"], text)
-                said["logits"] = logits if owner is None else best_of(logits, owner)
-        return said
+                embeds = outputs["visual_features"]
+                outputs["logits"] = self.global_head.logits(embeds, text)
+        return outputs
 
-    def _feats_and_text(
-        self, images: Tensor, words: Sequence[Words]
-    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None]:
-        """Images (B, 3, H, W) and K classes -> what the head is given."""
-        return self._with_words(self.extract_feat(images), words)
+    def head_input(
+        self, images: Tensor, words: Sequence[Words], text: TextEmbeds | None = None
+    ) -> HeadInput:
+        """Images (B, 3, H, W) and K classes -> what the head is given.
 
-    def _with_words(
-        self, feats: tuple[Tensor, ...], words: Sequence[Words]
-    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None]:
-        """Feature maps and K classes -> what the head is given.
-
-        Returns:
-            P3, P4, P5, fused if asked; vectors (K, D), or of all W synonyms (W, D);
-            then also the class of each (W,).
+        Args:
+            images: normalised and padded.
+            words: the classes.
+            text: their embeddings; None embeds them.
         """
-        device = feats[0].device
-        text, owner = embed_words(self.text_encoder, words, device, self.synonyms)
-        return (self.fusion(feats, text) if self.fusion else feats), text, owner
+        text = self.embed(words, images.device) if text is None else text
+        return HeadInput(self.fuse(self.extract_feat(images), text), text)
+
+    def fuse(self, feats: tuple[Tensor, ...], text: TextEmbeds) -> tuple[Tensor, ...]:
+        """P3, P4, P5, fused with the words if the model has a fusion."""
+        return self.fusion(feats, text.vectors) if self.fusion else feats

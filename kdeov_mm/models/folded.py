@@ -1,4 +1,4 @@
-"""A detector whose words are fixed: what a closed-set one costs."""
+"""A detector whose words are fixed: it costs what a closed-set one costs."""
 
 import copy
 import weakref
@@ -8,36 +8,99 @@ from typing import Any
 from mmcv.cnn.utils import fuse_conv_bn
 from mmdet.models.detectors import SingleStageDetector
 from mmdet.models.detectors.base import BaseDetector
+from mmdet.models.utils import multi_apply
 from mmdet.structures import SampleList
+from mmyolo.models.dense_heads import YOLOv8HeadModule
 from torch import Tensor, nn
 
 from ..vocabulary import Words
-from .postprocess import PromisingPlaces
+from .postprocess import CandidateLocations, SplitOutput
+from .text_classifier import Linear1x1
+
+
+class FoldedHeadModule(YOLOv8HeadModule):
+    """A closed-set YOLOv8's branches, whose last layers are the words.
+
+    Its state has the layout of ``mmyolo.YOLOv8HeadModule`` with K classes, where
+    projection and words fold into one convolution (BatchNorm, no L2 norm).
+
+    Args:
+        head: the :class:`OVHeadModule` whose words are fixed.
+    """
+
+    def __init__(self, head: Any) -> None:
+        super().__init__(
+            num_classes=1,  # the class branch would be as wide as there are classes
+            in_channels=head.in_channels,
+            num_base_priors=head.num_base_priors,
+            featmap_strides=head.featmap_strides,
+            reg_max=head.reg_max,
+            norm_cfg=head.norm_cfg,
+            act_cfg=head.act_cfg,
+        )
+        self.cls_preds: Any = copy.deepcopy(
+            nn.ModuleList(b[:-1] for b in head.cls_preds)
+        )
+        self.reg_preds = head.folded_boxes()
+        self.depth = len(head.cls_preds[0]) - 1  # layers before the words
+        self.to(head.classifier.logit_scale.dtype).eval()
+
+    def set_words(self, layers: Sequence[nn.Sequential], owner: Tensor | None) -> None:
+        """Replace the words.
+
+        Args:
+            layers: of :meth:`OVHeadModule.final_layers`.
+            owner: (W,) the class of each word; None: every class has one.
+        """
+        self.register_buffer("owner", owner, persistent=owner is not None)
+        for i, (branch, end) in enumerate(zip(self.cls_preds, layers)):
+            self.cls_preds[i] = nn.Sequential(*branch[: self.depth], *end)
+        words = len(self.layers[0].bias)
+        self.num_classes: int = words if owner is None else int(owner[-1]) + 1
+
+    @property
+    def layers(self) -> list[Linear1x1]:
+        """For each level the 1x1 convolution to the words, (W, C) and (W,)."""
+        ends = [branch[-1] for branch in self.cls_preds]
+        return [Linear1x1(end.weight[..., 0, 0], end.bias) for end in ends]
+
+    def split_last(self, feats: Sequence[Tensor]) -> SplitOutput:
+        """As :meth:`OVHeadModule.split_last`, from feature maps alone."""
+        trunks = [branch[:-1] for branch in self.cls_preds]
+        hidden, *boxes = multi_apply(self.forward_single, feats, trunks, self.reg_preds)
+        return SplitOutput(hidden, self.layers, self.owner, boxes)
+
+    def forward(self, feats: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
+        """Feature maps -> logits (B, K, H_l, W_l) and box sides, for each level."""
+        output = self.split_last(feats)
+        return output.logits(self.num_classes), *output.boxes
 
 
 class FoldedDetector(SingleStageDetector):
     """backbone -> neck -> [fixed fusion] -> YOLOv8's head, whose last layers are words.
 
-    Made by :meth:`KDEOVDetector.fold`; it shares nothing with the detector it came from
-    but the data preprocessor. It knows its words: samples need not bring any.
+    Made by :meth:`KDEOVDetector.fold`; it shares only the data preprocessor with the
+    detector it came from. It knows its words: samples need not bring any.
 
     Args:
         detector: the detector it is made of.
         fuse: fold BatchNorms into the convolutions before them.
     """
 
-    def __init__(self, detector: SingleStageDetector, fuse: bool) -> None:
+    global_head = None
+
+    def __init__(self, detector: Any, fuse: bool) -> None:
         BaseDetector.__init__(self, detector.data_preprocessor)
         self.source = weakref.ref(detector)
-        self.cfg = getattr(detector, "cfg", None)
-        self.global_head = None
+        self.cfg = detector.cfg
         self.words: tuple[Words, ...] = ()
         self.fuse = fuse
         self.backbone = copy.deepcopy(detector.backbone)
         self.neck = copy.deepcopy(detector.neck)
         self.fusion: nn.Module | None = None
+        self.candidates: CandidateLocations | None = None
         self.bbox_head = copy.deepcopy(detector.bbox_head)
-        self.bbox_head.head_module = detector.bbox_head.head_module.folded_module()
+        self.bbox_head.head_module = FoldedHeadModule(detector.bbox_head.head_module)
         self.eval()
         if fuse:
             fuse_conv_bn(self)
@@ -47,29 +110,32 @@ class FoldedDetector(SingleStageDetector):
     def set_words(
         self,
         words: Sequence[Words],
-        ends: Sequence[nn.Sequential],
+        layers: Sequence[nn.Sequential],
         owner: Tensor | None,
         fusion: nn.Module | None,
-        places: int | None,
+        candidates: int | None,
     ) -> None:
-        """Put words where others were: all but the last layers stays.
+        """Replace the words; only the last layers change.
 
         Args:
             words: the K classes.
-            ends: of :meth:`OVHeadModule.ends`.
+            layers: of :meth:`OVHeadModule.final_layers`.
             owner: (W,) the class of each word; None: every class has one.
             fusion: L maps -> L maps, for these words; None for none.
-            places: see :meth:`KDEOVDetector.fold`.
+            candidates: see :meth:`KDEOVDetector.fold`.
         """
-        head = self.bbox_head
-        for end in ends:
-            end.eval()
+        for layer in layers:
+            layer.eval()
             if self.fuse:
-                fuse_conv_bn(end)
-            end.requires_grad_(False)
-        head.head_module.set_words(ends, owner)
-        layers = head.head_module.layers
-        head.places = None if places is None else PromisingPlaces(layers, places)
+                fuse_conv_bn(layer)
+            layer.requires_grad_(False)
+        module = self.bbox_head.head_module
+        module.set_words(layers, owner)
+        self.candidates = (
+            None
+            if candidates is None
+            else CandidateLocations(module.layers, candidates)
+        )
         self.fusion = None if fusion is None else fusion.requires_grad_(False).eval()
         self.words = tuple(words)
 
@@ -79,30 +145,47 @@ class FoldedDetector(SingleStageDetector):
         return feats if self.fusion is None else self.fusion(feats)
 
     def predict(
-        self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True
+        self,
+        batch_inputs: Tensor,
+        batch_data_samples: SampleList,
+        rescale: bool = True,
+        text: None = None,
+        cfg: Any = None,
     ) -> SampleList:
         """Images (B, 3, H, W) -> samples with boxes, scores and names.
+
+        Args:
+            batch_inputs: normalised and padded.
+            batch_data_samples: B samples.
+            rescale: boxes in pixels of the original images.
+            text: the words are fixed; nothing but None.
+            cfg: instead of ``test_cfg``.
 
         Raises:
             ValueError: samples that ask for other words.
         """
         for sample in batch_data_samples:
-            if tuple(sample.metainfo.get("text", self.words)) != self.words:
+            if tuple(sample.metainfo.get("words", self.words)) != self.words:
                 raise ValueError(
                     f"this detector was folded for {len(self.words)} words, "
                     f"{self.words[:3]} ..., and the samples ask for others: leave "
-                    "their `text` out, or fold these."
+                    "their `words` out, or fold these."
                 )
-        samples = super().predict(batch_inputs, batch_data_samples, rescale)
-        name_labels([sample.pred_instances for sample in samples], self.words)
-        return samples
+        results = self.bbox_head.predict(
+            self.extract_feat(batch_inputs),
+            batch_data_samples,
+            rescale=rescale,
+            cfg=cfg,
+            candidates=self.candidates,
+        )
+        name_labels(results, self.words)
+        return self.add_pred_to_datasample(batch_data_samples, results)
 
 
 def name_labels(results: Sequence, words: Sequence[Words]) -> None:
     """Put ``label_names``, the first word of each class, on instances."""
-    names = [word if isinstance(word, str) else word[0] for word in words]
     for result in results:
-        result.label_names = [names[i] for i in result.labels.tolist()]
+        result.label_names = [words[i][0] for i in result.labels.tolist()]
 
 
 def fuse_before_words(detector: SingleStageDetector) -> Any:

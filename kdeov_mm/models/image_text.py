@@ -14,22 +14,21 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
-from ..vocabulary import Words
-from .global_head import filled_part
-from .pixels import check_dims, check_teacher, undo_normalisation
-from .random_vocabulary import embed_words, words_of
+from .distill.base import Distillation, StudentBatch
+from .pixels import filled_part
+from .student import Student, words_of
 
 HEADS = ("fc", "classifier", "head")  # of the classifiers that backbones come from
 
 
 @MODELS.register_module()
-class ImageTextModel(BaseModel):
-    """An image tower of CLIP's, smaller: zero-shot classification and retrieval.
+class ImageTextModel(Student, BaseModel):
+    """A small image encoder in CLIP's space: zero-shot classification and retrieval.
 
     images -> backbone -> [neck] -> global head: unit vectors. Only this side learns;
-    the text tower is frozen, and no part of the checkpoint. Its parts have the names
+    the text encoder is frozen, and no part of the checkpoint. Its parts have the names
     of :class:`KDEOVDetector`'s, so the checkpoint of a detector with a global head
-    serves here too.
+    can be loaded here too.
 
     Args:
         backbone: any mm backbone: ``mmdet.ResNet``, ``mmyolo.YOLOv8CSPDarknet``,
@@ -62,28 +61,27 @@ class ImageTextModel(BaseModel):
         self.text_encoder = MODELS.build(text_encoder)
         self.teacher = MODELS.build(teacher) if teacher else None
         self.pretrained = pretrained
-        self._check()
+        self.check_clip()
         self.to(memory_format=torch.channels_last)
 
     @property
-    def pupils(self) -> dict[str, Any]:
-        """The heads that ask the teacher in training, by name."""
+    def distill_heads(self) -> dict[str, Distillation]:
+        """The modules that learn from the teacher, by name."""
         return {"global_head": self.global_head} if self.global_head.learns else {}
 
-    def _check(self) -> None:
-        check_dims(self.global_head, self.text_encoder.embed_dims)
+    def check_clip(self) -> None:
+        """As the parent's; and the teacher is live, and there are no regions."""
         if self.global_head.sources:
             raise ValueError(
                 "model.global_head.sources: there are no boxes here, and no regions; "
                 "leave it out, or use KDEOVDetector."
             )
-        if self.pupils:
-            check_teacher(self, self.pupils)
-            if not getattr(self.teacher, "sees_pixels", False):
-                raise ValueError(
-                    "stored embeddings serve detectors: use the live teacher here, "
-                    "model.teacher.type='CLIPImageTeacher'."
-                )
+        super().check_clip()
+        if self.distill_heads and not self.teacher.is_live:
+            raise ValueError(
+                "stored embeddings serve detectors: use the live teacher here, "
+                "model.teacher.type='CLIPImageTeacher'."
+            )
 
     def init_weights(self) -> None:
         """mm's, then the pretrained weights of the backbone.
@@ -144,16 +142,15 @@ class ImageTextModel(BaseModel):
                 "nothing to learn: give model.global_head `distances`, `contrast` or "
                 "both, and the model a `teacher`."
             )
-        shapes = [s.img_shape for s in data_samples]
-        pixels = undo_normalisation(self.data_preprocessor, inputs, shapes)
-        feats = self.extract_feat(inputs)
-        return self.global_head.loss(feats, None, self.teacher, pixels, data_samples)
+        student = StudentBatch(self.extract_feat(inputs), data_samples)
+        teacher = self.teacher_batch(inputs, data_samples)
+        return self.global_head.loss(student, teacher)
 
     @torch.no_grad()
     def predict(self, inputs: Tensor, data_samples: SampleList) -> SampleList:
-        """Images (B, 3, H, W) -> the samples, with what was asked.
+        """Images (B, 3, H, W) -> the samples with their predictions.
 
-        All get ``visual_feature`` (D,); samples with ``text`` get ``scores`` (K,), the
+        All get ``visual_feature`` (D,); samples with ``words`` get ``scores`` (K,), the
         softmax over the words, and ``ranking`` (K,), the best classes in order; samples
         with ``captions`` get ``caption_features`` (n, D). Vectors are unit vectors.
         """
@@ -162,10 +159,13 @@ class ImageTextModel(BaseModel):
         for sample, embed in zip(data_samples, embeds):
             sample.set_data(dict(visual_feature=embed))
             if "captions" in sample:
-                said = self.text_encoder.embed_prompts(sample.captions, embed.device)
-                sample.set_data(dict(caption_features=said))
-        if all("text" in sample for sample in data_samples):
-            logits = self._logits(embeds, words_of(data_samples))
+                features = self.text_encoder.embed_prompts(
+                    sample.captions, embed.device
+                )
+                sample.set_data(dict(caption_features=features))
+        if all("words" in sample for sample in data_samples):
+            text = self.embed(words_of(data_samples), embeds.device)
+            logits = self.global_head.logits(embeds, text)
             for sample, scores in zip(data_samples, logits.softmax(1)):
                 ranking = scores.argsort(descending=True)
                 sample.set_data(dict(scores=scores, ranking=ranking))
@@ -179,23 +179,18 @@ class ImageTextModel(BaseModel):
         feats = self.extract_feat(inputs)
         filled = filled_part(data_samples or [DetDataSample()] * len(inputs))
         embeds = self.global_head.embed(feats, filled.to(inputs.device))
-        said = dict.fromkeys(("text_features", "logits", "fused_map", "predictions"))
-        if data_samples and "text" in data_samples[0]:
-            words = words_of(data_samples)
-            said["text_features"] = self._text(words, embeds.device)
-            said["logits"] = self._logits(embeds, words)
-        return dict(said, visual_features=embeds, visual_map=feats)
+        keys = ("text_features", "logits", "fused_map", "predictions")
+        outputs: dict[str, Any] = dict.fromkeys(keys)
+        if data_samples and "words" in data_samples[0]:
+            text = self.embed(words_of(data_samples), embeds.device)
+            outputs["text_features"] = text.vectors
+            outputs["logits"] = self.global_head.logits(embeds, text)
+        return dict(outputs, visual_features=embeds, visual_map=feats)
 
     def extract_feat(self, inputs: Tensor) -> Sequence[Tensor]:
         """Images (B, 3, H, W) -> L maps (B, C_l, H_l, W_l)."""
         feats = self.backbone(inputs)
         return self.neck(feats) if self.neck else feats
-
-    def _text(self, words: Sequence[Words], device: torch.device) -> Tensor:
-        return embed_words(self.text_encoder, words, device)[0]
-
-    def _logits(self, embeds: Tensor, words: Sequence[Words]) -> Tensor:
-        return self.global_head.logits(embeds, self._text(words, embeds.device))
 
     def get_trainable_parameters(self) -> Iterator[nn.Parameter]:
         """What an optimizer is given: the image side, and the temperature."""
@@ -204,7 +199,7 @@ class ImageTextModel(BaseModel):
     def parameter_summary(self) -> str:
         """A table: module, trainable and frozen parameters, in thousands.
 
-        The text tower is loaded to be counted.
+        The text encoder is loaded to be counted.
         """
         parts: dict[str, Any] = dict(self.named_children())
         parts.pop("data_preprocessor")
@@ -212,7 +207,7 @@ class ImageTextModel(BaseModel):
             (name, _count(module, True), _count(module, False))
             for name, module in parts.items()
         ]
-        rows.append(("text tower", 0, self.text_encoder.num_parameters()))
+        rows.append(("text encoder", 0, self.text_encoder.num_parameters()))
         rows.append(("together", sum(r[1] for r in rows), sum(r[2] for r in rows)))
         lines = [f"{'module':<16}{'trainable':>12}{'frozen':>12}"]
         lines += [f"{n:<16}{t / 1e3:>10.1f} k{f / 1e3:>10.1f} k" for n, t, f in rows]

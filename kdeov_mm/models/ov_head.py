@@ -14,51 +14,52 @@ from mmengine.structures import InstanceData
 from mmyolo.models.dense_heads import YOLOv8Head, YOLOv8HeadModule
 from torch import Tensor, nn
 
-from .distill.losses import initial_log_scale
+from .distill.base import RegionEmbeds
 from .postprocess import (
     PART,
-    Layer,
-    PromisingPlaces,
+    CandidateLocations,
+    SplitOutput,
     above,
     best_boxes,
     is_simple,
     least_logit,
-    logits_of,
-    most_boxes,
-    one_by_one,
+    max_boxes,
     score_in_parts,
 )
 from .projection import SpatialProjection
+from .text_classifier import (
+    Linear1x1,
+    TextClassifier,
+    TextEmbeds,
+    rename_old_keys,
+)
+
+# the logit of a word that is not verified in an image: its loss and gradient vanish,
+# in half precision too
+UNVERIFIED = -30.0
 
 
-class Locations(NamedTuple):
-    """What the student says at its N = sum H_l * W_l locations.
+class HeadInput(NamedTuple):
+    """What the head module is given.
 
     Attributes:
-        embeds: (B, N, D), with gradient.
-        boxes: (B, N, 4), xyxy in pixels of the padded input, detached.
-        sharpness: (B, N) in (0, 1], detached: mean over the four sides of the
-            largest probability of the box distribution. High where edges are
-            found, whatever the object's class.
-        centres: (N, 2), xy in pixels.
+        feats: L maps (B, C_l, H_l, W_l).
+        text: of the K classes.
     """
 
-    embeds: Tensor
-    boxes: Tensor
-    sharpness: Tensor
-    centres: Tensor
+    feats: Sequence[Tensor]
+    text: TextEmbeds
 
 
 @MODELS.register_module()
 class OVHeadModule(YOLOv8HeadModule):
     """YOLOv8's two branches; the class branch ends in the teacher's space.
 
-    A location's score for a word t is
-    ``sigmoid(exp(log_scale) * <e, t> + bias_l)``, with a learnable temperature
-    (initially 1 / 0.07, CLIP's) and one bias per level, initially the log
-    prior of YOLOv8. The embedding e has about unit length: divided by its L2
-    norm, or (``l2_norm=False``) only by sqrt(D), which keeps the head linear
-    after a BatchNorm, so that it folds into one convolution.
+    A location's score for a class t is ``sigmoid(exp(logit_scale) * <e, t> + bias_l)``,
+    see :class:`TextClassifier`; the bias of each level begins with YOLOv8's log prior.
+    The embedding e has about unit length: divided by its L2 norm, or
+    (``l2_norm=False``) only by sqrt(D), which keeps the head linear after a BatchNorm,
+    so that it folds into one convolution.
 
     Args:
         embed_dims: dimension D of the teacher's space.
@@ -90,7 +91,8 @@ class OVHeadModule(YOLOv8HeadModule):
         self.prior = prior_words * prior_size**2
         # the parent's class branch is at least `num_classes` wide
         super().__init__(hidden_channels, in_channels, **kwargs)
-        self.adapter = MODELS.build(adapter) if adapter else None
+        self.classifier = TextClassifier(num_biases=self.num_levels, adapter=adapter)
+        self._register_load_state_dict_pre_hook(rename_old_keys)
 
     def _init_layers(self) -> None:
         super()._init_layers()
@@ -98,8 +100,6 @@ class OVHeadModule(YOLOv8HeadModule):
             branch[-1] = SpatialProjection(
                 branch[-1].in_channels, self.embed_dims, self.projection_norm
             )
-        self.log_scale = nn.Parameter(initial_log_scale())
-        self.bias = nn.Parameter(torch.zeros(self.num_levels))
 
     def init_weights(self) -> None:
         """Box sides of one bin, and the log prior on each level's bias."""
@@ -107,8 +107,9 @@ class OVHeadModule(YOLOv8HeadModule):
         for branch in self.reg_preds:
             nn.init.ones_(branch[-1].bias)
         strides = torch.tensor(self.featmap_strides, dtype=torch.float)
-        with torch.no_grad():  # in place: the model may be on its device already
-            self.bias.copy_((5 * strides**2 / self.prior).log())
+        # in place: the model may be on its device already
+        with torch.no_grad():
+            self.classifier.bias.copy_((5 * strides**2 / self.prior).log())
 
     def trunk(self, feats: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
         """L maps (B, C_l, H_l, W_l) -> what is projected, and boxes, per level.
@@ -131,98 +132,79 @@ class OVHeadModule(YOLOv8HeadModule):
             return [F.normalize(e, dim=1) for e in embeds]
         return [e / self.embed_dims**0.5 for e in embeds]
 
-    def classify(self, embeds: Sequence[Tensor], text: Tensor) -> list[Tensor]:
-        """L maps (B, D, H, W) and words (K, D) -> logits (B, K, H, W)."""
-        kernel, biases = self._kernel(text)
-        return [one_by_one(e, kernel, b) for e, b in zip(embeds, biases)]
-
-    def _kernel(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Words (K, D) -> what embeddings are multiplied by (K, D); biases (L, K)."""
-        scale = self.log_scale.exp()
-        vectors, offsets = self.adapter(text) if self.adapter else (text, 0)
-        biases = (scale * offsets + self.bias[:, None]).expand(-1, text.shape[0])
-        return scale * vectors, biases
+    def classify(self, embeds: Sequence[Tensor], vectors: Tensor) -> list[Tensor]:
+        """L maps (B, D, H, W) and vectors (K, D) -> logits (B, K, H, W)."""
+        layers = self.classifier.layers(vectors)
+        return [layer(embed) for embed, layer in zip(embeds, layers)]
 
     @property
     def folds(self) -> bool:
         """Whether projection, norm and text product now are one linear map."""
         return not self.l2_norm and all(b[-1].is_linear for b in self.cls_preds)
 
-    def folded(self, text: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Words (K, D) -> per level the 1x1 convolution of all three: (K, C), (K,)."""
-        with torch.autocast(text.device.type, enabled=False):
-            kernel, biases = (each.float() for each in self._kernel(text))
-            kernel = kernel / self.embed_dims**0.5
-            maps = [branch[-1].linear() for branch in self.cls_preds]
-            return [
-                (kernel @ w.float(), kernel @ v.float() + b)
-                for (w, v), b in zip(maps, biases)
-            ]
+    def folded(self, vectors: Tensor) -> list[Linear1x1]:
+        """Vectors (W, D) -> for each level the convolution of all three, (W, C)."""
+        norm = self.embed_dims**0.5
+        maps = [branch[-1].linear() for branch in self.cls_preds]
+        return self.classifier.folded(
+            vectors, [(matrix / norm, shift / norm) for matrix, shift in maps]
+        )
 
     def _folding_is_cheaper(self, number: int) -> bool:
         """Of K words, features (C) times (K, C), or embedded (D) and times (K, D)."""
         channels, dims = self.cls_preds[0][-1].project.in_channels, self.embed_dims
-        if channels <= dims or torch.compiler.is_exporting():  # for any number of words
+        # an exported graph serves any number of words
+        if channels <= dims or torch.compiler.is_exporting():
             return channels <= dims
         return channels * number <= dims * (channels + number)
 
-    def apart(
-        self, x: tuple[Sequence[Tensor], Tensor, Tensor | None]
-    ) -> tuple[list[Tensor], list[Layer], Tensor | None, list[list[Tensor]]]:
-        """All but the last product, in the order that costs the least.
+    def split_last(self, x: HeadInput) -> SplitOutput:
+        """All but the last product, in the order that costs the least."""
+        hidden, *boxes = self.trunk(x.feats)
+        vectors, owner = x.text
+        if self.folds and self._folding_is_cheaper(len(vectors)):
+            return SplitOutput(hidden, self.folded(vectors), owner, boxes)
+        layers = self.classifier.layers(vectors)
+        return SplitOutput(self._project(hidden), layers, owner, boxes)
 
-        Args:
-            x: as of :meth:`forward`.
+    def forward(self, x: HeadInput) -> tuple[list[Tensor], ...]:
+        """Features and text -> logits and boxes, as the parent's outputs.
 
-        Returns:
-            L maps (B, C, H_l, W_l); per level the 1x1 convolution to the words,
-            (W, C) and (W,); ``owner``; the boxes of :meth:`trunk`.
+        A class with several vectors gets the score of the best of them.
         """
-        feats, text, owner = x
-        hidden, *boxes = self.trunk(feats)
-        if self.folds and self._folding_is_cheaper(text.shape[0]):
-            return hidden, self.folded(text), owner, boxes
-        kernel, biases = self._kernel(text)
-        return self._project(hidden), [(kernel, b) for b in biases], owner, boxes
-
-    def forward(
-        self, x: tuple[Sequence[Tensor], Tensor, Tensor | None]
-    ) -> tuple[list[Tensor], ...]:
-        """``(feats, text, owner)`` -> logits and boxes, as the parent's outputs.
-
-        ``owner`` (W,) is the class of each of W words, in order: a class scores what
-        the best of its words does. None: every class has one word.
-        """
-        hidden, layers, owner, boxes = self.apart(x)
-        return logits_of(hidden, layers, owner), *boxes
+        output = self.split_last(x)
+        return output.logits(), *output.boxes
 
     @torch.no_grad()
-    def ends(self, text: Tensor) -> list[nn.Sequential]:
-        """Words (W, D) -> per level what follows the trunk, in convolutions."""
-        if self.folds and self._folding_is_cheaper(text.shape[0]):
-            return [nn.Sequential(self._end(*each)) for each in self.folded(text)]
-        kernel, biases = self._kernel(text)
+    def final_layers(self, vectors: Tensor) -> list[nn.Sequential]:
+        """Vectors (W, D) -> for each level what follows the trunk, as convolutions."""
+        if self.folds and self._folding_is_cheaper(len(vectors)):
+            return [nn.Sequential(self._conv(each)) for each in self.folded(vectors)]
+        # the projection stays; without L2 norm, sqrt(D) goes into the kernel
         unit = [UnitLength()] if self.l2_norm else []
-        kernel = kernel if unit else kernel / self.embed_dims**0.5
+        norm = 1 if self.l2_norm else self.embed_dims**0.5
+        layers = self.classifier.layers(vectors)
         return [
-            nn.Sequential(copy.deepcopy(branch[-1]), *unit, self._end(kernel, bias))
-            for branch, bias in zip(self.cls_preds, biases)
+            nn.Sequential(
+                copy.deepcopy(branch[-1]),
+                *unit,
+                self._conv(Linear1x1(layer.weight / norm, layer.bias)),
+            )
+            for branch, layer in zip(self.cls_preds, layers)
         ]
 
-    def _end(self, kernel: Tensor, bias: Tensor) -> nn.Conv2d:
-        """The 1x1 convolution of a kernel (K, C) and a bias (K,)."""
-        layer = nn.Conv2d(kernel.shape[1], len(kernel), 1)
-        kernel, bias = kernel.to(self.bias.dtype), bias.to(self.bias.dtype)
-        layer.weight = nn.Parameter(kernel[..., None, None].contiguous())
-        layer.bias = nn.Parameter(bias.contiguous())
-        return layer
+    def _conv(self, layer: Linear1x1) -> nn.Conv2d:
+        """The convolution as a module, in the precision of the head."""
+        conv = nn.Conv2d(layer.weight.shape[1], len(layer.weight), 1)
+        dtype = self.classifier.logit_scale.dtype
+        weight = layer.weight.to(dtype)[..., None, None]
+        conv.weight = nn.Parameter(weight.contiguous())
+        conv.bias = nn.Parameter(layer.bias.to(dtype).contiguous())
+        return conv
 
-    def folded_module(self) -> "FoldedHeadModule":
-        """A copy for fixed words, which :meth:`FoldedHeadModule.set_words` sets."""
-        module = FoldedHeadModule(self)
-        module.cls_preds = copy.deepcopy(nn.ModuleList(b[:-1] for b in self.cls_preds))
-        module.reg_preds = copy.deepcopy(self.reg_preds)
-        return module.to(self.bias.dtype).eval()
+    def folded_boxes(self) -> Any:
+        """A copy of the box branches, for a folded head."""
+        return copy.deepcopy(self.reg_preds)
 
 
 class UnitLength(nn.Module):
@@ -231,61 +213,6 @@ class UnitLength(nn.Module):
     def forward(self, embeds: Tensor) -> Tensor:
         """Divide."""
         return F.normalize(embeds, dim=1)
-
-
-class FoldedHeadModule(YOLOv8HeadModule):
-    """The head with its words fixed: a closed-set YOLOv8's, its last layers the words.
-
-    Its state has the layout of ``mmyolo.YOLOv8HeadModule`` with K classes, where
-    projection and words fold into one convolution (BatchNorm, no L2 norm).
-
-    Args:
-        head: the head whose words are fixed.
-    """
-
-    def __init__(self, head: OVHeadModule) -> None:
-        super().__init__(
-            num_classes=1,  # the class branch would be as wide as there are classes
-            in_channels=head.in_channels,
-            num_base_priors=head.num_base_priors,
-            featmap_strides=head.featmap_strides,
-            reg_max=head.reg_max,
-            norm_cfg=head.norm_cfg,
-            act_cfg=head.act_cfg,
-        )
-        self.depth = len(head.cls_preds[0]) - 1  # layers before the words
-
-    def set_words(self, ends: Sequence[nn.Sequential], owner: Tensor | None) -> None:
-        """Put words where others were, or none.
-
-        Args:
-            ends: of :meth:`OVHeadModule.ends`.
-            owner: (W,) the class of each word; None: every class has one.
-        """
-        self.register_buffer("owner", owner, persistent=owner is not None)
-        for i, (branch, end) in enumerate(zip(self.cls_preds, ends)):
-            self.cls_preds[i] = nn.Sequential(*branch[: self.depth], *end)
-        words = len(self.layers[0][1])
-        self.num_classes: int = words if owner is None else int(owner[-1]) + 1
-
-    @property
-    def layers(self) -> list[Layer]:
-        """Per level the 1x1 convolution to the words, (W, C) and (W,)."""
-        ends = [branch[-1] for branch in self.cls_preds]
-        return [(end.weight[..., 0, 0], end.bias) for end in ends]
-
-    def apart(
-        self, feats: Sequence[Tensor]
-    ) -> tuple[list[Tensor], list[Layer], Tensor | None, list[list[Tensor]]]:
-        """As :meth:`OVHeadModule.apart`, of feature maps alone."""
-        trunks = [branch[:-1] for branch in self.cls_preds]
-        hidden, *boxes = multi_apply(self.forward_single, feats, trunks, self.reg_preds)
-        return hidden, self.layers, self.owner, boxes
-
-    def forward(self, feats: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
-        """Feature maps -> logits (B, K, H_l, W_l) and box sides, per level."""
-        hidden, layers, owner, boxes = self.apart(feats)
-        return logits_of(hidden, layers, owner, self.num_classes), *boxes
 
 
 @MODELS.register_module()
@@ -309,41 +236,15 @@ class GridHeadModule(OVHeadModule):
         fixed = [torch.full_like(s, self.grid_side / 2) for s in sides]
         return hidden, fixed, *logits
 
-    def folded_module(self) -> FoldedHeadModule:
-        """As the parent's; the box distribution's mean is the side, everywhere."""
-        module = super().folded_module()
+    def folded_boxes(self) -> Any:
+        """As the parent's; the mean of the box distribution is the side, everywhere."""
+        branches = super().folded_boxes()
         bins = torch.arange(self.reg_max, dtype=torch.float)
         share = (1 - (bins - self.grid_side / 2).abs()).clamp(min=1e-30)
-        for branch in module.reg_preds:
+        for branch in branches:
             nn.init.zeros_(branch[-1].weight)
             branch[-1].bias.data = share.log().repeat(4).to(branch[-1].bias)
-        return module
-
-
-@MODELS.register_module()
-class WordBCELoss(nn.Module):
-    """Binary cross-entropy of every word at every location.
-
-    A word that is not verified in an image gets weight 0 there: the loss is
-    weighted, the logits are left alone (a logit of -1e7 is NaN in fp16).
-
-    Args:
-        loss_weight: factor of the loss.
-    """
-
-    def __init__(self, loss_weight: float = 0.5) -> None:
-        super().__init__()
-        self.loss_weight = loss_weight
-        self.word_weight: Tensor | None = None
-
-    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Logits and targets (B, N, K) -> unreduced loss (B, N, K)."""
-        loss = F.binary_cross_entropy_with_logits(
-            logits.float(), targets.float(), reduction="none"
-        )
-        if self.word_weight is not None:
-            loss = loss * self.word_weight
-        return loss * self.loss_weight
+        return branches
 
 
 @MODELS.register_module()
@@ -355,7 +256,7 @@ class OVHead(YOLOv8Head):
 
     Args:
         head_module: config of :class:`OVHeadModule`.
-        loss_cls: config of :class:`WordBCELoss`.
+        loss_cls: config of the class loss, unreduced: binary cross-entropy.
         supervised: learn from boxes; False leaves all to the distillation.
         kwargs: those of ``mmyolo.YOLOv8Head``.
     """
@@ -367,71 +268,93 @@ class OVHead(YOLOv8Head):
         supervised: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            head_module, loss_cls=loss_cls or dict(type="mmdet.WordBCELoss"), **kwargs
+        cross_entropy = dict(
+            type="mmdet.CrossEntropyLoss",
+            use_sigmoid=True,
+            reduction="none",
+            loss_weight=0.5,
         )
+        super().__init__(head_module, loss_cls=loss_cls or cross_entropy, **kwargs)
         self.supervised = supervised
-        self.places: PromisingPlaces | None = None
 
-    def loss_and_locations(
-        self, feats: Sequence[Tensor], text: Tensor, samples: SampleList
-    ) -> tuple[dict[str, Tensor], Locations]:
-        """Detection losses, and the locations for the distillation heads.
+    def loss_and_regions(
+        self, feats: Sequence[Tensor], vectors: Tensor, samples: SampleList
+    ) -> tuple[dict[str, Tensor], RegionEmbeds]:
+        """Detection losses, and the locations for the distillation.
 
         Args:
             feats: L maps (B, C_l, H_l, W_l).
-            text: (K, D) unit vectors; labels of ``samples`` index them.
-            samples: B samples; ``word_weight`` (K,) in the metainfo says
-                which words are verified in the image (default: all).
+            vectors: (K, D) unit vectors; labels of ``samples`` index them.
+            samples: B samples; ``verified`` (K,) bool in the metainfo says which
+                words are verified in the image (default: all).
         """
         embeds, sides, side_logits = self.head_module.embed(feats)
-        logits = self.head_module.classify(embeds, text)
+        regions = self._regions(embeds, sides, side_logits)
+        if not self.supervised:
+            return {}, regions
+        logits = self.head_module.classify(embeds, vectors)
         gts, ignored, metas = unpack_gt_instances(samples)
         losses = self.loss_by_feat(logits, sides, side_logits, gts, metas, ignored)
-        if not self.supervised:
-            losses = {}
-        return losses, self._locations(embeds, sides, side_logits)
+        return losses, regions
 
     def loss_by_feat(
         self, cls_scores: Sequence[Tensor], *args: Any
     ) -> dict[str, Tensor]:
         """The parent's losses, for as many words as there are scores."""
-        self.num_classes = self.assigner.num_classes = cls_scores[0].shape[1]
-        metas, ones = args[3], torch.ones(self.num_classes)
-        if any("word_weight" in meta for meta in metas):
-            self.loss_cls.word_weight = torch.stack(
-                [meta.get("word_weight", ones) for meta in metas]
-            )[:, None].to(cls_scores[0].device)
-        try:
-            return super().loss_by_feat(cls_scores, *args)
-        finally:
-            self.loss_cls.word_weight = None
+        num_words = cls_scores[0].shape[1]
+        self.num_classes = self.assigner.num_classes = num_words
+        metas, every = args[3], torch.ones(num_words, dtype=torch.bool)
+        logits = [level.float() for level in cls_scores]
+        if any("verified" in meta for meta in metas):
+            rows = [meta.get("verified", every) for meta in metas]
+            verified = torch.stack(rows)[:, :, None, None].to(logits[0].device)
+            logits = [level.where(verified, UNVERIFIED) for level in logits]
+        return super().loss_by_feat(logits, *args)
 
     def predict(
-        self, x: Any, batch_data_samples: SampleList, rescale: bool = False
+        self,
+        x: Any,
+        batch_data_samples: SampleList,
+        rescale: bool = False,
+        cfg: Any = None,
+        candidates: CandidateLocations | None = None,
     ) -> list[InstanceData]:
         """What the head module is given, and B samples -> boxes of each image.
 
-        Of very many words, scores come in parts, so that memory is bounded, where the
-        ``test_cfg`` is a plain one (:func:`is_simple`); with :class:`PromisingPlaces`,
-        of promising places alone. Else it is the parent's.
+        Args:
+            x: of :class:`HeadInput`, or feature maps of a folded detector.
+            batch_data_samples: B samples.
+            rescale: boxes in pixels of the original images.
+            cfg: instead of ``test_cfg``.
+            candidates: chooses the locations at which the words are scored; None
+                scores them everywhere.
+
+        Returns:
+            Of each image ``bboxes`` (n, 4), ``scores`` (n,) and ``labels`` (n,). With
+            very many words they are scored in parts, so that memory is bounded, where
+            the config is a plain one (:func:`is_simple`).
         """
-        hidden, layers, owner, boxes = self.head_module.apart(x)
+        cfg = self.test_cfg if cfg is None else cfg
+        output = self.head_module.split_last(x)
+        hidden, layers, owner, boxes = output
         metas = [sample.metainfo for sample in batch_data_samples]
-        number = sum(h[0, 0].numel() for h in hidden) * len(layers[0][0])
-        number *= len(metas)
-        if self.places is None and (number <= PART or not is_simple(self.test_cfg)):
-            logits = logits_of(hidden, layers, owner)
+        # few scores, or an unusual config: all of them at once
+        number = sum(h[0, 0].numel() for h in hidden) * len(layers[0].bias)
+        if candidates is None and (number * len(metas) <= PART or not is_simple(cfg)):
             return self.predict_by_feat(
-                logits, boxes[0], batch_img_metas=metas, rescale=rescale
+                output.logits(),
+                boxes[0],
+                batch_img_metas=metas,
+                cfg=cfg,
+                rescale=rescale,
             )
-        decoded = self.decode(boxes[0])
-        results = []
+        # else image by image, words in parts
+        decoded, results = self.decode(boxes[0]), []
         for i, meta in enumerate(metas):
             rows = [h[i].flatten(1).T for h in hidden]  # (C, H, W) -> (H*W, C)
-            where = None if self.places is None else self.places(rows)
-            found = score_in_parts(rows, layers, owner, where, self.test_cfg)
-            results.append(best_boxes(found, decoded[i], meta, self.test_cfg, rescale))
+            where = None if candidates is None else candidates(rows)
+            scored = score_in_parts(rows, layers, owner, where, cfg)
+            results.append(best_boxes(scored, decoded[i], meta, cfg, rescale))
         return results
 
     def predict_by_feat(
@@ -464,40 +387,38 @@ class OVHead(YOLOv8Head):
         results = []
         for i, meta in enumerate(metas):
             rows = [scores[i].permute(1, 2, 0).flatten(0, 1) for scores in cls_scores]
-            found = above(rows, least_logit(cfg), most_boxes(cfg))
-            results.append(best_boxes(found, boxes[i], meta, cfg, rescale))
+            scored = above(rows, least_logit(cfg), max_boxes(cfg))
+            results.append(best_boxes(scored, boxes[i], meta, cfg, rescale))
         return results
 
     def decode(self, sides: Sequence[Tensor]) -> Tensor:
         """Box sides (B, 4, H_l, W_l) in strides -> boxes (B, N, 4), xyxy pixels."""
-        points = torch.cat(
-            self.prior_generator.grid_priors(
-                [level.shape[2:] for level in sides],
-                sides[0].dtype,
-                sides[0].device,
-                with_stride=True,
-            )
-        )
+        points = self._points(sides)
         return self.bbox_coder.decode(
             points[None, :, :2], _flatten(sides), points[:, 2]
         )
 
-    def _locations(
-        self,
-        embeds: list[Tensor],
-        sides: list[Tensor],
-        side_logits: list[Tensor],
-    ) -> Locations:
-        priors, strides = self.flatten_priors_train, self.stride_tensor
-        boxes = self.bbox_coder.decode(
-            priors[..., :2], _flatten(sides).detach(), strides[..., 0]
+    def _points(self, maps: Sequence[Tensor]) -> Tensor:
+        """Centres and strides of the locations of L maps: (N, 4), xy in pixels."""
+        return torch.cat(
+            self.prior_generator.grid_priors(
+                [level.shape[2:] for level in maps],
+                maps[0].dtype,
+                maps[0].device,
+                with_stride=True,
+            )
         )
+
+    def _regions(
+        self, embeds: list[Tensor], sides: list[Tensor], side_logits: list[Tensor]
+    ) -> RegionEmbeds:
+        """The locations, with detached boxes, for the distillation."""
         bins = torch.cat(side_logits, 1).detach().softmax(-1)  # (B, N, 4, R)
-        return Locations(
+        return RegionEmbeds(
             _flatten(embeds),
-            boxes,
+            self.decode([level.detach() for level in sides]),
             bins.amax(-1).mean(-1),
-            priors[:, :2],
+            self._points(sides)[:, :2],
         )
 
 

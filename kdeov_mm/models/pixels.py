@@ -1,91 +1,59 @@
-"""What a training with a teacher needs: one CLIP, its pixels, crops of a batch."""
+"""Padding of a batch, crops as images, and norms that stay as they are."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from mmdet.structures import SampleList
 from torch import Tensor, nn
 
 
-def check_dims(global_head: Any, clip_dims: int) -> None:
-    """Whether a global head speaks in the dimensions of the CLIP.
+def filled_part(samples: SampleList) -> Tensor:
+    """The part of height and width of each input that is no padding: (B, 2).
 
-    Raises:
-        ValueError: it does not.
+    All of it, for samples that do not say how they were padded.
     """
-    head_dims = global_head.projection.embed_dims
-    if head_dims != clip_dims:
-        raise ValueError(
-            f"the CLIP of model.text_encoder has {clip_dims} dimensions, "
-            f"model.global_head.projection.embed_dims is {head_dims}: set it to "
-            f"{clip_dims}."
-        )
+    filled = torch.ones(len(samples), 2)
+    for row, sample in zip(filled, samples):
+        if "batch_input_shape" in sample:
+            sizes = zip(sample.img_shape, sample.batch_input_shape)
+            row.copy_(torch.tensor([part / whole for part, whole in sizes]))
+    return filled
 
 
-def check_teacher(model: Any, heads: Mapping[str, Any]) -> None:
-    """Whether a student's teacher suits its words, its pixels, and what its heads ask.
+def in_image(filled: Tensor, size: Sequence[int]) -> Tensor:
+    """Which locations of a map have their centre in the image; at least the first.
 
     Args:
-        model: a student with ``teacher``, ``text_encoder``, ``data_preprocessor``.
-        heads: those that ask the teacher, by name.
-
-    Raises:
-        ValueError: what does not go together, and what to set.
-    """
-    if model.teacher is None:
-        raise ValueError(
-            f"{list(heads)} learn from a teacher: they need a `teacher` in the model "
-            "config"
-        )
-    words = model.text_encoder.source
-    if model.teacher.source != words:
-        raise ValueError(
-            f"the teacher is {model.teacher.source}, but the words are those of "
-            f"{words}: give model.teacher and model.text_encoder the same "
-            "`model` and `pretrained`."
-        )
-    if model.teacher.sees_pixels and any(
-        "stored" in getattr(head, "sources", ()) for head in heads.values()
-    ):
-        raise ValueError(
-            "'stored' boxes come from a store: use model.teacher.type="
-            "'CachedTeacher', or take 'stored' out of the heads' `sources`."
-        )
-    if not getattr(model.data_preprocessor, "_channel_conversion", False):
-        raise ValueError(
-            "the teacher sees RGB: it needs data_preprocessor=dict("
-            "type='DetDataPreprocessor', bgr_to_rgb=True, ...)"
-        )
-
-
-def undo_normalisation(
-    preprocessor: Any, inputs: Tensor, shapes: Sequence[tuple[int, ...]]
-) -> Tensor:
-    """The pixels of a student's input, for the teacher.
-
-    Args:
-        preprocessor: the student's.
-        inputs: (B, 3, H, W), as the student sees them.
-        shapes: height and width of each image without its padding.
+        filled: (B, 2), the part of height and width that is no padding, in (0, 1].
+        size: height and width of the map.
 
     Returns:
-        (B, 3, H, W), RGB in [0, 1], the padding black.
+        (B, H, W) bool.
     """
-    pixels = inputs
-    if preprocessor._enable_normalize:
-        pixels = pixels * preprocessor.std + preprocessor.mean
-    pixels = pixels / 255
-    for image, (height, width, *_) in zip(pixels, shapes):
-        image[:, height:] = 0
-        image[..., width:] = 0
-    return pixels
+    rows, columns = (
+        (torch.arange(n, device=filled.device) + 0.5) / n
+        < part[:, None].clamp(min=0.51 / n)
+        for n, part in zip(size, filled.T)
+    )
+    return rows[:, :, None] & columns[:, None]
 
 
-def crop_to_fit(
-    images: Tensor, boxes: Sequence[Tensor], side: int
-) -> tuple[Tensor, Tensor]:
+class Crops(NamedTuple):
+    """Crops as images of their own.
+
+    Attributes:
+        images: (N, 3, side, side).
+        filled: (N, 2), the part of height and width that a crop fills.
+    """
+
+    images: Tensor
+    filled: Tensor
+
+
+def crop_to_fit(images: Tensor, boxes: Sequence[Tensor], side: int) -> Crops:
     """Cut boxes out and fit them into squares, as the pipelines do.
 
     The proportions stay; what is left at the right or below is 0.
@@ -95,24 +63,22 @@ def crop_to_fit(
         boxes: B tensors (n_b, 4), xyxy in pixels of ``images``; whole pixels are cut,
             at least one.
         side: of the squares, in pixels.
-
-    Returns:
-        (sum n_b, 3, side, side), and the part of height and width that a crop fills,
-        (sum n_b, 2).
     """
     height, width = images.shape[-2:]
     crops, filled = [], []
     for image, its in zip(images, boxes):
         for x1, y1, x2, y2 in its.round().long().tolist():
+            # at least one pixel, inside the image
             x1, y1 = min(max(x1, 0), width - 1), min(max(y1, 0), height - 1)
             part = image[None, :, y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)]
+            # the longer side fills the square, zeros the rest
             factor = side / max(part.shape[2:])
             size = [max(round(n * factor), 1) for n in part.shape[2:]]
             part = F.interpolate(part, size, mode="bilinear", align_corners=False)
             crops.append(F.pad(part[0], (0, side - size[1], 0, side - size[0])))
             filled.append([size[0] / side, size[1] / side])
     stacked = torch.stack(crops).contiguous(memory_format=torch.channels_last)
-    return stacked, images.new_tensor(filled)
+    return Crops(stacked, images.new_tensor(filled))
 
 
 @contextmanager

@@ -2,59 +2,43 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from mmengine.structures import InstanceData
 from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 from torchvision.ops import nms
 
-Layer: TypeAlias = tuple[Tensor, Tensor]  # a 1x1 convolution, (K, C) and (K,)
+from .text_classifier import Linear1x1, max_over_synonyms
+
 PART = 2**25  # scores that are held at once: 128 MiB
 BLOCK = 64  # words that are passed over together
 
 
-def one_by_one(feats: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-    """Maps (B, C, H, W), kernel (K, C), bias (K,) -> (B, K, H, W)."""
-    return F.conv2d(
-        feats, kernel[..., None, None].to(feats.dtype), bias.to(feats.dtype)
-    )
+class SplitOutput(NamedTuple):
+    """A head's output, with the last product of the class branch left to do.
 
-
-def logits_of(
-    hidden: Sequence[Tensor],
-    layers: Sequence[Layer],
-    owner: Tensor | None,
-    number: int | None = None,
-) -> list[Tensor]:
-    """L maps (B, C, H, W) and L convolutions to W words -> (B, K, H, W).
-
-    Args:
-        hidden: maps.
-        layers: convolutions, (W, C) and (W,).
-        owner: (W,) the class of each word, in order; None: each is one.
-        number: K, where it is known.
+    Attributes:
+        hidden: L maps (B, C, H_l, W_l).
+        layers: for each level the 1x1 convolution from these to W words.
+        owner: (W,) the class of each word; None where each is one.
+        boxes: L box sides (B, 4, H_l, W_l) in strides; in training, also L box
+            logits (B, H_l * W_l, 4, reg_max).
     """
-    logits = [one_by_one(h, *layer) for h, layer in zip(hidden, layers)]
-    if owner is None:
-        return logits
-    return [best_of(each, owner, number) for each in logits]
 
+    hidden: list[Tensor]
+    layers: list[Linear1x1]
+    owner: Tensor | None
+    boxes: list[list[Tensor]]
 
-def best_of(logits: Tensor, owner: Tensor, number: int | None = None) -> Tensor:
-    """Logits (B, W, ...) of words -> (B, K, ...), the best of each class's.
-
-    ``number`` is K, where it is known.
-    """
-    index = owner.view(-1, *[1] * (logits.ndim - 2)).expand_as(logits)
-    number = int(owner[-1]) + 1 if number is None else number
-    shape = (logits.shape[0], number, *logits.shape[2:])
-    return logits.new_empty(shape).scatter_reduce(
-        1, index, logits, "amax", include_self=False
-    )
+    def logits(self, num_classes: int | None = None) -> list[Tensor]:
+        """L maps of logits (B, K, H_l, W_l)."""
+        logits = [layer(feat) for feat, layer in zip(self.hidden, self.layers)]
+        if self.owner is None:
+            return logits
+        return [max_over_synonyms(each, self.owner, num_classes) for each in logits]
 
 
 def is_simple(cfg: Any) -> bool:
@@ -71,42 +55,55 @@ def least_logit(cfg: Any) -> float:
     return torch.logit(torch.tensor(least)).item()
 
 
-def most_boxes(cfg: Any) -> int:
+def max_boxes(cfg: Any) -> int:
     """How many boxes the suppression of a ``test_cfg`` is given, at most."""
     return cfg.get("nms_pre", 100000)
 
 
+class Scored(NamedTuple):
+    """Scores of an image.
+
+    Attributes:
+        logits: (n,)
+        indices: (n, 2) the location, counted over all levels, and the class.
+    """
+
+    logits: Tensor
+    indices: Tensor
+
+    def top(self, number: int) -> "Scored":
+        """The best ones, in order."""
+        logits, order = self.logits.topk(min(number, len(self.logits)))
+        return Scored(logits, self.indices[order])
+
+
 def best_boxes(
-    found: tuple[Tensor, Tensor],
-    boxes: Tensor,
-    meta: dict[str, Any],
-    cfg: Any,
-    rescale: bool,
+    scored: Scored, boxes: Tensor, meta: dict[str, Any], cfg: Any, rescale: bool
 ) -> InstanceData:
     """One image's boxes after suppression class by class, and cap.
 
     Args:
-        found: as :func:`above` returns them.
+        scored: of :func:`above`.
         boxes: (sum H_l * W_l, 4) xyxy, pixels of the padded input.
         meta: the image's metainfo.
         cfg: ``test_cfg``.
         rescale: boxes in pixels of the original image.
     """
-    values, places = found
     boxes = rescaled(boxes, meta) if rescale else boxes
-    most = min(len(values), most_boxes(cfg))
+    limit = min(len(scored.logits), max_boxes(cfg))
+    # what stays of the best n is the beginning of what stays of all: begin with few
     number = 4 * cfg.max_per_img
-    while True:  # what stays of the best n is the beginning of what stays of all
-        scores, order = values.topk(min(number, most))
-        location, labels = places[order].unbind(1)
-        keep = _suppress(boxes[location], scores, labels, cfg.nms.iou_threshold)
-        if len(keep) >= cfg.max_per_img or number >= most:
+    while True:
+        best = scored.top(min(number, limit))
+        location, labels = best.indices.unbind(1)
+        keep = _suppress(boxes[location], best.logits, labels, cfg.nms.iou_threshold)
+        if len(keep) >= cfg.max_per_img or number >= limit:
             break
         number *= 4
     keep = keep[: cfg.max_per_img]
     return InstanceData(
         bboxes=clipped(boxes[location[keep]], meta),
-        scores=scores[keep].sigmoid(),
+        scores=best.logits[keep].sigmoid(),
         labels=labels[keep],
     )
 
@@ -124,20 +121,16 @@ def clipped(boxes: Tensor, meta: dict[str, Any]) -> Tensor:
     return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height] * 2))
 
 
-def above(
-    logits: Sequence[Tensor], threshold: float, most: int
-) -> tuple[Tensor, Tensor]:
+def above(logits: Sequence[Tensor], threshold: float, enough: int) -> Scored:
     """Scores above a threshold; where they are very many, at least the best.
 
     Args:
-        logits: L matrices (places of the level, K).
+        logits: L matrices (H_l * W_l, K).
         threshold: a logit.
-        most: scores that are enough.
-
-    Returns:
-        (n,) logits; (n, 2) the place, counted over all levels, and the word.
+        enough: number of scores that suffice.
     """
-    blocks, start = [], 0  # most blocks of words are empty, and looked at once
+    # the maximum of each block of words: most blocks have no score above
+    blocks, start = [], 0
     for level in logits:
         words = level.shape[1]
         width = words if words < 2 * BLOCK else BLOCK
@@ -147,42 +140,42 @@ def above(
                 part = level[:, first:last].unflatten(1, (-1, min(width, last - first)))
                 blocks.append((part, part.amax(2), start, first))
         start += len(level)
-    best = torch.cat([maxima.flatten() for _, maxima, _, _ in blocks])
-    if (best > threshold).sum() > most:  # so many scores are as good as the last of
-        least = best.topk(most).values[-1]
+    # with many blocks above it, a higher threshold leaves enough scores
+    maxima = torch.cat([peaks.flatten() for _, peaks, _, _ in blocks])
+    if (maxima > threshold).sum() > enough:
+        least = maxima.topk(enough).values[-1]
         threshold = torch.nextafter(least, least - 1).item()
-    values, places = [], []
-    for part, maxima, start, first in blocks:
-        place, block = (maxima > threshold).nonzero().unbind(1)
-        chosen = part[place, block]
+    # only the blocks with a maximum above are looked at
+    values, index = [], []
+    for part, peaks, start, first in blocks:
+        location, block = (peaks > threshold).nonzero().unbind(1)
+        chosen = part[location, block]
         row, column = (chosen > threshold).nonzero().unbind(1)
         values.append(chosen[row, column])
         word = first + block[row] * part.shape[2] + column
-        places.append(torch.stack([place[row] + start, word], 1))
-    return torch.cat(values).float(), torch.cat(places)
+        index.append(torch.stack([location[row] + start, word], 1))
+    return Scored(torch.cat(values).float(), torch.cat(index))
 
 
 def score_in_parts(
     rows: Sequence[Tensor],
-    layers: Sequence[Layer],
+    layers: Sequence[Linear1x1],
     owner: Tensor | None,
     where: Tensor | None,
     cfg: Any,
-) -> tuple[Tensor, Tensor]:
-    """Scores of an image above the threshold, words by words; the ``nms_pre`` best.
+) -> Scored:
+    """Scores of an image above the threshold, part by part; the ``nms_pre`` best.
 
     Args:
         rows: L matrices (H_l * W_l, C).
         layers: L linear maps to the words, (W, C) and (W,).
         owner: (W,) the class of each word, or None.
-        where: indices of the places that are scored, over all levels; None for all.
+        where: indices of the locations that are scored, over all levels; None for all.
         cfg: ``test_cfg``.
-
-    Returns:
-        As :func:`above`.
     """
     if where is None:
         where = torch.arange(sum(map(len, rows)), device=rows[0].device)
+    # the chosen locations of each level
     where = where.sort().values
     starts = [0, *itertools.accumulate(map(len, rows))]
     bounds = torch.searchsorted(where, where.new_tensor(starts)).tolist()
@@ -190,23 +183,27 @@ def score_in_parts(
         level[where[a:b] - start]
         for level, start, a, b in zip(rows, starts, bounds, bounds[1:])
     ]
-    most = most_boxes(cfg)
-    found: tuple[Tensor, Tensor] = (rows[0].new_zeros(0), where.new_zeros(0, 2))
-    for begin, end in _parts(len(layers[0][0]), owner, max(PART // len(where), 1)):
+    # score some words at a time, and keep the best so far
+    limit = max_boxes(cfg)
+    best = Scored(rows[0].new_zeros(0).float(), where.new_zeros(0, 2))
+    number = max(PART // max(len(where), 1), 1)
+    for begin, end in _parts(len(layers[0].weight), owner, number):
         logits = [
             torch.addmm(bias[begin:end].to(level), level, kernel[begin:end].T.to(level))
             for level, (kernel, bias) in zip(chosen, layers)
         ]
         first = begin
-        if owner is not None:
-            first = int(owner[begin])
-            logits = [best_of(each, owner[begin:end] - first) for each in logits]
-        values, places = above(logits, least_logit(cfg), most)
-        places = torch.stack([where[places[:, 0]], places[:, 1] + first], 1)
-        values, places = torch.cat([found[0], values]), torch.cat([found[1], places])
-        best = values.topk(min(len(values), most)).indices
-        found = values[best], places[best]
-    return found
+        if owner is not None:  # from words to classes
+            first, part = int(owner[begin]), owner[begin:end]
+            logits = [max_over_synonyms(each, part - first) for each in logits]
+        scored = above(logits, least_logit(cfg), limit)
+        index = torch.stack(
+            [where[scored.indices[:, 0]], scored.indices[:, 1] + first], 1
+        )
+        best = Scored(
+            torch.cat([best.logits, scored.logits]), torch.cat([best.indices, index])
+        ).top(limit)
+    return best
 
 
 def _parts(number: int, owner: Tensor | None, size: int) -> Iterator[tuple[int, int]]:
@@ -221,48 +218,49 @@ def _parts(number: int, owner: Tensor | None, size: int) -> Iterator[tuple[int, 
         begin = end
 
 
-class PromisingPlaces(nn.Module):
+class CandidateLocations(nn.Module):
     """Where very many words are worth scoring: a class-agnostic objectness.
 
-    The objectness of a place is the best score there of ``probes`` vectors that
+    The objectness of a location is the best score there of ``probes`` vectors that
     stand for the vocabulary: centres of its k-means clusters, in the space of the
-    last layer. Words that fire fire where a centre near them does, and the best boxes
-    of an image sit on few of its places, so the words are scored on the ``number``
-    most promising ones alone. It is an approximation;
-    ``tools/studies/benchmark.py`` tells how much of the exact result it keeps.
+    last layer. Where a word scores high, a centre near it does too, and the best boxes
+    of an image come from few locations, so the words are scored at the ``number`` best
+    of them only. An approximation: ``tools/studies/benchmark.py`` measures how much of
+    the exact result it keeps.
 
     Args:
         layers: L linear maps to the words, (W, C) and (W,).
-        number: places of an image that are scored.
+        number: locations of an image that are scored.
         probes: cluster centres.
 
     Raises:
-        ValueError: not even one place or probe.
+        ValueError: less than one location or probe.
     """
 
     def __init__(
-        self, layers: Sequence[Layer], number: int = 1000, probes: int = 256
+        self, layers: Sequence[Linear1x1], number: int = 1000, probes: int = 256
     ) -> None:
         super().__init__()
         if number < 1 or probes < 1:
             raise ValueError(
-                f"expected at least one place and one probe, got number={number}, "
+                f"expected at least one location and one probe, got number={number}, "
                 f"probes={probes}"
             )
         self.number = number
-        cluster = _clusters(layers[0][0], min(probes, len(layers[0][0])))
+        weight = layers[0].weight
+        cluster = _clusters(weight, min(probes, len(weight)))
+        # the mean of each cluster, bias included: (P, C + 1)
         for i, layer in enumerate(layers):
-            rows = torch.cat([layer[0], layer[1][:, None]], 1)
+            rows = torch.cat([layer.weight, layer.bias[:, None]], 1)
             total = rows.new_zeros(int(cluster.max()) + 1, rows.shape[1])
             total.index_add_(0, cluster, rows)
             self.register_buffer(f"probes_{i}", total / cluster.bincount()[:, None])
 
     def forward(self, rows: Sequence[Tensor]) -> Tensor:
-        """L matrices (H_l * W_l, C) -> indices of places (number,), over all levels."""
+        """L matrices (H_l * W_l, C) -> indices of locations (number,), all levels."""
         objectness = []
         for i, level in enumerate(rows):
-            probes = self.get_buffer(f"probes_{i}")
-            probes = probes.to(level.dtype)
+            probes = self.get_buffer(f"probes_{i}").to(level.dtype)
             scores = torch.addmm(probes[:, -1], level, probes[:, :-1].T)
             objectness.append(scores.amax(1))
         best = torch.cat(objectness)

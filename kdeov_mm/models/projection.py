@@ -10,6 +10,8 @@ from mmdet.registry import MODELS
 from mmyolo.models.utils import make_divisible
 from torch import Tensor, nn
 
+from .pixels import in_image
+
 
 @MODELS.register_module()
 class SpatialProjection(nn.Module):
@@ -107,12 +109,7 @@ class GlobalProjection(nn.Module):
 
 
 def _masked_mean(feat: Tensor, filled: Tensor) -> Tensor:
-    """Mean over the locations whose centre is in the image, or the first: (B, C)."""
-    inside = [
-        (torch.arange(n, device=feat.device) + 0.5) / n
-        < part[:, None].clamp(min=0.51 / n)
-        for n, part in zip(feat.shape[-2:], filled.T)
-    ]  # (B, H), (B, W)
-    mask = (inside[0][:, :, None] & inside[1][:, None]).to(feat.dtype)
+    """Mean over the locations in the image: (B, C, H, W) -> (B, C)."""
+    mask = in_image(filled, feat.shape[-2:]).to(feat.dtype)
     mask = mask / mask.sum((1, 2), keepdim=True)
     return torch.einsum("bchw,bhw->bc", feat, mask)

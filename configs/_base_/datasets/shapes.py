@@ -13,7 +13,7 @@ meta_keys = (
     "scale_factor",
     "flip",
     "flip_direction",
-    "text",
+    "words",
 )
 
 train_pipeline = [

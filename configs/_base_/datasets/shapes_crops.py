@@ -11,7 +11,7 @@ pipeline = [
     dict(type="Resize", scale=(image_size, image_size), keep_ratio=True),
     dict(
         type="PackDetInputs",
-        meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "text", "gt_label"),
+        meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "words", "gt_label"),
     ),
 ]
 train_dataloader = dict(

@@ -14,8 +14,8 @@ optim_wrapper = dict(
         bias_decay_mult=0.0,
         # the temperature and the score's bias have far to go
         custom_keys={
-            "log_scale": dict(lr_mult=10.0, decay_mult=0.0),
-            "head_module.bias": dict(lr_mult=10.0, decay_mult=0.0),
+            "logit_scale": dict(lr_mult=10.0, decay_mult=0.0),
+            "classifier.bias": dict(lr_mult=10.0, decay_mult=0.0),
         },
     ),
 )

@@ -82,10 +82,13 @@ class RelationalDistance(Distance):
             anchors, which, count = teacher.unique(
                 dim=0, return_inverse=True, return_counts=True
             )
-            said = unit @ anchors.T / self.temperature + count.log()
+            logits = unit @ anchors.T / self.temperature + count.log()
             wanted = anchors @ anchors.T / self.temperature + count.log()
-            said, wanted = said.log_softmax(-1), wanted.log_softmax(-1)[which]
-            return (wanted.exp() * (wanted - said)).sum(-1)
+            student_log = logits.log_softmax(-1)
+            teacher_log = wanted.log_softmax(-1)[which]
+            return F.kl_div(
+                student_log, teacher_log, reduction="none", log_target=True
+            ).sum(-1)
 
 
 @MODELS.register_module()
@@ -113,10 +116,10 @@ class ContrastiveDistance(Distance):
         """Embeddings (N, D), any length, and unit vectors (N, D) -> (N,)."""
         with torch.autocast(student.device.type, enabled=False):
             unit = F.normalize(student.float(), dim=-1)
-            said = (unit @ teacher.T / self.temperature).log_softmax(-1)
+            logits = (unit @ teacher.T / self.temperature).log_softmax(-1)
             own = teacher @ teacher.T > self.same
             own.fill_diagonal_(True)
-            return -_log_share(said, own)
+            return -_log_share(logits, own)
 
 
 @MODELS.register_module()
@@ -136,28 +139,17 @@ class InfoNCE(nn.Module):
         super().__init__()
         self.loss_weight = loss_weight
 
-    def forward(self, images: Tensor, captions: Tensor, log_scale: Tensor) -> Tensor:
-        """Unit vectors (B, D) of images and of their captions, and the log of the
-        inverse temperature -> scalar."""
+    def forward(self, images: Tensor, captions: Tensor, scale: Tensor) -> Tensor:
+        """Unit vectors (B, D) of images and of their captions, and the inverse
+        temperature -> scalar."""
         with torch.autocast(images.device.type, enabled=False):
             images, captions = gathered(images.float()), gathered(captions.float())
-            scale = inverse_temperature(log_scale)
             logits = scale * images @ captions.T
             own = captions @ captions.T > 1 - 1e-4
             own.fill_diagonal_(True)
             share = _log_share(logits.log_softmax(1), own)
             share = share + _log_share(logits.T.log_softmax(1), own)
             return -share.mean() / 2 * self.loss_weight
-
-
-def initial_log_scale() -> Tensor:
-    """Log of CLIP's first inverse temperature, 1 / 0.07 (Radford et al., 2021)."""
-    return torch.tensor(math.log(1 / 0.07))
-
-
-def inverse_temperature(log_scale: Tensor) -> Tensor:
-    """What cosines are multiplied by: at most 100, as in CLIP."""
-    return log_scale.clamp(max=math.log(100)).exp()
 
 
 def gathered(embeds: Tensor) -> Tensor:

@@ -1,25 +1,23 @@
-"""Distillation of crops into locations."""
+"""Distillation of crops into the student's locations."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from mmdet.registry import MODELS
-from mmdet.structures import SampleList
 from mmdet.structures.bbox import bbox_overlaps
-from mmengine.dist import get_world_size
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..ov_head import Locations
+from ...clip.teacher_batch import TeacherBatch
+from .base import RegionEmbeds, StudentBatch
 from .regions import SOURCES, RegionPicker
 
 
 @MODELS.register_module()
 class RegionDistillation(RegionPicker):
-    """The student's locations learn what the teacher sees in their boxes.
+    """The student's locations learn the teacher's embeddings of their boxes.
 
-    Each region is cropped, embedded by the teacher at 1x and 1.5x, and pulls
-    the locations whose box is that region.
+    Each region is cropped, embedded by the teacher at 1x and 1.5x (ViLD, Gu et al.,
+    2021, section 3.3), and pulls the locations whose box is that region.
 
     Args:
         distances: name -> config of a distance in ``losses.py``.
@@ -29,6 +27,8 @@ class RegionDistillation(RegionPicker):
         regions: arguments of :class:`RegionPicker`.
     """
 
+    kind = "region"
+
     def __init__(
         self,
         distances: dict[str, dict[str, Any]],
@@ -36,82 +36,67 @@ class RegionDistillation(RegionPicker):
         locations: int = 10,
         **regions: Any,
     ) -> None:
-        super().__init__(**regions)
+        super().__init__(distances, **regions)
         if not self.sources:
             raise ValueError(f"RegionDistillation needs `sources`: some of {SOURCES}")
-        self.distances = nn.ModuleDict(
-            {name: MODELS.build(cfg) for name, cfg in distances.items()}
-        )
         self.match_iou = match_iou
         self.num_locations = locations
 
-    def loss(
-        self,
-        feats: Sequence[Tensor],
-        text: Tensor,
-        teacher: Any,
-        pixels: Tensor,
-        samples: SampleList,
-        locations: Locations,
-    ) -> dict[str, Tensor]:
+    def loss(self, student: StudentBatch, teacher: TeacherBatch) -> dict[str, Tensor]:
         """Pull locations towards the teacher's embedding of their region.
 
-        Args:
-            feats: not used; the contract of all distillation heads.
-            text: not used.
-            teacher: :class:`kdeov_mm.clip.CLIPImageTeacher`.
-            pixels: (B, 3, H, W), RGB in [0, 1], the padded input.
-            samples: B samples with ground-truth boxes of the base classes.
-            locations: what the detection head says.
+        Raises:
+            ValueError: a student without regions.
         """
         self.steps += 1
-        regions = self.regions(samples, locations, teacher)
-        if not any(map(len, regions)):
-            nothing = locations.embeds.sum() * 0
-            return {f"loss_region_{name}": nothing for name in self.distances}
-        targets = teacher.embed_crops(pixels, regions, self.scales)
-        image = torch.repeat_interleave(torch.tensor([len(r) for r in regions]))
+        if student.regions is None:
+            raise ValueError("RegionDistillation needs a student with regions")
+        embeds = student.regions.embeds.flatten(0, 1)  # (B, N, D) -> (B*N, D)
+        boxes = self.regions(student.samples, student.regions, teacher)
+        batch_size = len(student.samples)
+        if not any(map(len, boxes)):
+            return self.compare(embeds[:0], embeds[:0].detach(), batch_size)
+        # the teacher's embedding of each region (R, D), and its image (R,)
+        targets = teacher.crops(boxes, self.scales)
+        image = torch.repeat_interleave(torch.tensor([len(b) for b in boxes]))
         image = image.to(targets.device)
-        where, which, weight = self.match(torch.cat(regions), locations, image)
-        where = where + image[which] * len(locations.centres)
-        # mmyolo's losses are sums over the joint batch: keep the balance with them
-        weight = weight / weight.sum().clamp(min=1) * len(samples) * get_world_size()
+        # pairs of a location and a region; each region has the same weight
+        where, which, weight = self.match(torch.cat(boxes), student.regions, image)
+        where = where + image[which] * len(student.regions.centres)
+        weight = weight / weight.sum().clamp(min=1)
         # one look-up for the batch: each has a gradient of the size of all locations
-        student, target = locations.embeds.flatten(0, 1)[where], targets[which]
-        return {
-            f"loss_region_{name}": (distance(student, target) * weight).sum()
-            * distance.loss_weight
-            for name, distance in self.distances.items()
-        }
+        return self.compare(embeds[where], targets[which], batch_size, weight)
 
     @torch.no_grad()
     def match(
-        self, regions: Tensor, locations: Locations, image: Tensor | int
+        self, boxes: Tensor, regions: RegionEmbeds, image: Tensor | int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Locations that answer for a region.
+        """The locations that stand for a box.
 
         Args:
-            regions: (R, 4), xyxy in pixels.
-            locations: of the batch, N in each image.
-            image: (R,) each region's image, or the image of all.
+            boxes: (R, 4), xyxy in pixels.
+            regions: of the student, N in each image.
+            image: (R,) each box's image, or the image of all.
 
         Returns:
-            Location indices (m,) in [0, N), region indices (m,), and weights
-            (m,) that sum to 1 for each matched region.
+            Location indices (m,) in [0, N), box indices (m,), and weights (m,) that
+            sum to 1 for each matched box.
         """
-        boxes = locations.boxes[image].expand(len(regions), -1, -1)
-        overlap = bbox_overlaps(regions[:, None], boxes)[:, 0]  # (R, N)
-        x, y = locations.centres.T
+        # overlap with all locations whose centre lies in the box: (R, N)
+        own = regions.boxes[image].expand(len(boxes), -1, -1)
+        overlap = bbox_overlaps(boxes[:, None], own)[:, 0]
+        x, y = regions.centres.T
         inside = (
-            (x > regions[:, :1])
-            & (x < regions[:, 2:3])
-            & (y > regions[:, 1:2])
-            & (y < regions[:, 3:4])
+            (x > boxes[:, :1])
+            & (x < boxes[:, 2:3])
+            & (y > boxes[:, 1:2])
+            & (y < boxes[:, 3:4])
         )
         overlap = overlap.masked_fill(~inside, 0)
+        # the best ones, if they come near the very best
         best, where = overlap.topk(min(self.num_locations, len(x)), dim=1)
         taken = best > self.match_iou * best[:, :1].clamp(min=1e-6)
-        which = torch.arange(len(regions), device=taken.device)
+        which = torch.arange(len(boxes), device=taken.device)
         which = which[:, None].expand_as(taken)
         weight = taken.float() / taken.sum(1, keepdim=True).clamp(min=1)
         return where[taken], which[taken], weight[taken]

@@ -1,30 +1,32 @@
-"""Which boxes of an image the teacher looks at."""
+"""Which boxes of an image the teacher embeds."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from mmdet.structures import DetDataSample, SampleList
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
 
-from ..ov_head import Locations
+from ...clip.teacher_batch import TeacherBatch
+from .base import Distillation, Needs, RegionEmbeds
 
 SOURCES = ("truth", "own", "random", "blocks", "stored")
 
 
-class RegionPicker(nn.Module):
-    """Picks the regions of an image: those of its sources, in their order.
+class RegionPicker(Distillation):
+    """A distillation of regions: those of its sources, in their order.
 
     - ``truth``: the ground-truth boxes;
-    - ``own``: the student's best boxes elsewhere, picked without classes; they
-      carry the objects that nobody labelled;
+    - ``own``: the student's best boxes elsewhere, picked without classes: objects
+      that nobody labelled;
     - ``random``: squares of random place and size;
     - ``blocks``: the tiles of a few grids over the image;
     - ``stored``: the boxes of the teacher's store
       (:class:`kdeov_mm.clip.CachedTeacher`), e.g. those of an earlier student.
 
     Args:
+        distances: see :class:`Distillation`.
         sources: where regions come from.
         proposals: own boxes per image, at most; and the number of random ones.
         grids: tiles per side of the grids of ``blocks``.
@@ -35,6 +37,7 @@ class RegionPicker(nn.Module):
 
     def __init__(
         self,
+        distances: dict[str, dict[str, Any]] | None = None,
         sources: Sequence[str] = ("truth", "own"),
         proposals: int = 5,
         grids: Sequence[int] = (2, 3, 4),
@@ -42,7 +45,7 @@ class RegionPicker(nn.Module):
         warmup: int = 50,
         scales: Sequence[float] = (1.0, 1.5),
     ) -> None:
-        super().__init__()
+        super().__init__(distances)
         if not set(sources) <= set(SOURCES):
             raise ValueError(f"sources are some of {SOURCES}, got {tuple(sources)}")
         self.sources = tuple(sources)
@@ -54,48 +57,59 @@ class RegionPicker(nn.Module):
         self.steps: Tensor
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
+    @property
+    def needs(self) -> Needs:
+        """Crops of its sources."""
+        grids = self.grids if "blocks" in self.sources else ()
+        scales = self.scales if self.sources else ()
+        return Needs(sources=self.sources, scales=scales, grids=grids)
+
     @torch.no_grad()
     def regions(
-        self, samples: SampleList, locations: Locations, teacher: Any = None
+        self, samples: SampleList, embeds: RegionEmbeds | None, teacher: TeacherBatch
     ) -> list[Tensor]:
         """Boxes (n_b, 4) of each image, source after source."""
-        found = []
+        result = []
         for i, sample in enumerate(samples):
-            known = sample.gt_instances.bboxes
-            parts = []
+            truth, parts = sample.gt_instances.bboxes, []
             for source in self.sources:
                 if source == "truth":
-                    parts.append(known)
-                elif source == "own" and int(self.steps) > self.warmup:
-                    parts.append(self.own_boxes(sample, locations, i))
+                    parts.append(truth)
+                elif source == "own":
+                    if embeds is not None and int(self.steps) > self.warmup:
+                        parts.append(self.own_boxes(sample, embeds, i))
                 elif source == "random":
                     parts.append(_random_squares(sample.img_shape, self.proposals))
                 elif source == "blocks":
                     parts.append(block_boxes(sample.img_shape, self.grids))
-                elif source == "stored":
+                else:
                     parts.append(teacher.stored_boxes(i))
-            found.append(torch.cat([p.to(known) for p in parts] or [known[:0]]))
-        return found
+            result.append(torch.cat([truth[:0], *(part.to(truth) for part in parts)]))
+        return result
 
-    def fixed_boxes(self, sample: DetDataSample) -> tuple[Tensor, tuple[float, ...]]:
-        """Boxes (n, 4) that this head asks of an image each time, and their scales."""
-        known, shape = sample.gt_instances.bboxes, sample.img_shape
-        parts = dict(truth=known, blocks=block_boxes(shape, self.grids).to(known))
+    def fixed_boxes(self, sample: DetDataSample) -> Tensor:
+        """The boxes (n, 4) of ``truth`` and ``blocks``: the same each time."""
+        truth, shape = sample.gt_instances.bboxes, sample.img_shape
+        parts = dict(truth=truth, blocks=block_boxes(shape, self.grids).to(truth))
         chosen = [parts[source] for source in self.sources if source in parts]
-        return torch.cat([*chosen, known[:0]]), self.scales
+        return torch.cat([truth[:0], *chosen])
 
     @torch.no_grad()
-    def own_boxes(self, sample: DetDataSample, locations: Locations, i: int) -> Tensor:
+    def own_boxes(
+        self, sample: DetDataSample, regions: RegionEmbeds, index: int
+    ) -> Tensor:
         """The student's sharpest boxes that no label covers: (n, 4)."""
-        known = sample.gt_instances.bboxes
+        truth = sample.gt_instances.bboxes
         height, width = sample.img_shape[:2]
-        limit = known.new_tensor([width, height, width, height])
-        boxes = locations.boxes[i].clamp(min=0).minimum(limit)
-        score = locations.sharpness[i]
-        if len(known):
-            score = score.masked_fill(box_iou(boxes, known).amax(1) > self.nms_iou, -1)
+        limit = truth.new_tensor([width, height, width, height])
+        boxes = regions.boxes[index].clamp(min=0).minimum(limit)
+        # sharpness; -1 where a label covers the box, or it is smaller than 4 pixels
+        score = regions.sharpness[index]
+        if len(truth):
+            score = score.masked_fill(box_iou(boxes, truth).amax(1) > self.nms_iou, -1)
         large = (boxes[:, 2:] - boxes[:, :2]).amin(1) > 4
         score = score.masked_fill(~large, -1)
+        # the best 64, without duplicates
         pool = score.topk(min(64, len(score))).indices
         pool = pool[score[pool] > 0]
         keep = batched_nms(

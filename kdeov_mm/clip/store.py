@@ -1,0 +1,250 @@
+"""The teacher's embeddings on disk.
+
+A store is a folder: ``store.json`` says what was embedded, by which CLIP, of
+which data set; shards of a fixed number of images hold the vectors, memory-mapped when
+read. Each image is there twice, as it is and mirrored. ``tools/cache_embeddings.py``
+fills a store.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..files import locked, write_whole
+from ..vectors import VectorFile, write_vectors
+
+FORMAT = 2
+SHARD = "teacher's store"
+
+
+class StoreMismatch(ValueError):
+    """A store of another teacher, data set or pipeline."""
+
+
+class Record(NamedTuple):
+    """What is stored of one image; the first axis is (as it is, mirrored).
+
+    Attributes:
+        boxes: (M, 4) xyxy in pixels of the pipeline's image, not mirrored.
+        scales: (M,) index into the manifest's ``scales``.
+        stored: (M,) bool, boxes found by an earlier student.
+        crops: (2, M, D) unit vectors, float16.
+        image: (2, D) unit vectors, float16.
+        dense: (2, D, h, w) unit vectors, float16, or None.
+        captions: caption -> (D,) unit vector, float16.
+    """
+
+    boxes: Tensor
+    scales: Tensor
+    stored: Tensor
+    crops: Tensor
+    image: Tensor
+    dense: Tensor | None
+    captions: dict[str, Tensor]
+
+
+class EmbeddingStore:
+    """A folder of shards.
+
+    Args:
+        folder: the store.
+        manifest: what it must hold; None takes what it does.
+
+    Raises:
+        FileNotFoundError: there is no store, and no manifest to begin one.
+        StoreMismatch: the store holds something else.
+    """
+
+    def __init__(
+        self, folder: str | Path, manifest: Mapping[str, Any] | None = None
+    ) -> None:
+        self.folder = Path(folder).expanduser()
+        path = self.folder / "store.json"
+        if not path.is_file():
+            if manifest is None:
+                raise FileNotFoundError(
+                    f"{self.folder} holds no embeddings: make them with "
+                    "python tools/cache_embeddings.py CONFIG"
+                )
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(path, json.dumps(manifest, indent=1).encode())
+        try:
+            self.manifest: dict[str, Any] = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is damaged ({error}): delete the store, and make it again."
+            ) from error
+        if manifest is not None:
+            self.check(**manifest)
+
+    def check(self, **wanted: Any) -> None:
+        """Refuse a store whose manifest differs in what is wanted.
+
+        Raises:
+            StoreMismatch: names what differs, and what to do.
+        """
+        wanted = json.loads(json.dumps(wanted))
+        for key, value in wanted.items():
+            if self.manifest.get(key) != value:
+                raise StoreMismatch(
+                    f"the store {self.folder} is of another {key}: it holds "
+                    f"{_short(self.manifest.get(key))}, wanted is {_short(value)}. "
+                    "Name another store, or delete this one and make it again with "
+                    "tools/cache_embeddings.py."
+                )
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of a finished store."""
+        return -(-self.manifest["images"] // self.manifest["shard_size"])
+
+    def shard_file(self, number: int) -> Path:
+        """Where a shard is, or will be."""
+        return self.folder / f"shard-{number:05d}.safetensors"
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other writers out; see :func:`kdeov_mm.files.locked`."""
+        return locked(self.folder)
+
+    def write_shard(
+        self, number: int, ids: Sequence[Any], records: Sequence[Record]
+    ) -> None:
+        """Write the records of a shard's images, atomically."""
+        # images one after the other; `ends` says where the rows of each end
+        captions = [list(r.captions) for r in records]
+        vectors = [v for r in records for v in r.captions.values()]
+        tensors = dict(
+            ends=torch.tensor([len(r.boxes) for r in records]).cumsum(0),
+            boxes=torch.cat([r.boxes for r in records]),
+            scales=torch.cat([r.scales for r in records]).to(torch.uint8),
+            stored=torch.cat([r.stored for r in records]).to(torch.uint8),
+            crops=torch.cat([r.crops for r in records], 1).half(),
+            image=torch.stack([r.image for r in records], 1).half(),
+        )
+        if records[0].dense is not None:
+            dense = [r.dense for r in records if r.dense is not None]
+            tensors["dense"] = torch.stack(dense, 1).half()
+        if vectors:
+            tensors["captions"] = torch.stack(vectors).half()
+        about = dict(shard=number, ids=list(ids), captions=captions)
+        write_vectors(self.shard_file(number), SHARD, tensors, about)
+
+    def is_whole(self, number: int) -> bool:
+        """Whether a shard is there and its content is what was written."""
+        try:
+            file = VectorFile(self.shard_file(number), SHARD)
+            file.tensors()
+            return file.metadata["shard"] == number
+        except (FileNotFoundError, ValueError):
+            return False
+
+    def check_complete(self) -> None:
+        """Refuse a store that was not finished.
+
+        Raises:
+            FileNotFoundError: names the first missing shard.
+        """
+        for number in range(self.num_shards):
+            path = self.shard_file(number)
+            if not path.is_file():
+                raise FileNotFoundError(
+                    f"{self.folder} has no {path.name}: finish the store with "
+                    "tools/cache_embeddings.py, which goes on where it stopped."
+                )
+
+    @cached_property
+    def _images(self) -> dict[Any, "StoredImage"]:
+        """Image id -> where its vectors are."""
+        images: dict[Any, StoredImage] = {}
+        self.check_complete()
+        for number in range(self.num_shards):
+            path = self.shard_file(number)
+            if not self.is_whole(number):
+                raise ValueError(
+                    f"{path} is damaged: tools/cache_embeddings.py finds and renews "
+                    "damaged shards."
+                )
+            images.update(_images_of(VectorFile(path, SHARD)))
+        return images
+
+    def __getitem__(self, image_id: Any) -> "StoredImage":
+        """An image's part of the store.
+
+        Raises:
+            KeyError: the store has no such image.
+            ValueError: a shard is damaged.
+            FileNotFoundError: a shard is missing.
+        """
+        if image_id not in self._images:
+            raise KeyError(f"{self.folder} holds no image {image_id!r}")
+        return self._images[image_id]
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image's part of a shard; vectors are read when asked for.
+
+    Attributes:
+        file: the open shard.
+        place: of the image in the shard.
+        begin: row of its first crop.
+        boxes, scales, stored: see :class:`Record`.
+        captions: its captions.
+        first_caption: row of the first one.
+    """
+
+    file: VectorFile
+    place: int
+    begin: int
+    boxes: Tensor
+    scales: Tensor
+    stored: Tensor
+    captions: list[str]
+    first_caption: int
+
+    def crops(self, mirrored: int) -> Tensor:
+        """(M, D) float16."""
+        rows = slice(self.begin, self.begin + len(self.boxes))
+        return self.file.rows("crops", mirrored, rows)
+
+    def whole(self, name: str, mirrored: int) -> Tensor:
+        """``image``, (D,), or ``dense``, (D, h, w): float16."""
+        return self.file.rows(name, mirrored, self.place)
+
+    def caption(self, text: str) -> Tensor:
+        """(D,) float16 of one of its captions."""
+        row = self.first_caption + self.captions.index(text)
+        return self.file.rows("captions", row)
+
+
+def _images_of(shard: VectorFile) -> dict[Any, StoredImage]:
+    """Image id -> its part of a shard."""
+    about, tensors = shard.metadata, shard.tensors()
+    ends, images, begin, first_caption = tensors["ends"].tolist(), {}, 0, 0
+    for place, (image, captions, end) in enumerate(
+        zip(about["ids"], about["captions"], ends)
+    ):
+        images[image] = StoredImage(
+            shard,
+            place,
+            begin,
+            tensors["boxes"][begin:end],
+            tensors["scales"][begin:end],
+            tensors["stored"][begin:end].bool(),
+            captions,
+            first_caption,
+        )
+        begin, first_caption = end, first_caption + len(captions)
+    return images
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 300 else f"{text[:300]} ..."

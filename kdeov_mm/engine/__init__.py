@@ -1,0 +1,5 @@
+"""What runs around a training: hooks."""
+
+from .hooks import EmbeddingCacheHook
+
+__all__ = ["EmbeddingCacheHook"]

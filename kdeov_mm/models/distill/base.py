@@ -1,0 +1,161 @@
+"""The contract of distillation: what student and teacher say of a batch, compared."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample, SampleList
+from mmengine.dist import get_world_size
+from torch import Tensor, nn
+
+from ...clip.teacher_batch import TeacherBatch
+
+# B tensors (n_b, 4) of boxes and a side in pixels -> feature maps of the crops, and
+# the part of each that is no padding, (sum n_b, 2)
+CropFeatures: TypeAlias = Callable[
+    [Sequence[Tensor], int], tuple[Sequence[Tensor], Tensor]
+]
+
+
+class RegionEmbeds(NamedTuple):
+    """Regions of each image with their embeddings: the N locations of a YOLO.
+
+    Attributes:
+        embeds: (B, N, D), with gradient.
+        boxes: (B, N, 4), xyxy in pixels of the padded input, detached.
+        sharpness: (B, N) in (0, 1], detached: mean over the four sides of the
+            largest probability of the box distribution. High where edges are
+            found, whatever the object's class.
+        centres: (N, 2), xy in pixels.
+    """
+
+    embeds: Tensor
+    boxes: Tensor
+    sharpness: Tensor
+    centres: Tensor
+
+
+class StudentBatch(NamedTuple):
+    """What a student says of a batch.
+
+    Attributes:
+        feats: L maps (B, C_l, H_l, W_l), after fusion with the words.
+        samples: B samples.
+        text: (K, D) unit vectors of the classes that the labels index; or None.
+        regions: embeddings of regions; None for students without.
+        image_feats: the maps before fusion; None: ``feats``.
+        crop_features: features of crops as images of their own; or None.
+    """
+
+    feats: Sequence[Tensor]
+    samples: SampleList
+    text: Tensor | None = None
+    regions: RegionEmbeds | None = None
+    image_feats: Sequence[Tensor] | None = None
+    crop_features: CropFeatures | None = None
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a distillation asks of its teacher.
+
+    Attributes:
+        images: embeddings of whole images.
+        dense: dense maps of patches.
+        captions: embeddings of one caption per image.
+        sources: where the boxes of its crops come from, names of ``regions.SOURCES``.
+        scales: sizes of the crops relative to the boxes.
+        grids: tiles per side, of the source ``blocks``.
+        window: side in pixels of crops on a grid; None for no such crops.
+        stride: pixels between those.
+    """
+
+    images: bool = False
+    dense: bool = False
+    captions: bool = False
+    sources: tuple[str, ...] = ()
+    scales: tuple[float, ...] = ()
+    grids: tuple[int, ...] = ()
+    window: int | None = None
+    stride: int | None = None
+
+    @property
+    def crops(self) -> bool:
+        """Whether it needs embeddings of crops."""
+        return bool(self.sources or self.window)
+
+    @property
+    def moving(self) -> tuple[str, ...]:
+        """The sources whose boxes change from step to step: no store has them."""
+        return tuple(s for s in self.sources if s in ("own", "random"))
+
+
+class Distillation(nn.Module):
+    """A loss between what the student and what the teacher says of a batch.
+
+    A subclass sets ``kind`` and ``needs``, and implements :meth:`loss` with
+    :meth:`compare`. Its losses are named ``loss_<kind>_<distance>``.
+
+    Args:
+        distances: name -> config of a distance in ``losses.py``.
+    """
+
+    kind: str = ""
+
+    def __init__(self, distances: dict[str, dict[str, Any]] | None = None) -> None:
+        super().__init__()
+        self.distances = nn.ModuleDict(
+            {name: MODELS.build(cfg) for name, cfg in (distances or {}).items()}
+        )
+
+    @property
+    def needs(self) -> Needs:
+        """What the teacher has to answer."""
+        raise NotImplementedError
+
+    @property
+    def loss_names(self) -> list[str]:
+        """The terms that :meth:`loss` may return."""
+        return [f"loss_{self.kind}_{name}" for name in self.distances]
+
+    def fixed_boxes(self, sample: DetDataSample) -> Tensor:
+        """Boxes (n, 4) whose crops are needed each time that an image is seen."""
+        return sample.gt_instances.bboxes[:0]
+
+    def loss(self, student: StudentBatch, teacher: TeacherBatch) -> dict[str, Tensor]:
+        """Named losses of a batch; scalars."""
+        raise NotImplementedError
+
+    def compare(
+        self,
+        embeds: Tensor,
+        targets: Tensor,
+        batch_size: int,
+        weights: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The weighted mean of each distance, times its loss weight.
+
+        mmyolo's losses are sums over the joint batch of all processes; these are
+        multiplied by its size, so that their balance does not depend on it.
+
+        Args:
+            embeds: the student's (N, D), any length.
+            targets: the teacher's unit vectors (N, D).
+            batch_size: images of this process.
+            weights: (N,) that sum to 1; None: all the same.
+        """
+        factor, losses = self.batch_factor(batch_size), {}
+        for name, distance in self.distances.items():
+            if len(embeds):
+                values = distance(embeds, targets)  # (N,)
+                mean = values.mean() if weights is None else (values * weights).sum()
+            else:  # nothing to learn, and a gradient for every process
+                mean = embeds.sum() * 0
+            losses[f"loss_{self.kind}_{name}"] = mean * distance.loss_weight * factor
+        return losses
+
+    @staticmethod
+    def batch_factor(batch_size: int) -> int:
+        """Images of the joint batch of all processes."""
+        return batch_size * get_world_size()

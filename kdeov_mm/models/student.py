@@ -1,0 +1,165 @@
+"""What all students share: words to vectors, the teacher, and checks of both."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmdet.structures import DetDataSample, SampleList
+from torch import Tensor
+
+from ..vocabulary import Vocabulary, Words
+from .distill.base import Distillation
+from .text_classifier import TextEmbeds
+
+
+class Student:
+    """Mixed into mmengine models that are taught by a CLIP.
+
+    Attributes:
+        text_encoder: :class:`kdeov_mm.clip.CLIPTextEncoder`.
+        teacher: :class:`kdeov_mm.clip.CLIPImageTeacher` or ``CachedTeacher``; None at
+            test time, and where nothing is distilled.
+        synonyms: how the synonyms of a class stand for it at test time: the
+            ``'mean'`` of their vectors, or the ``'max'`` of their scores.
+    """
+
+    text_encoder: Any
+    teacher: Any
+    data_preprocessor: Any
+    global_head: Any
+    synonyms: str = "mean"
+    cfg: Any = None
+
+    @property
+    def distill_heads(self) -> dict[str, Distillation]:
+        """The modules that learn from the teacher, by name."""
+        raise NotImplementedError
+
+    def embed(
+        self,
+        classes: Vocabulary | Sequence[Words],
+        device: torch.device | str | None = None,
+    ) -> TextEmbeds:
+        """Embed K classes; the vectors that a vocabulary has are used.
+
+        Args:
+            classes: a vocabulary, or a tuple of words for each class.
+            device: of the vectors; None: that of the model.
+
+        Raises:
+            ValueError: vectors of another CLIP, or words that cannot be embedded.
+        """
+        if isinstance(classes, Vocabulary):
+            embedded = classes.embed(self.text_encoder)
+            words = embedded.words
+            rows = [embedded.vectors[word] for own in words for word in own]
+            vectors = torch.stack(rows)
+        else:
+            words = tuple(classes)
+            vectors = self.text_encoder([word for own in words for word in own])
+        if device is None:
+            device = next(self.parameters()).device  # type: ignore[attr-defined]
+        return merge_synonyms(vectors.to(device), words, self.synonyms)
+
+    def teacher_batch(self, inputs: Tensor, samples: SampleList) -> Any:
+        """What the teacher says of the student's inputs (B, 3, H, W)."""
+        return self.teacher.for_batch(inputs, samples, self.data_preprocessor)
+
+    def check_clip(self) -> None:
+        """Compare CLIP, dimensions and channel order of teacher, words and heads.
+
+        Raises:
+            ValueError: what does not go together, and what to set.
+        """
+        clip_dims = self.text_encoder.embed_dims
+        if self.global_head is not None:
+            check_dims("global_head.projection", self.global_head.projection, clip_dims)
+        heads = self.distill_heads
+        if not heads:
+            return
+        if self.teacher is None:
+            raise ValueError(
+                f"{list(heads)} learn from a teacher: they need a `teacher` in the "
+                "model config"
+            )
+        if self.teacher.source != self.text_encoder.source:
+            raise ValueError(
+                f"the teacher is {self.teacher.source}, but the words are those of "
+                f"{self.text_encoder.source}: give model.teacher and "
+                "model.text_encoder the same `model` and `pretrained`."
+            )
+        self.teacher.check_heads(heads)
+        if not self.data_preprocessor._channel_conversion:
+            raise ValueError(
+                "the teacher needs RGB input: data_preprocessor=dict("
+                "type='DetDataPreprocessor', bgr_to_rgb=True, ...)"
+            )
+
+
+def check_dims(where: str, module: Any, clip_dims: int) -> None:
+    """Refuse a module whose embeddings have other dimensions than the CLIP's.
+
+    Raises:
+        ValueError: names its place in the config, and what to set.
+    """
+    if module.embed_dims != clip_dims:
+        raise ValueError(
+            f"the CLIP of model.text_encoder has {clip_dims} dimensions, "
+            f"model.{where}.embed_dims is {module.embed_dims}: set it to {clip_dims}."
+        )
+
+
+def merge_synonyms(
+    vectors: Tensor, words: Sequence[Words], synonyms: str
+) -> TextEmbeds:
+    """Vectors of all words -> text embeddings of the classes.
+
+    Args:
+        vectors: (W, D) unit vectors.
+        words: K classes, W words together.
+        synonyms: ``'mean'`` or ``'max'``, see :class:`Student`.
+    """
+    if len(vectors) == len(words):
+        return TextEmbeds(vectors)
+    sizes = torch.tensor([len(own) for own in words])
+    owner = torch.arange(len(words)).repeat_interleave(sizes).to(vectors.device)
+    if synonyms == "max":
+        return TextEmbeds(vectors, owner)
+    total = vectors.new_zeros(len(words), vectors.shape[1])
+    return TextEmbeds(F.normalize(total.index_add(0, owner, vectors), dim=1))
+
+
+def words_of_sample(sample: DetDataSample) -> tuple[Words, ...]:
+    """The classes that a sample is about.
+
+    Raises:
+        ValueError: it has none, or they are no tuples of words.
+    """
+    words = sample.metainfo.get("words")
+    if words is None:
+        raise ValueError(
+            "sample without words: end the pipeline with PackInputs, and use "
+            "OVCocoDataset or the LoadWords transform."
+        )
+    if isinstance(words, str) or any(isinstance(own, str) for own in words):
+        raise ValueError(
+            "the metainfo entry 'words' has a tuple of words for each class, got "
+            f"{words!r:.100}: see kdeov_mm.vocabulary.as_vocabulary(...).words"
+        )
+    return tuple(map(tuple, words))
+
+
+def words_of(samples: SampleList | None) -> tuple[Words, ...]:
+    """The K classes that all samples of a test batch share.
+
+    Raises:
+        ValueError: samples without words, or with different ones.
+    """
+    words = {words_of_sample(sample) for sample in samples or []}
+    if len(words) != 1:
+        raise ValueError(
+            f"a test batch needs one vocabulary, got {len(words)}; set the metainfo "
+            "'words' of every sample to the same classes."
+        )
+    return words.pop()

@@ -1,0 +1,187 @@
+"""Scores of embeddings for classes: the one text classifier of all heads."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from mmdet.registry import MODELS
+from torch import Tensor, nn
+
+MAX_LOGIT_SCALE = math.log(100)
+
+
+class TextEmbeds(NamedTuple):
+    """The text embeddings of K classes.
+
+    Attributes:
+        vectors: (W, D) unit vectors; W = K where each class has one.
+        owner: (W,) the class of each vector, in order; None where each class has one.
+    """
+
+    vectors: Tensor
+    owner: Tensor | None = None
+
+
+class Linear1x1(NamedTuple):
+    """A 1x1 convolution.
+
+    Attributes:
+        weight: (K, C).
+        bias: (K,).
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, feats: Tensor) -> Tensor:
+        """Maps (B, C, H, W) -> (B, K, H, W), in the precision of the maps."""
+        weight = self.weight[..., None, None].to(feats.dtype)
+        return F.conv2d(feats, weight, self.bias.to(feats.dtype))
+
+
+def initial_logit_scale() -> Tensor:
+    """Log of CLIP's first inverse temperature, 1 / 0.07 (Radford et al., 2021)."""
+    return torch.tensor(math.log(1 / 0.07))
+
+
+class TextClassifier(nn.Module):
+    """``exp(logit_scale) * <e, t> + bias``, for an embedding e and a class's vector t.
+
+    The inverse temperature is CLIP's (Radford et al., 2021, section 2.5): learnable,
+    from 1 / 0.07, at most 100. As there, the parameter itself is clamped in training,
+    so that its gradient does not vanish beyond the limit.
+
+    Args:
+        embed_dims: dimension D; needed by ``background``.
+        num_biases: learnable biases, one for each feature level; 0 for none.
+        adapter: config of :class:`ClassFiLM`; None leaves the vectors as they are.
+        learn_scale: whether the temperature is learnt.
+        background: a learnable vector beside the classes, whose logit comes last
+            (ViLD, Gu et al., 2021, section 3.2).
+
+    Example:
+        >>> import torch
+        >>> from kdeov_mm.models.text_classifier import TextClassifier, TextEmbeds
+        >>> embeds, text = torch.eye(3)[:1], TextEmbeds(torch.eye(3))
+        >>> TextClassifier()(embeds, text).round(decimals=2)
+        tensor([[14.2900,  0.0000,  0.0000]], grad_fn=<RoundBackward1>)
+    """
+
+    logit_scale: Tensor
+    bias: Any
+
+    def __init__(
+        self,
+        embed_dims: int = 0,
+        num_biases: int = 0,
+        adapter: dict[str, Any] | None = None,
+        learn_scale: bool = True,
+        background: bool = False,
+    ) -> None:
+        super().__init__()
+        if learn_scale:
+            self.logit_scale = nn.Parameter(initial_logit_scale())
+        else:
+            self.register_buffer("logit_scale", initial_logit_scale())
+        self.bias = nn.Parameter(torch.zeros(num_biases)) if num_biases else None
+        self.adapter = MODELS.build(adapter) if adapter else None
+        self.background = (
+            nn.Parameter(F.normalize(torch.randn(embed_dims), dim=0))
+            if background
+            else None
+        )
+
+    def scale(self) -> Tensor:
+        """The inverse temperature, a scalar of at most 100."""
+        if self.training:
+            with torch.no_grad():
+                self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+        return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
+
+    def forward(self, embeds: Tensor, text: TextEmbeds) -> Tensor:
+        """Embeddings (N, D) and K classes -> logits (N, K), or (N, K + 1) with a
+        background, which comes last; no bias of a level is added."""
+        weight, offset = self._weight(text.vectors)
+        logits = embeds @ weight.T + offset
+        if text.owner is not None:
+            logits = max_over_synonyms(logits, text.owner)
+        if self.background is None:
+            return logits
+        unit = F.normalize(self.background, dim=0)
+        return torch.cat([logits, self.scale() * (embeds @ unit)[:, None]], 1)
+
+    def layers(self, vectors: Tensor) -> list[Linear1x1]:
+        """Vectors (W, D) -> for each level the 1x1 convolution of embeddings."""
+        if self.bias is None:
+            raise ValueError("a classifier of levels needs num_biases, one for each")
+        weight, offset = self._weight(vectors)
+        biases = (offset + self.bias[:, None]).expand(-1, len(vectors))
+        return [Linear1x1(weight, bias) for bias in biases]
+
+    def folded(
+        self, vectors: Tensor, projections: Sequence[tuple[Tensor, Tensor]]
+    ) -> list[Linear1x1]:
+        """Fold linear projections into the convolutions.
+
+        With e = A x + c, the logits weight e + bias are (weight A) x + weight c + bias.
+
+        Args:
+            vectors: (W, D).
+            projections: for each level A (D, C) and c (D,).
+
+        Returns:
+            For each level the convolution of features x: (W, C) and (W,), float32.
+        """
+        with torch.autocast(vectors.device.type, enabled=False):
+            return [
+                Linear1x1(
+                    layer.weight.float() @ matrix.float(),
+                    layer.weight.float() @ shift.float() + layer.bias.float(),
+                )
+                for layer, (matrix, shift) in zip(self.layers(vectors), projections)
+            ]
+
+    def _weight(self, vectors: Tensor) -> tuple[Tensor, Tensor | float]:
+        """What embeddings are multiplied by (W, D), and what is added (W,)."""
+        scale = self.scale()
+        if self.adapter is None:
+            return scale * vectors, 0.0
+        adapted, offset = self.adapter(vectors)
+        return scale * adapted, scale * offset
+
+
+def max_over_synonyms(
+    logits: Tensor, owner: Tensor, num_classes: int | None = None
+) -> Tensor:
+    """The best logit of each class's words.
+
+    Args:
+        logits: (B, W, ...).
+        owner: (W,) the class of each word, in order.
+        num_classes: K, where it is known; saves a look at ``owner``.
+
+    Returns:
+        (B, K, ...)
+    """
+    index = owner.view(-1, *[1] * (logits.ndim - 2)).expand_as(logits)
+    number = int(owner[-1]) + 1 if num_classes is None else num_classes
+    shape = (logits.shape[0], number, *logits.shape[2:])
+    return logits.new_empty(shape).scatter_reduce(
+        1, index, logits, "amax", include_self=False
+    )
+
+
+def rename_old_keys(state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Read the parameters of a text classifier from a checkpoint of version 0.1.0.
+
+    A pre-hook for ``load_state_dict`` of the module that holds the ``classifier``.
+    """
+    names = {"log_scale": "logit_scale", "bias": "bias"}
+    for key in [k for k in state if k.startswith(prefix)]:
+        name = key.removeprefix(prefix)
+        if name in names:
+            state[f"{prefix}classifier.{names[name]}"] = state.pop(key)
+        elif name.startswith("adapter."):
+            state[f"{prefix}classifier.{name}"] = state.pop(key)
