@@ -22,16 +22,11 @@ MAX_LINES = 60
 # What may be asked of an object that is not ours: line -> why there is no other way.
 GUESSES = {
     'if hasattr(hashlib, "file_digest")': "Python 3.10 has no file_digest",
-    'and getattr(tower, "text_pool_type", None) == "argmax"': "open_clip: CLIP and "
-    "CustomTextCLIP differ in this attribute",
-    'if not getattr(model.data_preprocessor, "_channel_conversion", False):': "mmdet: "
-    "only preprocessors of images have it",
-    'if getattr(preprocessor, "batch_augments", None):': "mmdet: only preprocessors "
-    "of detection have it",
+    'and getattr(tower, "text_pool_type", None) == "argmax"': "open_clip: towers of "
+    "other packages have no such attribute",
     'if not hasattr(dataset, "pipeline") or not hasattr(dataset, "get_data_info"):': (
-        "wrappers of mmengine's data sets have neither"
+        "mmengine's wrappers of data sets have neither"
     ),
-    'self.cfg = getattr(detector, "cfg", None)': "mmdet's init_detector sets it",
 }
 
 WITHOUT = """
