@@ -25,7 +25,15 @@ MM = [
 SEARCH = ["faiss-cpu"]
 WEB = ["gradio>=6", *SEARCH]
 ONNX = ["onnx", "onnxruntime", "onnxscript"]
-DEV = ["pytest", "ruff", "mypy", "tensorboard", "playwright", "supervision"]
+DEV = [
+    "pytest",
+    "pytest-xdist",
+    "ruff",
+    "mypy",
+    "tensorboard",
+    "playwright",
+    "supervision",
+]
 
 setup(
     name="kdeov_mm",
@@ -50,6 +58,7 @@ setup(
         "torchvision",
         "numpy",
         "open_clip_torch>=2.24",
+        "filelock",
         "safetensors",
         "scipy",
         "tqdm",
