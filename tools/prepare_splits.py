@@ -14,7 +14,7 @@ import json
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -286,6 +286,7 @@ def read_manifest(folder: Path) -> dict[str, Entry]:
 
 def read_annotations(source: Source) -> Iterator[dict[str, Any]]:
     """The annotations of a stock file, each with a known image and category."""
+    known: dict[str, Container[int]]
     known = dict(image_id=source.images, category_id=source.groups)
     for record in read_records(source.path, "annotations", ("id", *known)):
         for key, ids in known.items():

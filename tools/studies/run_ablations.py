@@ -37,7 +37,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from kdeov_mm.clip import CachedTeacher
-from kdeov_mm.evaluation import newest_figures
+from kdeov_mm.evaluation import newest_metrics
 from kdeov_mm.models import RegionDistillation
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -209,7 +209,7 @@ def run_one(config: Path, seed: int, work_dir: Path, quick: bool) -> dict[str, A
     checkpoint = (folder / "last_checkpoint").read_text().strip()
     arguments = ["--work-dir", folder / "eval", "--cfg-options", *options]
     call("tools/test.py", config, checkpoint, *arguments)
-    figures = newest_figures(folder / "eval")
+    figures = newest_metrics(folder / "eval")
     return dict(
         figures={k.removeprefix("ov/"): v for k, v in figures.items() if "ov/" in k},
         iterations=2 if quick else cfg.train_cfg.max_iters,
