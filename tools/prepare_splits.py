@@ -90,7 +90,8 @@ def make_splits(
     files that were written; `say` gets each line of the report.
     """
     listed = read_ids(minival_ids) if minival_ids else set()
-    manifest, todo = read_manifest(folder), {}
+    manifest = read_manifest(folder)
+    todo: dict[Split, Entry] = {}
     sources = dict.fromkeys(split.source for split in SPLITS[dataset])
     there = {n: fingerprint(folder / n) for n in sources if (folder / n).is_file()}
     if not there:

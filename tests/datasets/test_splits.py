@@ -661,6 +661,7 @@ def write_full_size(path: Path) -> None:
         file.write(f'], "categories": {json.dumps(categories)}}}')
 
 
+@pytest.mark.slow
 def test_the_size_of_train2017_in_little_memory(tmp_path: Path) -> None:
     """About a minute. The bound asked for is 4 times the file, this one is 0.6."""
     path = tmp_path / "annotations/instances_train2017.json"
@@ -693,6 +694,7 @@ def test_the_size_of_train2017_in_little_memory(tmp_path: Path) -> None:
     shutil.rmtree(path.parent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["coco", "lvis"])
 def test_a_file_of_full_size_is_loaded_and_evaluated(name: str, tmp_path: Path) -> None:
     """118,287 images and 1.2 million boxes: the truth as predictions scores one."""
