@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from kdeov_mm.evaluation import RULES, Predictions, GroundTruth, average_precision
+from kdeov_mm.evaluation import RULES, GroundTruth, Predictions, average_precision
 
 KEYS = ("AP", "AP50", "AP75", "APr", "APc", "APf")
 
