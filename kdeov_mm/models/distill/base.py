@@ -153,7 +153,8 @@ class Distillation(nn.Module):
                 loss = distance(embeds, targets).mean() * factor
             else:
                 loss = (distance(embeds, targets) * (weights * factor)).sum()
-            losses[f"loss_{self.kind}_{name}"] = loss * distance.loss_weight
+            weight: Any = distance.loss_weight
+            losses[f"loss_{self.kind}_{name}"] = loss * weight
         return losses
 
     @staticmethod
