@@ -13,12 +13,8 @@ from ..vocabulary import Vocabulary, as_metainfo, asked_groups
 from . import shapes
 
 # OVR-CNN's 48 base and 17 novel classes; the other 15 are in neither
-COCO_GROUPS: dict[str, tuple[str, ...]] = {
-    group: tuple(names)
-    for group, names in json.loads(
-        Path(__file__).with_name("coco_groups.json").read_text()
-    ).items()
-}
+_LISTS = json.loads(Path(__file__).with_name("coco_groups.json").read_text())
+COCO_GROUPS: dict[str, tuple[str, ...]] = {g: tuple(n) for g, n in _LISTS.items()}
 COCO_BASE, COCO_NOVEL = COCO_GROUPS["base"], COCO_GROUPS["novel"]
 
 
@@ -46,10 +42,9 @@ class COCOByName(COCO):
         wrong = [n for n in cat_names if len(by_name.get(n, ())) != 1]
         if wrong:
             raise ValueError(
-                f"{len(wrong)} of {len(cat_names)} classes are not exactly "
-                f"once among the categories of the annotation file: "
-                f"{wrong[:5]}. The file has {list(by_name)[:5]}, ...; make "
-                "metainfo.classes and the file agree."
+                f"{len(wrong)} of {len(cat_names)} classes are not exactly once among "
+                f"the categories of the annotation file: {wrong[:5]}. The file has "
+                f"{list(by_name)[:5]}, ...; make metainfo.classes and the file agree."
             )
         return [by_name[name][0] for name in cat_names]
 

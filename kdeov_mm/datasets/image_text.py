@@ -185,14 +185,9 @@ class CropDataset(OVCocoDataset):
                 x1, y1, x2, y2 = box["bbox"]
                 if box["ignore_flag"] or min(x2 - x1, y2 - y1) < self.min_size:
                     continue
-                records.append(
-                    dict(
-                        image,
-                        img_id=f"{image['img_id']}/{i}",
-                        crop=tuple(box["bbox"]),
-                        gt_label=box["bbox_label"],
-                    )
-                )
+                record = dict(image, img_id=f"{image['img_id']}/{i}")
+                record.update(crop=tuple(box["bbox"]), gt_label=box["bbox_label"])
+                records.append(record)
         return records
 
     def filter_data(self) -> list[dict[str, Any]]:

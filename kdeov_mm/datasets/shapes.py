@@ -19,6 +19,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+Array = np.ndarray
 SIZE = 160  # image side, pixels
 FILLS = ("solid", "striped", "dotted")
 COLORS = {
@@ -91,16 +92,12 @@ class World:
     groups: dict[str, tuple[str, ...]]
     frequency: dict[str, str]
     palette: tuple[tuple[int, int, int], ...]
-    odds: np.ndarray | None = None
+    odds: Array | None = None
     repeats: float = 0.0
 
 
-WORLD_360 = World(
-    CLASSES,
-    dict(base=BASE_CLASSES, combo=COMBO_CLASSES, novel=NOVEL_CLASSES),
-    FREQUENCY,
-    PALETTE,
-)
+_GROUPS_360 = dict(base=BASE_CLASSES, combo=COMBO_CLASSES, novel=NOVEL_CLASSES)
+WORLD_360 = World(CLASSES, _GROUPS_360, FREQUENCY, PALETTE)
 
 
 def _world_1203() -> World:
@@ -123,12 +120,11 @@ def _world_1203() -> World:
     classes = tuple(n for n in names if n in frequency)
     # a training scene draws frequent classes three times as often as rare ones
     odds = np.array([dict(f=3.0, c=2.0, r=1.0)[frequency[n]] for n in classes])
+    base = tuple(n for n in classes if frequency[n] != "r")
+    novel = tuple(n for n in classes if frequency[n] == "r")
     return World(
         classes,
-        dict(
-            base=tuple(n for n in classes if frequency[n] != "r"),
-            novel=tuple(n for n in classes if frequency[n] == "r"),
-        ),
+        dict(base=base, novel=novel),
         {n: frequency[n] for n in classes},
         tuple(_PAINT[n.split()[1]] for n in classes),
         odds / odds.sum(),
@@ -151,10 +147,10 @@ class Scene(NamedTuple):
         masks: (n, SIZE, SIZE) bool, the visible part.
     """
 
-    image: np.ndarray
-    labels: np.ndarray
-    boxes: np.ndarray
-    masks: np.ndarray
+    image: Array
+    labels: Array
+    boxes: Array
+    masks: Array
 
 
 def scene_rng(seed: int, split: int, index: int) -> np.random.Generator:
@@ -213,14 +209,13 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
     return max(width, 0) * max(height, 0) / min(a[2], b[2]) ** 2
 
 
-def _background(rng: np.random.Generator) -> np.ndarray:
+def _background(rng: np.random.Generator) -> Array:
     """Soft gray-ish clouds, noise and a few lines: (SIZE, SIZE, 3) float32."""
     # 5 x 5 random values, enlarged: a little colour in much gray
     gray = rng.uniform(80, 200) + rng.normal(0, 25, (5, 5, 1))
     clouds = gray + rng.normal(0, 9, (5, 5, 3))
-    canvas = cv2.resize(
-        clouds.astype(np.float32), (SIZE, SIZE), interpolation=cv2.INTER_CUBIC
-    )
+    smooth = dict(interpolation=cv2.INTER_CUBIC)
+    canvas = cv2.resize(clouds.astype(np.float32), (SIZE, SIZE), **smooth)
     # lines, so that an edge alone is no object
     for _ in range(rng.integers(0, 6)):
         start, end = rng.integers(0, SIZE, (2, 2)).tolist()
@@ -231,13 +226,8 @@ def _background(rng: np.random.Generator) -> np.ndarray:
 
 
 def _draw_object(
-    rng: np.random.Generator,
-    canvas: np.ndarray,
-    name: str,
-    x: float,
-    y: float,
-    side: float,
-) -> np.ndarray:
+    rng: np.random.Generator, canvas: Array, name: str, x: float, y: float, side: float
+) -> Array:
     """Paint one object in place; return its mask (SIZE, SIZE) bool."""
     fill, color, shape = name.split()
     # the outlines turned, and as large as the square of that side
@@ -270,8 +260,8 @@ def _draw_object(
 
 
 def _pattern(
-    rng: np.random.Generator, fill: str, side: float, x: np.ndarray, y: np.ndarray
-) -> np.ndarray:
+    rng: np.random.Generator, fill: str, side: float, x: Array, y: Array
+) -> Array:
     """Where the fill is dark at pixels x, y (h, w): (h, w) in [0, 1]."""
     # u and v are coordinates along and across a random direction
     if fill == "solid":
@@ -298,25 +288,25 @@ def _pattern(
     return (pitch * 0.32 - np.hypot(du, dv) + 0.5).clip(0, 1)
 
 
-def _tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+def _tight_box(mask: Array) -> tuple[int, int, int, int]:
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
     return x, y, x + width, y + height
 
 
-def _points(text: str) -> np.ndarray:
+def _points(text: str) -> Array:
     """``"x,y x,y ..."`` as (n, 2)."""
     return np.array([point.split(",") for point in text.split()], float)
 
 
 def _arc(
     radius: float, start: float, end: float, steps: int, cx: float = 0, cy: float = 0
-) -> np.ndarray:
+) -> Array:
     """Points of a circle's arc, degrees clockwise from the right."""
     t = np.radians(np.linspace(start, end, steps))
     return np.stack([cx + radius * np.cos(t), cy + radius * np.sin(t)], 1)
 
 
-def _heart() -> np.ndarray:
+def _heart() -> Array:
     # the heart curve, scaled to the square
     t = np.linspace(0, 2 * math.pi, 60)
     x = 16 * np.sin(t) ** 3
@@ -324,14 +314,14 @@ def _heart() -> np.ndarray:
     return np.stack([x / 16.5, -(y + 2.5) / 15.5], 1)
 
 
-def _star() -> np.ndarray:
+def _star() -> Array:
     # five tips and five dents in turn
     tips, dents = _arc(1, -90, 270, 6)[:-1], _arc(0.42, -54, 306, 6)[:-1]
     return np.stack([tips, dents], 1).reshape(-1, 2)
 
 
 # outlines in [-1, 1]^2, y down; overlapping outlines cut holes
-_POLYGONS: dict[str, list[np.ndarray]] = {
+_POLYGONS: dict[str, list[Array]] = {
     "circle": [_arc(0.95, 0, 360, 40)],
     "square": [_points("-.85,-.85 .85,-.85 .85,.85 -.85,.85")],
     "triangle": [_points("0,-.95 .98,.85 -.98,.85")],
@@ -344,17 +334,11 @@ _POLYGONS: dict[str, list[np.ndarray]] = {
         )
     ],
     "ring": [_arc(1, 0, 360, 40), _arc(0.5, 0, 360, 40)],
-    "crescent": [
-        np.concatenate([_arc(1, 50, 310, 50, cx=0.2), _arc(0.85, 296, 64, 50, cx=0.47)])
-    ],
+    "crescent": [np.r_[_arc(1, 50, 310, 50, 0.2), _arc(0.85, 296, 64, 50, 0.47)]],
     "arrow": [_points("-1,-.3 .1,-.3 .1,-.85 1,0 .1,.85 .1,.3 -1,.3")],
     "bowtie": [_points("-1,-.8 0,-.2 1,-.8 1,.8 0,.2 -1,.8")],
     "drop": [np.concatenate([_arc(0.62, -20, 200, 40, cy=0.36), [(0, -1)]])],
-    "arch": [
-        np.concatenate(
-            [_arc(1, 180, 360, 40, cy=0.45), _arc(0.45, 360, 180, 30, cy=0.45)]
-        )
-    ],
+    "arch": [np.r_[_arc(1, 180, 360, 40, 0, 0.45), _arc(0.45, 360, 180, 30, 0, 0.45)]],
     "diamond": [_points("0,-1 .62,0 0,1 -.62,0")],
     "house": [_points("0,-1 1,-.15 .7,-.15 .7,.9 -.7,.9 -.7,-.15 -1,-.15")],
     "bolt": [_points(".25,-1 -.65,.15 -.08,.15 -.3,1 .65,-.25 .08,-.25")],

@@ -133,16 +133,10 @@ def _record(
         scene.labels.tolist(), scene.masks, scene.boxes.tolist()
     ):
         rle = mask_utils.encode(np.asfortranarray(mask.astype(np.uint8)))
-        objects.append(
-            dict(
-                image_id=image_id,
-                category_id=label + 1,
-                bbox=[x1, y1, x2 - x1, y2 - y1],
-                area=int(mask.sum()),
-                iscrowd=0,
-                segmentation=dict(size=[SIZE, SIZE], counts=rle["counts"].decode()),
-            )
-        )
+        outline = dict(size=[SIZE, SIZE], counts=rle["counts"].decode())
+        target = dict(image_id=image_id, category_id=label + 1)
+        target.update(bbox=[x1, y1, x2 - x1, y2 - y1], area=int(mask.sum()), iscrowd=0)
+        objects.append(dict(target, segmentation=outline))
     image = dict(
         id=image_id,
         file_name=f"{Path(name).name}.jpg",

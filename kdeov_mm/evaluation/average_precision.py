@@ -103,8 +103,8 @@ class GroundTruth:
 
     def __init__(self, annotations: Record, names: Sequence[str] | None = None) -> None:
         images, categories = annotations["images"], annotations["categories"]
-        _check_unique([c["name"] for c in categories], "category names", "rename one")
-        _check_unique([i["id"] for i in images], "image ids", "give each its own")
+        _check_unique([c["name"] for c in categories], "category names")
+        _check_unique([i["id"] for i in images], "image ids")
         # classes in the order of their ids, whatever the order of names or file
         by_name = {c["name"]: c for c in categories}
         if unknown := [n for n in names or () if n not in by_name]:
@@ -121,13 +121,10 @@ class GroundTruth:
         self.images = np.sort(_ids([i["id"] for i in images], "image"))
         # boxes of the classes asked for, and the pair of each
         asked = set(self.categories.tolist())
-        self.boxes = [
-            a for a in annotations["annotations"] if a["category_id"] in asked
-        ]
-        self.pairs = self.pair(
-            np.array([a["image_id"] for a in self.boxes], np.int64),
-            np.array([a["category_id"] for a in self.boxes], np.int64),
-        )
+        boxes = annotations["annotations"]
+        self.boxes = [box for box in boxes if box["category_id"] in asked]
+        ids = [(box["image_id"], box["category_id"]) for box in self.boxes]
+        self.pairs = self.pair(*np.array(ids, np.int64).reshape(-1, 2).T)
         # LVIS's lists; a file without any is not LVIS's
         self.lists_absent = any("neg_category_ids" in i for i in images)
         self.negative = self._listed(images, "neg_category_ids")
@@ -148,8 +145,7 @@ class GroundTruth:
         # (image id, category id) of the classes asked for
         asked = {*self.categories.tolist()}
         rows = [(i["id"], c) for i in images for c in i.get(key) or () if c in asked]
-        ids = np.array(rows, np.int64).reshape(-1, 2)
-        return np.unique(self.pair(ids[:, 0], ids[:, 1]))
+        return np.unique(self.pair(*np.array(rows, np.int64).reshape(-1, 2).T))
 
     def objects(self, federated: bool) -> Array:
         """Indices of the boxes that a protocol knows."""
@@ -410,7 +406,7 @@ def _matcher(
         dict(id=i, neg_category_ids=labels, not_exhaustive_category_ids=[])
         for i in range(1, max(image_of.values(), default=1) + 1)
     ]
-    for pair in pairs[np.isin(pairs, ground_truth.unfinished)].tolist():
+    for pair in np.intersect1d(pairs, ground_truth.unfinished).tolist():
         listed = images[image_of[pair] - 1]["not_exhaustive_category_ids"]
         listed.append(pair % number)
 
@@ -447,20 +443,20 @@ def _target(box: Record, federated: bool) -> dict[str, Any]:
     return dict(bbox=box["bbox"], area=area, iscrowd=crowd)
 
 
-def _check_unique(values: Sequence[Any], what: str, advice: str) -> None:
-    """Refuse what cannot be told apart."""
-    if twice := [value for value, number in Counter(values).items() if number > 1]:
-        raise ValueError(
-            f"{what} of the annotation file are there twice: {twice[:5]}. Which boxes "
-            f"are whose cannot be told: {advice}."
-        )
-
-
 def _ids(values: Sequence[Any], what: str) -> Array:
     """Ids as an array; they have to be whole numbers of 64 bits."""
     if wrong := [v for v in values if type(v) is not int or abs(v) >= 2**62]:
         raise ValueError(f"{what} ids are whole numbers below 2^62, got {wrong[0]!r}")
     return np.array(values, np.int64)
+
+
+def _check_unique(values: Sequence[Any], what: str) -> None:
+    """Refuse what cannot be told apart."""
+    if twice := [value for value, number in Counter(values).items() if number > 1]:
+        raise ValueError(
+            f"{what} of the annotation file are there twice: {twice[:5]}. Which boxes "
+            "are whose cannot be told: give each its own."
+        )
 
 
 def _index(known: Array, ids: Array, what: str) -> Array:

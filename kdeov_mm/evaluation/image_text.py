@@ -109,15 +109,11 @@ def retrieval_recall(
 def _check_gallery(images: Tensor, captions: Tensor, owner: Tensor) -> None:
     """Shapes agree, every caption has an image, and every image a caption."""
     if images.ndim != 2 or captions.ndim != 2 or images.shape[1] != captions.shape[1]:
-        raise ValueError(
-            "expected images (N, D) and captions (M, D), got "
-            f"{tuple(images.shape)} and {tuple(captions.shape)}"
-        )
+        shapes = f"{tuple(images.shape)} and {tuple(captions.shape)}"
+        raise ValueError(f"expected images (N, D) and captions (M, D), got {shapes}")
     if owner.shape != captions.shape[:1] or not len(owner):
-        raise ValueError(
-            f"expected the owner of each of {len(captions)} captions, at least one, "
-            f"got {tuple(owner.shape)}"
-        )
+        wanted = f"the owner of each of {len(captions)} captions, at least one"
+        raise ValueError(f"expected {wanted}, got {tuple(owner.shape)}")
     # captions of each image
     counts = torch.bincount(owner.clamp(min=0), minlength=len(images))
     if owner.min() < 0 or len(counts) > len(images) or not counts.all():
@@ -133,10 +129,9 @@ def _unit(embeds: Tensor, kind: str) -> Tensor:
     norm = embeds.float().norm(dim=1)
     wrong = ~(norm.isfinite() & (norm > 0))
     if wrong.any():
-        raise ValueError(
-            f"{int(wrong.sum())} {kind} embeddings have no direction (zeros, NaN or "
-            f"infinity), the first is number {int(wrong.nonzero()[0])}"
-        )
+        number, first = int(wrong.sum()), int(wrong.nonzero()[0])
+        what = f"{number} {kind} embeddings have no direction (zeros, NaN or infinity)"
+        raise ValueError(f"{what}, the first is number {first}")
     # CLIP's are unit vectors: no second copy of a large gallery
     if embeds.dtype == torch.float32 and (norm - 1).abs().max() < 1e-5:
         return embeds
@@ -169,23 +164,17 @@ def zero_shot_accuracy(
     # a ranking may be as short as the largest k
     need = min(max(ks), num_classes)
     if ranking.ndim != 2 or len(ranking) != len(labels) or ranking.shape[1] < need:
-        raise ValueError(
-            f"expected the best {need} classes of each of {len(labels)} images, got "
-            f"{tuple(ranking.shape)}"
-        )
+        wanted = f"the best {need} classes of each of {len(labels)} images"
+        raise ValueError(f"expected {wanted}, got {tuple(ranking.shape)}")
     if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
-        raise ValueError(
-            f"labels lie in [{labels.min()}, {labels.max()}], but there are "
-            f"{num_classes} classes"
-        )
+        extent = f"[{labels.min()}, {labels.max()}]"
+        raise ValueError(f"labels lie in {extent}, but there are {num_classes} classes")
     right = ranking == labels[:, None]  # (N, R)
     # per class; 0 / 0 is NaN where it has no image
     count = torch.bincount(labels, minlength=num_classes).double()
-    return {
-        k: torch.bincount(labels, right[:, :k].any(1).double(), minlength=num_classes)
-        / count
-        for k in ks
-    }
+    found = {k: right[:, :k].any(1).double() for k in ks}
+    hits = {k: torch.bincount(labels, v, num_classes) for k, v in found.items()}
+    return {k: number / count for k, number in hits.items()}
 
 
 @METRICS.register_module()
@@ -290,12 +279,9 @@ class ZeroShotMetric(ProtocolMetric):
         content: dict[str, Any] = dict(images=len(labels), words=len(names))
         if self.per_class:
             content["classes"] = {
-                name: dict(
-                    images=int(images[i]),
-                    **{f"top{k}": rate[i].item() for k, rate in rates.items()},
-                )
-                for i, name in enumerate(names)
-                if images[i]
+                names[i]: dict(images=int(images[i]))
+                | {f"top{k}": rate[i].item() for k, rate in rates.items()}
+                for i in images.nonzero()[:, 0].tolist()
             }
         size = f"{len(labels)} images, {len(names)} words"
         self.report(self.section(size, metrics), **content, metrics=metrics)

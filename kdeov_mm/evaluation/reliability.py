@@ -36,11 +36,8 @@ def reliability(
     absent = ground_truth.absent(rules.federated)
     # crowds, and what LVIS ignores, are not to be found
     flag = "ignore" if rules.federated else "iscrowd"
-    objects = [
-        i
-        for i in ground_truth.objects(rules.federated)
-        if not ground_truth.boxes[i].get(flag, 0)
-    ]
+    known, boxes = ground_truth.objects(rules.federated), ground_truth.boxes
+    objects = [i for i in known if not boxes[i].get(flag, 0)]
     object_labels = ground_truth.pairs[objects] % number
     result = {}
     for group, names in groups.items():
@@ -55,9 +52,8 @@ def reliability(
         )
         # what does not count says nothing of its score either
         counts = mine & (verdicts >= 0)
-        result[group]["calibration"] = calibration(
-            scores[counts], verdicts[counts] == 1
-        )
+        right = verdicts[counts] == 1
+        result[group]["calibration"] = calibration(scores[counts], right)
     return result
 
 
@@ -126,12 +122,12 @@ def calibration(scores: Array, right: Array) -> dict[str, Any]:
     error = (boxes * abs(score - share)).sum() / max(len(scores), 1)
     # 0.7 in the middle, which is an end of two of the bins
     near = (scores >= 0.65) & (scores < 0.75)
-    columns = zip(boxes.tolist(), score.tolist(), share.tolist())
+    columns = zip(range(BINS), boxes.tolist(), score.tolist(), share.tolist())
     return {
         "ece": float(error) if len(scores) else None,
         "bins": [
             dict(low=i / BINS, high=(i + 1) / BINS, boxes=n, score=s, right=r)
-            for i, (n, s, r) in enumerate(columns)
+            for i, n, s, r in columns
         ],
         "at_0.7": float(right[near].mean()) if near.any() else None,
         "boxes_at_0.7": int(near.sum()),

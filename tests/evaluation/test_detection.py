@@ -333,6 +333,28 @@ def test_nothing_found_in_lvis_scores_zero() -> None:
     assert all(figures[key] == 0 for key in KEYS)
 
 
+@pytest.mark.parametrize(
+    ("sides", "fields", "known"),
+    [
+        ((3, 4), {}, True),
+        ((3, 0), {}, False),
+        ((3, 4), dict(area=0), False),
+        ((0, 4), dict(area=9), False),
+        ((-3, -4), {}, True),  # odd, but so it was: the product is an area
+        ((-3, 4), dict(area=9), False),
+    ],
+)
+def test_lvis_knows_boxes_with_an_area(
+    sides: tuple[int, int], fields: dict[str, int], known: bool
+) -> None:
+    coco = one_image()
+    box = dict(id=1, image_id=1, category_id=1, bbox=[5, 5, *sides], **fields)
+    coco["annotations"] = [box]
+    truth = GroundTruth(coco)
+    assert truth.objects(federated=True).tolist() == ([0] if known else [])
+    assert truth.objects(federated=False).tolist() == [0]
+
+
 def one_image(**lists: list[int]) -> dict[str, Any]:
     image = dict(id=1, neg_category_ids=[], not_exhaustive_category_ids=[])
     return dict(
