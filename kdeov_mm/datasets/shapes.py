@@ -213,9 +213,8 @@ def _background(rng: np.random.Generator) -> Array:
     """Soft gray-ish clouds, noise and a few lines: (SIZE, SIZE, 3) float32."""
     # 5 x 5 random values, enlarged: a little colour in much gray
     gray = rng.uniform(80, 200) + rng.normal(0, 25, (5, 5, 1))
-    clouds = gray + rng.normal(0, 9, (5, 5, 3))
-    smooth = dict(interpolation=cv2.INTER_CUBIC)
-    canvas = cv2.resize(clouds.astype(np.float32), (SIZE, SIZE), **smooth)
+    clouds = (gray + rng.normal(0, 9, (5, 5, 3))).astype(np.float32)
+    canvas = cv2.resize(clouds, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
     # lines, so that an edge alone is no object
     for _ in range(rng.integers(0, 6)):
         start, end = rng.integers(0, SIZE, (2, 2)).tolist()
