@@ -69,7 +69,7 @@ def test_sentences_packed_together_are_those_one_by_one(
     encoder: CLIPTextEncoder,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("kdeov_mm.clip.text.PACK", pack)
+    monkeypatch.setattr("kdeov_mm.clip.packing.PACK", pack)
     tower, tokens = encoder._load(), encoder._tokenize(sentences)
     alone = [tower.encode_text(row[None], normalize=True) for row in tokens]
     torch.testing.assert_close(encoder.embed_prompts(sentences), torch.cat(alone))
