@@ -26,6 +26,7 @@ from kdeov_mm.clip import (
     StoreMismatch,
     TeacherBatch,
 )
+from kdeov_mm.datasets.transforms import META_KEYS
 from kdeov_mm.models.distill.regions import block_boxes
 
 from ..conftest import EMBED_DIMS, ROOT, load_tool, run_env, write_clip
@@ -277,7 +278,7 @@ def test_a_pipeline_must_say_whether_it_mirrored(
 ) -> None:
     cfg = Config(config.to_dict()).train_dataloader.dataset
     pack = cfg.pipeline[-1]
-    pack.meta_keys = tuple(key for key in pack.meta_keys if key != "flip")
+    pack.meta_keys = tuple(key for key in META_KEYS if key != "flip")
     with pytest.raises(StoreMismatch, match="whether an image was mirrored"):
         admitted(config, DATASETS.build(cfg))
     cfg = Config(config.to_dict()).train_dataloader.dataset
