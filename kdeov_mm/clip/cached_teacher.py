@@ -82,7 +82,7 @@ def pixel_steps(dataset: Any, neutral: Sequence[str] = ()) -> list[str]:
         raise StoreMismatch(
             f"{flips} RandomFlip steps and meta_keys {tuple(packed)}: stored "
             "embeddings need to know whether an image was mirrored. Use one RandomFlip "
-            "at most, and name 'img_id' and 'flip' among meta_keys of PackInputs (or PackDetInputs)."
+            "at most, and name 'img_id' and 'flip' among meta_keys of PackInputs."
         )
     return steps
 
