@@ -107,11 +107,12 @@ def _find_tab(model: KDEOV, examples: Sequence[tuple[Path, str]]) -> None:
             sentence = gr.Textbox(label="Result")
             table = gr.Dataframe(
                 headers=["name", "score", "x1", "y1", "x2", "y2"],
-                datatype=["str", *["number"] * 5],
+                datatype=["str", "number", "number", "number", "number", "number"],
                 label="Boxes, in pixels of the image",
                 column_widths=["36%", *["12.8%"] * 5],
                 wrap=True,
             )
+    # button, Enter and slider ask the same; the model serves one request at a time
     asked: dict[str, Any] = dict(
         fn=answer,
         inputs=[image, words, threshold],
@@ -150,6 +151,7 @@ def _search_tab(search: FolderSearch) -> None:
         shown = [(_thumbnail(h.path), f"{h.score:.3f}  {h.path.name}") for h in hits]
         return shown, f"{len(hits)} of {number} images in {duration(took)}."
 
+    # words above, images below
     hint = "Of several, separated by commas or lines: images of any."
     words = gr.Textbox(label="Words", info=hint, max_lines=6)
     button = gr.Button("Search", variant="primary")

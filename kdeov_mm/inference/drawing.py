@@ -45,10 +45,12 @@ def draw(
     Returns:
         (H', W', 3) uint8 RGB.
     """
+    # small images grow, so that names can be read
     longer = max(image.shape[:2])
     factor = float(np.clip(longer, min_side, max_side)) / longer
     size = [max(round(n * factor), 1) for n in image.shape[1::-1]]
     resized = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+    # a panel for ground truth, one for predictions
     panels = []
     for key in ("gt_instances", "pred_instances"):
         if key not in sample:

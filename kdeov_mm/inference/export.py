@@ -108,7 +108,7 @@ class Graph(nn.Module):
         feats: Any = self.detector.extract_feat(images)
         if vectors is not None:
             text = TextEmbeds(vectors, owner)
-            feats = HeadInput(self.detector.fuse(feats, text), text)
+            feats = HeadInput(self.detector.fuse(feats, text), text)  # type: ignore[operator]
         logits, sides = self.detector.bbox_head(feats)
         scores = torch.cat([level.flatten(2) for level in logits], 2).sigmoid()
         return self.detector.bbox_head.decode(sides), scores
@@ -225,6 +225,7 @@ def _check(
     file: Any, detector: KDEOVDetector, vocabulary: Vocabulary | None
 ) -> dict[str, float]:
     """Differences of the file to the detector, at several sizes, batches and words."""
+    # one image and a batch of three, sizes and words other than in the trace
     session = _session(file.SerializeToString())
     worst = dict(boxes=0.0, scores=0.0)
     for shape, number in (((1, 3, 160, 160), 1), ((3, 3, 64, 224), 33)):
@@ -356,6 +357,7 @@ class ONNXDetector(Student, BaseDetector):
         self.test_cfg = test_cfg
         if not self.metadata["nms"]:
             check_simple(test_cfg)
+        # pixels or vectors of another kind would give wrong boxes without an error
         own = dict(
             normalisation=normalisation(self.data_preprocessor),
             encoder=self.text_encoder.made_by,
@@ -377,6 +379,7 @@ class ONNXDetector(Student, BaseDetector):
             ValueError: samples that ask for other words than those folded in.
         """
         words = words_of(batch_data_samples)
+        # words: an input of the file, or those it was made for
         names = [own[0] for own in words]
         feed = dict(images=batch_inputs.cpu().numpy())
         if self.metadata["form"] == VOCABULARY:
@@ -387,6 +390,7 @@ class ONNXDetector(Student, BaseDetector):
                 f"{self.metadata['names'][:3]} ..., the samples ask for {len(names)}, "
                 f"{names[:3]} ...: export it for these, or use the vocabulary form."
             )
+        # boxes, image by image
         outputs = [torch.from_numpy(array) for array in self.session.run(None, feed)]
         results = []
         for i, sample in enumerate(batch_data_samples):

@@ -84,14 +84,10 @@ class KDEOVInferencer(DetInferencer):
             cfg = Config(cfg)
         return KDEOV.from_config(cfg, weights, device).model
 
-    def _init_pipeline(self, cfg: Any) -> None:
-        """None: :class:`KDEOV` prepares images."""
+    def _no_part(self, cfg: Any) -> None:
+        """:class:`KDEOV` prepares images, and :func:`.drawing.draw` draws."""
 
-    def _init_collate(self, cfg: Any) -> None:
-        """None: the same."""
-
-    def _init_visualizer(self, cfg: Any) -> None:
-        """None: :func:`kdeov_mm.inference.drawing.draw` draws."""
+    _init_pipeline = _init_collate = _init_visualizer = _no_part
 
     def stream(
         self,
@@ -126,6 +122,7 @@ class KDEOVInferencer(DetInferencer):
         Raises:
             FileNotFoundError, ValueError: of inputs, words or arguments.
         """
+        # all is checked before the first result is asked for
         sources = list_sources(inputs)
         counts = dict(batch_size=batch_size, slices=slices, every=every)
         for key, value in counts.items():
@@ -134,6 +131,7 @@ class KDEOVInferencer(DetInferencer):
         if not 0 <= overlap < 1:
             raise ValueError(f"overlap lies in [0, 1), got {overlap}")
         student = KDEOV(self.model, batch_size)
+        # words are embedded once for all images
         query = student.query(self._vocabulary(words), score_threshold)
 
         def predict(images: Sequence[np.ndarray]) -> SampleList:
@@ -224,6 +222,7 @@ class KDEOVInferencer(DetInferencer):
         results = self.stream(
             sources, words, batch_size=batch_size, every=every, **options
         )
+        # DetInferencer's folders
         vis = Path(out_dir) / "vis" if out_dir and not no_save_vis else None
         preds = Path(out_dir) / "preds" if out_dir and not no_save_pred else None
         answer: dict[str, list[Any]] = dict(predictions=[], visualization=[])
@@ -231,6 +230,7 @@ class KDEOVInferencer(DetInferencer):
         with Drawings(vis or Path(), every) as drawings:
             for result in tqdm(results, disable=not self.show_progress):
                 prediction = self._prediction(result)
+                # predictions: to the disk as JSON, to the caller as asked
                 if preds:
                     _write_json(preds, result.name, prediction, written)
                 if return_datasamples:
@@ -238,7 +238,7 @@ class KDEOVInferencer(DetInferencer):
                         metainfo=dict(img_path=str(result.path), error=result.error)
                     )
                 answer["predictions"].append(prediction)
-                # of an image that could not be read there is None
+                # drawings: of an image that could not be read there is None
                 drawing = None
                 if result.sample is not None and (vis or return_vis):
                     drawing = self.drawing(result, names, pred_score_thr)

@@ -84,6 +84,7 @@ def list_sources(inputs: Input | Sequence[Input]) -> list[ImageSource]:
     given = [*inputs] if isinstance(inputs, (list, tuple)) else [inputs]
     if not given:
         raise ValueError("no inputs: expected at least one image")
+    # files of all inputs; a folder counts as the place of its files
     sources: list[ImageSource] = []
     folders: list[str | Path] = []
     for item in given:
