@@ -13,7 +13,7 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, SampleList
 from mmengine.config import Config, ConfigDict
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger, print_log
 from mmengine.registry import init_default_scope
 from PIL import Image
 from torch import Tensor
@@ -53,10 +53,11 @@ class KDEOV:
     so a batch says the same as its images one by one. A call leaves the model as it
     is: threads can ask different words at the same time.
 
+    >>> _ = MMLogger.get_instance("quiet", log_level="ERROR")
     >>> student = KDEOV.from_config("configs/kdeov/kdeov_n_shapes_joint.py")
     >>> image = np.zeros((60, 80, 3), np.uint8)
     >>> student.encode_image([image, image]).shape
-    torch.Size([2, 64])
+    torch.Size([2, 128])
     >>> student.zero_shot_classify(image, ["red ring", ("blue star", "star")]).shape
     torch.Size([1, 2])
     >>> (found,) = student.open_vocabulary_detect(image, ["red ring", "blue star"])
@@ -72,7 +73,7 @@ class KDEOV:
     def __init__(self, model: Any, batch_size: int = 32) -> None:
         self.model = model.eval()
         self.batch_size = batch_size
-        self.size = test_size(model.cfg)
+        self.size = input_size(model.cfg)
 
     @classmethod
     def from_config(
@@ -366,7 +367,7 @@ def _check_names(names: Any) -> Vocabulary:
     return as_vocabulary(names)
 
 
-def test_size(config: Config) -> int:
+def input_size(config: Config) -> int:
     """The longer side of the inputs of a config's test pipeline."""
     loader = config.get("test_dataloader") or {}
     dataset = loader.get("dataset") or {}

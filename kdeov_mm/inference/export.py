@@ -42,7 +42,7 @@ from ..models.postprocess import (
 )
 from ..models.student import Student
 from ..vocabulary import Asked, Vocabulary, as_vocabulary
-from .api import normalisation, test_size
+from .api import normalisation, input_size
 
 try:
     import onnx
@@ -306,7 +306,7 @@ def _metadata(
             encoder=detector.text_encoder.made_by,
             embed_dims=detector.text_encoder.embed_dims,
             normalisation=normalisation(detector.data_preprocessor),
-            size=size or test_size(detector.cfg),
+            size=size or input_size(detector.cfg),
             stride=detector.data_preprocessor.pad_size_divisor,
             nms=nms,
             score_threshold=float(cfg.get("score_thr", 0)),

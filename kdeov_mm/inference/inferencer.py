@@ -35,6 +35,11 @@ class KDEOVInferencer(DetInferencer):
     file of :meth:`Vocabulary.load`; or a :class:`Vocabulary`, with vectors (the text
     tower is not needed then) or without. They are embedded once.
 
+    >>> words = ["red ring", ("blue star", "azure star")]
+    >>> inferencer = KDEOVInferencer(None, "student.pth")  # doctest: +SKIP
+    >>> for result in inferencer.stream("photos/", words):  # doctest: +SKIP
+    ...     print(result.name, result.sample.pred_instances.label_names)
+
     Args:
         model: a config, or its file; None: the one in the checkpoint, which is read as
             data and not run.
