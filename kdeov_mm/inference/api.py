@@ -13,7 +13,7 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, SampleList
 from mmengine.config import Config, ConfigDict
-from mmengine.logging import MMLogger, print_log
+from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 from PIL import Image
 from torch import Tensor
@@ -53,6 +53,7 @@ class KDEOV:
     so a batch says the same as its images one by one. A call leaves the model as it
     is: threads can ask different words at the same time.
 
+    >>> from mmengine.logging import MMLogger
     >>> _ = MMLogger.get_instance("quiet", log_level="ERROR")
     >>> student = KDEOV.from_config("configs/kdeov/kdeov_n_shapes_joint.py")
     >>> image = np.zeros((60, 80, 3), np.uint8)

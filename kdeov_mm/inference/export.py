@@ -42,7 +42,7 @@ from ..models.postprocess import (
 )
 from ..models.student import Student
 from ..vocabulary import Asked, Vocabulary, as_vocabulary
-from .api import normalisation, input_size
+from .api import input_size, normalisation
 
 try:
     import onnx

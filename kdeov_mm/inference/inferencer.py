@@ -195,21 +195,18 @@ class KDEOVInferencer(DetInferencer):
         return_datasamples: bool = False,
         no_save_pred: bool = True,
         out_dir: str | Path = "",
-        every: int = 1,
         **options: Any,
     ) -> dict[str, list[Any]]:
         """Find words in all inputs; results are kept in memory, see :meth:`stream`.
 
         Args:
-            inputs, words, batch_size, every: as in :meth:`stream`.
+            inputs, words, batch_size, options: as in :meth:`stream`.
             return_vis: return drawings.
-            no_save_vis: do not write drawings.
+            no_save_vis, no_save_pred: do not write drawings, predictions.
             pred_score_thr: boxes below are not drawn; predictions have them.
             return_datasamples: predictions are mm's samples, not dictionaries.
-            no_save_pred: do not write predictions.
             out_dir: drawings are written to its ``vis/``, predictions, a JSON for each
                 image and frame, to its ``preds/``; empty: nothing is written.
-            options: ``slices`` and ``overlap`` of :meth:`stream`.
 
         Returns:
             ``predictions``, one for each image and frame: ``labels``, ``scores``,
@@ -218,30 +215,24 @@ class KDEOVInferencer(DetInferencer):
             ``return_vis`` as many drawings (H, W, 3) uint8 RGB, None of such an image.
 
         Raises:
-            FileNotFoundError, ValueError: as :meth:`stream`; or a camera, which has no
-                end.
+            FileNotFoundError, ValueError: as :meth:`stream`; or there is a camera.
         """
         sources, names = list_sources(inputs), self.names(words)
         if any(source.camera is not None for source in sources):
             raise ValueError("a camera has no end: loop over stream() instead.")
-        results = self.stream(
-            sources, words, batch_size=batch_size, every=every, **options
-        )
+        results = self.stream(sources, words, batch_size=batch_size, **options)
         # DetInferencer's folders
         vis = Path(out_dir) / "vis" if out_dir and not no_save_vis else None
         preds = Path(out_dir) / "preds" if out_dir and not no_save_pred else None
         answer: dict[str, list[Any]] = dict(predictions=[], visualization=[])
         written: set[Path] = set()
-        with Drawings(vis or Path(), every) as drawings:
+        with Drawings(vis or Path(), options.get("every", 1)) as drawings:
             for result in tqdm(results, disable=not self.show_progress):
-                prediction = self._prediction(result)
                 # predictions: to the disk as JSON, to the caller as asked
+                prediction = self._prediction(result)
                 if preds:
                     _write_json(preds, result.name, prediction, written)
-                if return_datasamples:
-                    prediction = result.sample or DetDataSample(
-                        metainfo=dict(img_path=str(result.path), error=result.error)
-                    )
+                prediction = _sample(result) if return_datasamples else prediction
                 answer["predictions"].append(prediction)
                 # drawings: of an image that could not be read there is None
                 drawing = None
@@ -259,6 +250,12 @@ class KDEOVInferencer(DetInferencer):
             return dict(error=result.error)
         names = result.sample.pred_instances.label_names
         return dict(self.pred2dict(result.sample), label_names=names)
+
+
+def _sample(result: Result) -> DetDataSample:
+    """mm's sample; of an image that could not be read it has an ``error``."""
+    about = dict(img_path=str(result.path), error=result.error)
+    return result.sample or DetDataSample(metainfo=about)
 
 
 def _read(sources: Iterable[ImageSource], every: int) -> Iterator[Result]:
