@@ -173,6 +173,7 @@ class ImageIndex:
         """Read files in threads, and embed a batch of them at once."""
         with ThreadPoolExecutor() as pool:
             for batch in in_batches(names, self.model.batch_size):
+                # what cannot be read is an answer, too: it is not tried again
                 read = [*pool.map(self._read, batch)]
                 good = [image for image in read if isinstance(image, np.ndarray)]
                 vectors = iter(self.model.encode_image(good).cpu().numpy())
@@ -194,6 +195,7 @@ class ImageIndex:
         # parts are numbered; what a later one says counts
         parts = self._parts()
         number = int(parts[-1].stem.removeprefix("part-")) + 1 if parts else 0
+        # rows are those of readable files; of others there is the error
         good = {n: e.vector for n, e in entries.items() if e.vector is not None}
         matrix = np.stack([*good.values()]) if good else np.zeros((0, 0), np.float32)
         write_vectors(

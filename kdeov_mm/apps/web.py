@@ -78,6 +78,7 @@ def _find_tab(model: KDEOV, examples: Sequence[tuple[Path, str]]) -> None:
     def answer(
         upload: dict[str, Any] | None, words: str, typed: float | None
     ) -> Answer:
+        # a request could name any file of this machine
         path = Path(upload["path"]) if upload else None
         if path and not _is_given(path, [file for file, _ in examples]):
             raise gr.Error("This is no image of this page.")
@@ -142,6 +143,7 @@ def _search_tab(search: FolderSearch) -> None:
         bar: Callable[[Iterable], Iterable] = lambda paths: progress.tqdm(  # noqa: E731
             paths, desc="looking at images", unit="images"
         )
+        # what is wrong is said on the page
         try:
             start = time.perf_counter()
             hits, number = search(split_words(words), bar)

@@ -92,6 +92,7 @@ class KDEOV:
             return cls(load_model(config, checkpoint, device))
         if not isinstance(config, Config):
             config = Config.fromfile(config, lazy_import=False)
+        # random weights are what a wrong path would give, so they are announced
         print_log(
             "KDEOV.from_config without a checkpoint: the student is NOT TRAINED.",
             "current",
@@ -372,7 +373,8 @@ def input_size(config: Config) -> int:
     """The longer side of the inputs of a config's test pipeline."""
     loader = config.get("test_dataloader") or {}
     dataset = loader.get("dataset") or {}
-    while "dataset" in dataset:  # a wrapper
+    # wrappers of data sets have no pipeline of their own
+    while "dataset" in dataset:
         dataset = dataset["dataset"]
     scales = [step["scale"] for step in dataset.get("pipeline", ()) if "scale" in step]
     if not scales:
@@ -381,6 +383,7 @@ def input_size(config: Config) -> int:
             "test_dataloader.dataset.pipeline has a `scale`): the size of the model's "
             "input is not known."
         )
+    # the last step that resizes decides
     return max(scales[-1]) if not isinstance(scales[-1], int) else scales[-1]
 
 

@@ -130,6 +130,7 @@ class Drawings:
             OSError: it cannot be written.
         """
         path = self.place(result.source)
+        # frames come in order: another source ends a video
         if self._video and self._video.path != path:
             self.finish()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,6 +139,7 @@ class Drawings:
             write_whole(path, encoded.tobytes())
             return
         if not self._video:
+            # left-out frames do not make it shorter; 25 where the file does not say
             fps = (result.source.video_info().fps or 25) / self.every
             self._video = VideoWriter(path, fps, drawing.shape[1::-1])
         self._video.write(drawing)

@@ -150,6 +150,7 @@ def export_onnx(
             "synonyms='max' has several vectors for a class, the input `text` has one: "
             "fold the words in, or export the model with synonyms='mean'."
         )
+    # traced on the CPU, in a copy where the detector is elsewhere
     vocabulary = None if words is None else as_vocabulary(words)
     if detector.training or next(detector.parameters()).device.type != "cpu":
         detector = copy.deepcopy(detector).cpu().eval()
@@ -242,6 +243,7 @@ def _check(
         for key, one, other in zip(worst, expected, session.run(None, feed)):
             difference = float(np.abs(one.numpy() - other).max())
             worst[key] = float(np.maximum(worst[key], difference))  # NaN stays
+    # also refused: NaN
     if not all(value <= TOLERANCE for value in worst.values()):
         raise ValueError(
             f"onnxruntime does not say what PyTorch does: differences {worst}, at most "
@@ -281,6 +283,7 @@ def with_suppression(file: Any, test_cfg: Any) -> Any:
     inputs = [value for value in end.graph.input if value.name not in constants]
     del end.graph.input[:]
     end.graph.input.extend(inputs)
+    # merging needs one version of the format
     end.ir_version = file.ir_version
     # outputs of the one are inputs of the other
     start = onnx.compose.add_prefix(file, "detector_", rename_inputs=False)
@@ -295,6 +298,7 @@ def _metadata(
     size: int | None,
 ) -> dict[str, str]:
     """What a client needs to know, as strings of JSON."""
+    # thresholds are those of the suppression in the graph, or a client's to apply
     cfg = detector.bbox_head.test_cfg
     names = [own[0] for own in vocabulary.words] if vocabulary else []
     return {

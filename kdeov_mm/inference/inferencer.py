@@ -173,6 +173,7 @@ class KDEOVInferencer(DetInferencer):
         """
         if result.image is None or result.sample is None:
             raise ValueError(f"{result.name} cannot be drawn: {result.error}")
+        # random colours are the same each time: mmdet seeds them
         palette = "random" if self.palette == "none" else self.palette
         return draw(
             result.image,
@@ -277,6 +278,7 @@ def _with_samples(
     """The same results with samples, of images that pass the model together."""
     for batch in in_batches(results, batch_size):
         samples = iter(predict([r.image for r in batch if r.image is not None]))
+        # unreadable ones keep their place
         for result in batch:
             if result.image is not None:
                 result.sample = next(samples)
