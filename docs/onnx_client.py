@@ -1,10 +1,10 @@
 """Words to boxes with an exported file: numpy and onnxruntime, nothing else.
 
-    python docs/onnx_client.py dogs.onnx picture.npy
-    python docs/onnx_client.py any.onnx picture.npy words.safetensors
+    python docs/onnx_client.py dogs.onnx image.npy
+    python docs/onnx_client.py any.onnx image.npy words.safetensors
 
-A picture is an array (H, W, 3) of uint8, RGB; files other than .npy need Pillow. It is
-resized in float, and by OpenCV in whole numbers: scores of resized pictures differ from
+An image is an array (H, W, 3) of uint8, RGB; files other than .npy need Pillow. It is
+resized in float, and by OpenCV in whole numbers: scores of resized images differ from
 those of kdeov_mm in the third digit.
 """
 
@@ -94,7 +94,7 @@ def suppress(boxes, scores, threshold):
 
 
 def detect(session, about, image, names=None, vectors=None, score_threshold=0.3):
-    """Boxes (n, 4) xyxy in pixels of the picture, scores (n,), names; best first."""
+    """Boxes (n, 4) xyxy in pixels of the image, scores (n,), names; best first."""
     images, factors = prepare(image, about)
     feed = {"images": images}
     if about["form"] == "vocabulary":
@@ -127,14 +127,14 @@ def main():
     """Read the command line, print boxes."""
     if len(sys.argv) not in (3, 4):
         sys.exit(__doc__)
-    model, picture, *words = sys.argv[1:]
+    model, file, *words = sys.argv[1:]
     session, about = load(model)
-    if picture.endswith(".npy"):
-        image = np.load(picture)
+    if file.endswith(".npy"):
+        image = np.load(file)
     else:
         from PIL import Image, ImageOps
 
-        image = ImageOps.exif_transpose(Image.open(picture)).convert("RGB")
+        image = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
         image = np.asarray(image)
     asked = load_words(words[0], about) if words else ()
     for box, score, name in zip(*detect(session, about, image, *asked)):
