@@ -28,10 +28,13 @@ def load_words(path, about):
     data = Path(path).read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
-    entry = header["vectors"]
-    begin, end = (start + offset for offset in entry["data_offsets"])
-    rows = np.frombuffer(data[begin:end], "<f4").reshape(entry["shape"])
-    vocabulary = json.loads(header["__metadata__"]["vocabulary"])
+    tensor = header["vectors"]
+    begin, end = (start + offset for offset in tensor["data_offsets"])
+    rows = np.frombuffer(data[begin:end], "<f4").reshape(tensor["shape"])
+    metadata = header["__metadata__"]
+    # files of version 0.1.0 have no "about"
+    entry = "about" if "about" in metadata else "vocabulary"
+    vocabulary = json.loads(metadata[entry])
     keys = ("config_sha256", "weights_sha256", "templates")
     if "weights_sha256" not in about["encoder"]:
         keys = ("model", "pretrained", "templates")
