@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--nms", action="store_true", help="put the suppression into the graph"
     )
     parser.add_argument(
-        "--size", type=int, help="longer side of pictures (default: the config's)"
+        "--size", type=int, help="longer side of images (default: the config's)"
     )
     args = parser.parse_args(argv)
     if not (args.vocabulary_input or args.words):

@@ -5,7 +5,7 @@
         --checkpoint CHECKPOINT --top 20 --out hits.png
     python tools/search_images.py FOLDER --interactive
 
-A picture of the hits is written for each line of words. The index follows new, changed
+An image of the hits is written for each line of words. The index follows new, changed
 and removed files; an interrupted run is gone on with.
 """
 

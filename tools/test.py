@@ -32,9 +32,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--out", help="dump predictions to this .pkl file")
     parser.add_argument("--show", action="store_true", help="show boxes")
-    parser.add_argument("--show-dir", help="save pictures with boxes here")
+    parser.add_argument("--show-dir", help="save images with boxes here")
     parser.add_argument(
-        "--wait-time", type=float, default=2, help="seconds between shown pictures"
+        "--wait-time", type=float, default=2, help="seconds between shown images"
     )
     parser.add_argument(
         "--cfg-options",

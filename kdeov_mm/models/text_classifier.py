@@ -121,7 +121,8 @@ class TextClassifier(nn.Module):
             raise ValueError("a classifier of levels needs num_biases, one for each")
         # one kernel for all levels, a bias for each
         weight, offset = self._weight(vectors)
-        biases = (offset + self.bias[:, None]).expand(-1, len(vectors))
+        # len() would fix the number of words in an exported graph
+        biases = (offset + self.bias[:, None]).expand(-1, vectors.shape[0])
         return [Linear1x1(weight, bias) for bias in biases]
 
     def folded(

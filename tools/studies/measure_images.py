@@ -23,7 +23,7 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from kdeov_mm.inference.pictures import read_image
+from kdeov_mm.inference.images import read_image
 from mmcv.cnn import fuse_conv_bn
 from mmengine.fileio import load
 from torch import Tensor
@@ -109,7 +109,7 @@ class Scenes:
             raise SystemExit(f"{root} has {len(images)} scenes, asked for {count}")
         place = {image["id"]: i for i, image in enumerate(images)}
         files = [root / "images/val" / image["file_name"] for image in images]
-        self.scenes = [read_image(file)[..., ::-1] for file in files]
+        self.scenes = [read_image(file) for file in files]
         self.pixels = torch.from_numpy(np.stack(self.scenes)).permute(0, 3, 1, 2) / 255
         said = [a for a in captions["annotations"] if a["image_id"] in place]
         self.owner = torch.tensor([place[a["image_id"]] for a in said])
