@@ -10,11 +10,11 @@ DISK_GB := 10
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo web test check clean
+.PHONY: help install demo web test test-slow check clean
 
 help: ## list the targets
 	@echo "make TARGET [PYTHON=python3.12] [VENV=.venv]"
-	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 12
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 12
 
 install: $(READY) ## make the environment: 2 to 5 minutes once, 10 GB of disk
 	@echo "Ready: $(VENV), $$($(BIN)/python --version)."
@@ -25,8 +25,11 @@ demo: $(READY) ## train, test and draw the demo: at most 12 minutes on 2 cores
 web: $(READY) work_dirs/demo/last_checkpoint ## a page in your browser: words in, boxes out; Ctrl-C ends it
 	$(BIN)/python tools/web.py
 
-test: $(READY) ## all tests: at most 30 minutes on 2 cores
-	$(BIN)/python -m pytest tests
+test: $(READY) ## the tests, in two processes: at most 10 minutes on 2 cores
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile
+
+test-slow: $(READY) ## the slow tests, which `make test` leaves out
+	$(BIN)/python -m pytest tests -n 2 -m slow
 
 check: $(READY) ## style and types: ruff and mypy
 	$(BIN)/ruff check .

@@ -25,7 +25,15 @@ MM = [
 SEARCH = ["faiss-cpu"]
 WEB = ["gradio>=6", *SEARCH]
 ONNX = ["onnx", "onnxruntime", "onnxscript"]
-DEV = ["pytest", "ruff", "mypy", "tensorboard", "playwright", "supervision"]
+DEV = [
+    "pytest",
+    "pytest-xdist",
+    "ruff",
+    "mypy",
+    "tensorboard",
+    "playwright",
+    "supervision",
+]
 
 setup(
     name="kdeov_mm",
@@ -38,17 +46,24 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["kdeov_mm", "kdeov_mm.*"]),
-    package_data={"kdeov_mm": ["clip/shapes_*teacher/*", "engine/doctor/advice.json"]},
+    package_data={
+        "kdeov_mm": [
+            "clip/shapes_*teacher/*",
+            "datasets/*.json",
+            "engine/doctor/*.json",
+        ]
+    },
     install_requires=[
         "torch>=2.4",
         "torchvision",
         "numpy",
         "open_clip_torch>=2.24",
+        "filelock",
         "safetensors",
         "scipy",
         "tqdm",
         "faster-coco-eval",
-        "ijson",
+        "ijson",  # of tools/prepare_splits.py alone
     ],
     extras_require={
         "mm": MM,

@@ -1,9 +1,9 @@
-"""Every config builds, trains a step and is evaluated; and can be read."""
+"""Every config builds, every part of one trains a step; and they can be read."""
 
 import ast
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,44 @@ CONFIGS = sorted(
 EVERY_PAGE = sorted((ROOT / "configs").rglob("*.py"))
 
 
+def parts(value: Any, of_model: bool = False) -> Iterator[str]:
+    """The types in a config; of its model the words, switches and keys as well."""
+    if isinstance(value, dict):
+        for key, v in value.items():
+            if key == "type":
+                yield v
+            elif of_model and not isinstance(v, (dict, list, tuple)):
+                yield f"{key}={v}" if isinstance(v, (str, bool)) else key
+            yield from parts(v, of_model or key == "model")
+    elif isinstance(value, (list, tuple)):
+        for v in value:
+            yield from [v] if of_model and isinstance(v, str) else parts(v, of_model)
+
+
+def representatives() -> list[Path]:
+    """Few configs that hold every part of all: the one with most new parts, again."""
+    held = {
+        path: set(parts(Config.fromfile(path, lazy_import=False).to_dict()))
+        for path in CONFIGS
+    }
+    chosen, missing = [], set().union(*held.values())
+    while missing:
+        chosen.append(max(CONFIGS, key=lambda path: len(held[path] & missing)))
+        missing -= held[chosen[-1]]
+    return chosen
+
+
+STEPPED = representatives()
+BUILT = [path for path in CONFIGS if path not in STEPPED]
+
+
 def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
+
+
+def test_every_config_is_either_stepped_or_built() -> None:
+    assert sorted(STEPPED + BUILT) == CONFIGS
+    assert len(STEPPED) <= 25  # else the parts that are listed are no parts
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -58,13 +94,36 @@ class OneStep(Hook):
         runner.train_loop.stop_training = True
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_trains_and_tests_a_step(
+def load_run(path: Path, load_config: Callable[..., Config], work_dir: Path) -> Config:
+    cfg = load_config(path, clip=False)
+    cfg.work_dir = str(work_dir)
+    cfg.experiment_name = f"{path.parent.name}_{path.stem}"
+    return cfg
+
+
+@pytest.mark.parametrize("path", BUILT, ids=lambda path: path.stem)
+def test_every_config_builds(
     path: Path, load_config: Callable[..., Config], tmp_path: Path
 ) -> None:
-    cfg = load_config(path, clip=False)
-    cfg.work_dir = str(tmp_path)
-    cfg.experiment_name = f"{path.parent.name}_{path.stem}"
+    """Everything that a run needs before its first step; one sample of each data."""
+    runner = Runner.from_cfg(load_run(path, load_config, tmp_path))
+    loops = runner.train_loop, runner.val_loop, runner.test_loop
+    for loop in loops:
+        assert loop.dataloader.dataset[0]["inputs"].isfinite().all()
+    assert all(loop.evaluator.metrics for loop in loops[1:])
+    optimizer = runner.build_optim_wrapper(runner.optim_wrapper)
+    given = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    wanted = {id(p) for p in runner.model.parameters() if p.requires_grad}
+    assert wanted and wanted <= given
+    runner.optim_wrapper = optimizer
+    assert runner.build_param_scheduler(runner.param_schedulers)
+
+
+@pytest.mark.parametrize("path", STEPPED, ids=lambda path: path.stem)
+def test_every_part_of_a_config_trains_and_tests_a_step(
+    path: Path, load_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    cfg = load_run(path, load_config, tmp_path)
     if (cfg.model.get("teacher") or {}).get("type") == "CachedTeacher":
         fill_store(cfg, tmp_path)
     runner, once = Runner.from_cfg(cfg), OneStep()

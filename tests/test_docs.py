@@ -5,19 +5,22 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.runner import Runner
 from PIL import Image
 
+import kdeov_mm
 from kdeov_mm.vocabulary import Vocabulary
 
 from .conftest import EMBED_DIMS, ROOT, moved, run_env
-from .test_api import scene, write_joint
+from .inference.test_api import scene, write_joint
 from .test_configs import OneStep
 
 PAGE = (ROOT / "docs/custom_dataset.md").read_text()
@@ -160,3 +163,39 @@ def test_files_that_the_pages_on_images_name_are_there(page: str) -> None:
     text = (ROOT / page).read_text()
     files = re.findall(r"(?:configs|tools|docs|kdeov_mm)/[\w/]+\.(?:py|md)", text)
     assert files and all((ROOT / file).is_file() for file in files)
+
+
+def test_the_names_that_the_page_of_names_gives_exist() -> None:
+    page = (ROOT / "docs/names.md").read_text()
+    names = sorted(set(re.findall(r"`(kdeov_mm(?:\.\w+)+)`", page)))
+    assert len(names) > 20
+    for name in names:
+        attrgetter(name.removeprefix("kdeov_mm."))(kdeov_mm)
+    for name in set(re.findall(r"`(mm\w+\.\w+)`", page)):
+        assert MODELS.get(name), name
+    files = re.findall(r"(?:configs|tools)/[\w/]+\.py", page)
+    assert files and all((ROOT / file).is_file() for file in files)
+
+
+def test_the_page_of_names_has_the_parts_that_the_designs_name() -> None:
+    left = re.findall(r"^\| (.*?) \|", (ROOT / "docs/names.md").read_text(), re.M)
+    mapped = set(re.findall(r"`(\w+)`", " ".join(left)))
+    assert mapped >= {
+        "KDEOVModel",
+        "FrozenCLIPTextEncoder",
+        "LightweightVisualBackbone",
+        "ProjectionNetwork",
+        "SpatialProjection",
+        "CrossModalFusionModule",
+        "DistillationLoss",
+        "CrossModalAlignmentLoss",
+        "FeatureAlignmentLoss",
+        "encode_image",
+        "encode_text",
+        "get_spatial_embeddings",
+        "zero_shot_classify",
+        "open_vocabulary_detect",
+        "SegStudent",
+        "CLIPTeacher",
+        "CLIPImageEncoder",
+    }

@@ -16,7 +16,7 @@ from kdeov_mm.models import KDEOVDetector, RandomVocabulary
 from kdeov_mm.vocabulary import Vocabulary, check_order, clean_name, merge_synonyms
 
 from .conftest import WORDS, make_sample
-from .test_datasets import NAMES, load, make_coco
+from .datasets.test_datasets import NAMES, load, make_coco
 
 CLIP_DATA = Path(__file__).parents[2] / "shared/data/clip"
 real_clip = pytest.mark.skipif(not CLIP_DATA.is_dir(), reason="no real CLIP vectors")

@@ -377,6 +377,7 @@ def test_a_damaged_shard_is_found_and_made_again(
     assert ("damaged" in said) == (harm != "removed")
 
 
+@pytest.mark.slow
 def test_killed_five_times_and_finished_is_as_undisturbed(
     config: Config, config_file: Path, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from kdeov_mm import KDEOV
-from kdeov_mm.models import FoldedDetector, KDEOVDetector, PromisingPlaces, scoring
+from kdeov_mm.models import FoldedDetector, KDEOVDetector, PromisingPlaces, postprocess
 from kdeov_mm.models.postprocess import above, most_boxes, score_in_parts
 from kdeov_mm.vocabulary import Vocabulary
 
@@ -156,7 +156,7 @@ def test_folding_leaves_the_detector_as_it_is(
 
 
 @pytest.mark.parametrize("synonyms", ["mean", "max"])
-@pytest.mark.parametrize("part", [scoring.PART, 1000])
+@pytest.mark.parametrize("part", [postprocess.PART, 1000])
 def test_synonyms_fold(
     synonyms: str,
     part: int,
@@ -168,7 +168,7 @@ def test_synonyms_fold(
     model.bbox_head.test_cfg.nms.iou_threshold = 1.0
     expected = found(model, IMAGES, words)
     monkeypatch.setattr("kdeov_mm.models.ov_head.PART", part)
-    monkeypatch.setattr(scoring, "PART", part)
+    monkeypatch.setattr(postprocess, "PART", part)
     same(found(model.fold(words), IMAGES), expected)
     same(found(model, IMAGES, words), expected)
 
@@ -268,7 +268,7 @@ def test_scores_in_parts_are_those_at_once(
     model.bbox_head.test_cfg.update(nms_pre=3000, max_per_img=300, score_thr=0.001)
     expected = found(model, IMAGES, words)
     monkeypatch.setattr("kdeov_mm.models.ov_head.PART", 10_000)
-    monkeypatch.setattr(scoring, "PART", 10_000)
+    monkeypatch.setattr(postprocess, "PART", 10_000)
     same(found(model, IMAGES, words), expected, 1e-5)
     same(found(model.fold(words), IMAGES), expected, 1e-4)
 
