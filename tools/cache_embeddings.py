@@ -35,10 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.shard_size < 1:
         parser.error("--shard-size needs at least one image")
+    # a StoreMismatch is a ValueError
     try:
         cfg = Config.fromfile(args.config, lazy_import=False)
         fill_store(cfg, args.store, args.proposals, args.dense, args.shard_size)
-    except (OSError, TypeError, ValueError) as error:  # a StoreMismatch, too
+    except (OSError, TypeError, ValueError) as error:
         print(f"{args.config}: {error}", file=sys.stderr)
         return 1
     return 0

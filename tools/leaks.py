@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     data = Config.fromfile(args.config, lazy_import=False).test_dataloader.dataset
+    # only the metainfo is needed: no images, no annotations
     data = dict(data, lazy_init=True, pipeline=[])
     novel = asked_groups(DATASETS.build(data).metainfo).get("novel")
     if not novel:

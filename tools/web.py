@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--port lies in 1 to 65535")
     if args.images and not args.images.is_dir():
         parser.error(f"--images {args.images} is no folder")
+    # the examples are drawn anew for each run
     with tempfile.TemporaryDirectory() as scratch:
         try:
             from kdeov_mm.apps.answers import write_examples
@@ -56,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             examples = write_examples(Path(scratch))
             images = args.images or (IMAGES if IMAGES.is_dir() else Path(scratch))
+            # the page holds the model: its first answer is as fast as the others
             page = build_page(model, examples, images)
         except (ImportError, OSError, ValueError) as error:
             print(error, file=sys.stderr)
