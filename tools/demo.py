@@ -44,6 +44,7 @@ def main() -> None:
         parser.error("--pictures needs at least one")
     # configs name their data relative to the project
     os.chdir(ROOT)
+    # each step is a tool that users run by hand, too
     say(1, "Writing the built-in world to data/shapes", "about 1 minute, once")
     run("tools/make_shapes.py", "--root", DATA)
     say(
@@ -61,6 +62,7 @@ def main() -> None:
     eval_seconds = run("tools/test.py", CONFIG, checkpoint, "--work-dir", WORK / "eval")
     # its folder has an evaluation for each run of the demo
     figures = newest_metrics(WORK / "eval")
+    # what `make demo` shows, and keeps
     say(4, "Drawing ground truth and predictions", "a few seconds")
     pictures = draw_examples(checkpoint, args.pictures)
     report: dict[str, Any] = dict(
@@ -130,6 +132,7 @@ def draw_examples(checkpoint: Path, count: int) -> list[str]:
     for image, found in zip(images, inferencer.stream(paths, shapes.CLASSES)):
         if found.sample is None or found.image is None or found.path is None:
             raise SystemExit(found.error)
+        # ground truth and predictions side by side
         found.sample.gt_instances = to_instances(objects[image["id"]])
         picture = draw(
             found.image,
@@ -154,6 +157,7 @@ def to_instances(objects: Sequence[tuple[str, list[float]]]) -> InstanceData:
 
 def print_table(report: dict[str, Any]) -> None:
     """The result in a few lines."""
+    # the three groups, from seen to unseen
     rows = [
         ("base: 200 classes with boxes in training", "base_ap50"),
         ("combo: 40 new combinations of seen concepts", "combo_ap50"),

@@ -134,6 +134,7 @@ def detect(args: argparse.Namespace) -> int:
     )
     for name, error in errors.items():
         print(f"could not be read: {name}: {error}", file=sys.stderr)
+    # the rest is done all the same
     return 1 if errors else 0
 
 
@@ -146,6 +147,7 @@ def refuse_inside(
     out: Path, sources: Sequence[ImageSource], inputs: Sequence[str]
 ) -> None:
     """Drawings among the inputs would be inputs of the next run."""
+    # folders that hold --out, and files in it
     whole = out.resolve()
     folders = [Path(g) for g in inputs if Path(g).is_dir()]
     among = [f for f in folders if whole.is_relative_to(f.resolve())]
@@ -161,6 +163,7 @@ def settings(args: argparse.Namespace, vocabulary: Vocabulary) -> dict[str, Any]
     """What results depend on, besides the inputs."""
     if not args.checkpoint.is_file():
         raise FileNotFoundError(f"checkpoint {args.checkpoint} does not exist")
+    # words alone do not tell: a file may bring vectors of its own
     vectors = (
         sha256(vocabulary.matrix().numpy().tobytes()) if vocabulary.vectors else None
     )
@@ -227,6 +230,7 @@ def stamp(source: ImageSource) -> list[Any] | None:
 def read_part(out: Path, source: ImageSource) -> dict[str, Any] | None:
     """The results of an input that is done, and has not changed since."""
     try:
+        # a part of a file that changed is not its result any more
         part = json.loads(part_file(out, source).read_text())
     except (FileNotFoundError, ValueError):  # not done, or damaged
         return None

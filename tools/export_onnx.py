@@ -88,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"export_onnx.py: {error}", file=sys.stderr)
         return 2
+    # what is in the file, and how far it is from PyTorch
     what = "any words" if folded is None else f"{len(folded)} words folded in"
     print(
         f"{args.out}: {what}, {args.out.stat().st_size / 2**20:.1f} MiB; differs from "

@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"the test data of {args.config} name no novel classes")
     report = leak_report(args.checkpoint, novel, args.pretraining)
     print(describe_leaks(report))
+    # None: its training is not known
     return {True: 0, False: 1, None: 2}[report["clean"]]
 
 

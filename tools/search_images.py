@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
+    # both need something to look for
     if args.top < 1:
         parser.error("--top is at least 1")
     if not args.words and not args.interactive:
@@ -113,6 +114,7 @@ def asked(args: argparse.Namespace) -> Iterator[str]:
 
 def answer(index: ImageIndex, words: str, top: int, out: Path) -> None:
     """Print the hits of some words, and draw them."""
+    # the time of the search alone, without drawing
     start = time.perf_counter()
     hits = index.search(words, top)
     took = (time.perf_counter() - start) * 1e3

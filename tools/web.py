@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
+    # what is wrong is said before a model is loaded
     if not 0 < args.port < 2**16:
         parser.error("--port lies in 1 to 65535")
     if args.images and not args.images.is_dir():
@@ -62,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (ImportError, OSError, ValueError) as error:
             print(error, file=sys.stderr)
             return 2
+        # a port may be taken
         try:
             address = serve(page, args.host, args.port)
         except OSError:
