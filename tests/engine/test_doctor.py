@@ -120,7 +120,8 @@ def no_words(cfg: Config) -> None:
 
 def words_not_packed(cfg: Config) -> None:
     pack = cfg.train_dataloader.dataset.pipeline[-1]
-    pack.meta_keys = tuple(key for key in pack.meta_keys if key != "words")
+    assert pack.type == "PackInputs"
+    pack.meta_keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
 
 
 def frozen_backbone(cfg: Config) -> None:

@@ -23,7 +23,6 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from kdeov_mm.inference.pictures import read_image
 from mmcv.cnn import fuse_conv_bn
 from mmengine.fileio import load
 from torch import Tensor
@@ -34,6 +33,7 @@ from kdeov_mm.clip import CLIPImageTeacher, CLIPTextEncoder
 from kdeov_mm.datasets import shapes
 from kdeov_mm.datasets.shapes_files import write_world
 from kdeov_mm.evaluation import retrieval_recall, zero_shot_accuracy
+from kdeov_mm.inference.images import read_image
 from pages import ROOT, read_json, seconds_in_turn, show, write_json
 
 FOLDER = ROOT / "configs/image_text"
@@ -112,7 +112,7 @@ class Scenes:
             raise SystemExit(f"{root} has {len(images)} scenes, asked for {count}")
         place = {image["id"]: i for i, image in enumerate(images)}
         files = [root / "images/val" / image["file_name"] for image in images]
-        self.scenes = [read_image(file)[..., ::-1] for file in files]
+        self.scenes = [read_image(file) for file in files]
         self.pixels = torch.from_numpy(np.stack(self.scenes)).permute(0, 3, 1, 2) / 255
         # captions: whose each is, embedded as they stand
         said = [a for a in captions["annotations"] if a["image_id"] in place]
