@@ -121,7 +121,7 @@ class KDEOVDetector(Student, SingleStageDetector):
         # detection: maps before and after fusion, losses, locations
         with untouched(self) if self.frozen else nullcontext():
             plain = self.extract_feat(batch_inputs)
-            feats = self.fuse(plain, text)
+            feats = self.fused(plain, text)
             losses, regions = self.bbox_head.loss_and_regions(
                 feats, text.vectors, samples
             )
@@ -256,7 +256,7 @@ class KDEOVDetector(Student, SingleStageDetector):
             outputs["visual_features"] = self.global_head.embed(feats, filled)
         if batch_data_samples and "words" in batch_data_samples[0]:
             text = self.embed(words_of(batch_data_samples), batch_inputs.device)
-            fused = self.fuse(feats, text)
+            fused = self.fused(feats, text)
             outputs["text_features"] = text.vectors
             outputs["fused_map"] = fused if self.fusion else None
             outputs["predictions"] = self.bbox_head(HeadInput(fused, text))
@@ -276,8 +276,8 @@ class KDEOVDetector(Student, SingleStageDetector):
             text: their embeddings; None embeds them.
         """
         text = self.embed(words, images.device) if text is None else text
-        return HeadInput(self.fuse(self.extract_feat(images), text), text)
+        return HeadInput(self.fused(self.extract_feat(images), text), text)
 
-    def fuse(self, feats: tuple[Tensor, ...], text: TextEmbeds) -> tuple[Tensor, ...]:
+    def fused(self, feats: tuple[Tensor, ...], text: TextEmbeds) -> tuple[Tensor, ...]:
         """P3, P4, P5, fused with the words if the model has a fusion."""
         return self.fusion(feats, text.vectors) if self.fusion else feats
