@@ -62,9 +62,9 @@ def main() -> None:
     eval_seconds = run("tools/test.py", CONFIG, checkpoint, "--work-dir", WORK / "eval")
     # its folder has an evaluation for each run of the demo
     figures = newest_metrics(WORK / "eval")
-    # what `make demo` shows, and keeps
     say(4, "Drawing ground truth and predictions", "a few seconds")
     pictures = draw_examples(checkpoint, args.pictures)
+    # what `make demo` shows, and keeps
     report: dict[str, Any] = dict(
         protocol=protocol(),
         base_ap50=figures["ov/base_AP50"],
