@@ -8,6 +8,8 @@ import pytest
 
 import kdeov_mm
 
+from .conftest import ROOT
+
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -23,9 +25,9 @@ def with_examples() -> list[str]:
 
 @pytest.mark.parametrize("name", with_examples())
 def test_the_examples_of_a_module(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # an example may write files
+    monkeypatch.chdir(ROOT)  # examples name configs from there
     module = importlib.import_module(name.removesuffix(".__init__"))
     result = doctest.testmod(module, optionflags=FLAGS)
     assert result.attempted and not result.failed  # the differences stand above
