@@ -46,17 +46,24 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["kdeov_mm", "kdeov_mm.*"]),
-    package_data={"kdeov_mm": ["clip/shapes_*teacher/*"]},
+    package_data={
+        "kdeov_mm": [
+            "clip/shapes_*teacher/*",
+            "datasets/*.json",
+            "engine/doctor/*.json",
+        ]
+    },
     install_requires=[
         "torch>=2.4",
         "torchvision",
         "numpy",
         "open_clip_torch>=2.24",
+        "filelock",
         "safetensors",
         "scipy",
         "tqdm",
         "faster-coco-eval",
-        "ijson",
+        "ijson",  # of tools/prepare_splits.py alone
     ],
     extras_require={
         "mm": MM,

@@ -25,10 +25,10 @@ from torch import Tensor
 
 from kdeov_mm.clip.source import TEACHERS
 from kdeov_mm.datasets import OVCocoDataset
-from kdeov_mm.datasets.lvis import LVIS_CLASSES, LVIS_FREQUENCY
+from kdeov_mm.datasets.lvis import LVIS_FREQUENCY
 from kdeov_mm.datasets.shapes_files import write_world
-from kdeov_mm.datasets.splits import make_splits
 from kdeov_mm.models import KDEOVDetector
+from kdeov_mm.vocabulary import as_vocabulary
 
 ROOT = Path(kdeov_mm.__file__).resolve().parents[1]
 WORDS = ("red ball", "blue cube", "green star", "old house", "small dog", "tall tree")
@@ -136,7 +136,7 @@ def enliven(model: KDEOVDetector) -> KDEOVDetector:
     head = model.bbox_head.head_module
     bins = torch.arange(head.reg_max, dtype=torch.float)
     with torch.no_grad():
-        head.bias.zero_()
+        head.classifier.bias.zero_()
         for branch in head.reg_preds:
             branch[-1].bias.copy_(-(bins - 1).square().repeat(4) / 4)
         for _ in range(8):
@@ -147,11 +147,11 @@ def enliven(model: KDEOVDetector) -> KDEOVDetector:
 def make_sample(
     boxes: Sequence[Sequence[float]] | Tensor = (),
     labels: Sequence[int] = (),
-    text: Sequence[str] = WORDS,
+    words: Sequence[str | Sequence[str]] = WORDS,
     shape: tuple[int, int] = (64, 64),
     **metainfo: Any,
 ) -> DetDataSample:
-    """A sample with ground truth: boxes xyxy in pixels, labels that index `text`."""
+    """A sample with ground truth: boxes xyxy in pixels, labels that index `words`."""
     sample = DetDataSample(
         metainfo=dict(
             img_id=0,
@@ -160,7 +160,7 @@ def make_sample(
             batch_input_shape=shape,
             pad_shape=shape,
             scale_factor=(1.0, 1.0),
-            text=tuple(text),
+            words=as_vocabulary(words).words,
             **metainfo,
         )
     )
@@ -226,7 +226,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     lvis = [
         dict(id=i, name=name, frequency=kind, synonyms=[name])
-        for i, (name, kind) in enumerate(zip(LVIS_CLASSES, LVIS_FREQUENCY), 1)
+        for i, (name, kind) in enumerate(LVIS_FREQUENCY.items(), 1)
     ]
     for name, categories in (("coco", coco), ("lvis", lvis)):
         for part, number in (("train", 8), ("val", 4)):
@@ -238,7 +238,9 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
             file.parent.mkdir(exist_ok=True)
             file.write_text(json.dumps(content))
         ids = file if name == "lvis" else None
-        make_splits(name, file.parent, ids, say=lambda line: None)
+        load_tool("prepare_splits").make_splits(
+            name, file.parent, ids, say=lambda line: None
+        )
     return root
 
 

@@ -23,8 +23,8 @@ from mmengine.structures import InstanceData
 
 from kdeov_mm.datasets import shapes
 from kdeov_mm.evaluation import newest_figures
+from kdeov_mm.inference.drawing import draw
 from kdeov_mm.inference.inferencer import KDEOVInferencer
-from kdeov_mm.inference.pictures import draw
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "configs/kdeov/kdeov_n_shapes.py"
@@ -124,11 +124,11 @@ def draw_examples(checkpoint: Path, count: int) -> list[str]:
     inferencer = KDEOVInferencer(CONFIG, checkpoint, "cpu")
     pictures = []
     for image, found in zip(images, inferencer.stream(paths, shapes.CLASSES)):
-        if found.sample is None or found.picture is None or found.path is None:
+        if found.sample is None or found.image is None or found.path is None:
             raise SystemExit(found.error)
         found.sample.gt_instances = to_instances(objects[image["id"]])
         picture = draw(
-            np.ascontiguousarray(found.picture[..., ::-1]),
+            found.image,
             found.sample,
             shapes.CLASSES,
             shapes.PALETTE,

@@ -1,4 +1,4 @@
-"""Find words in pictures, folders and videos: COCO's JSON, and drawings.
+"""Find words in images, folders and videos: COCO's JSON, and drawings.
 
     python tools/detect.py CHECKPOINT FOLDER --words "solid red ring, blue star"
     python tools/detect.py CHECKPOINT a.jpg 'photos/**/*.png' --words words.txt
@@ -34,9 +34,10 @@ import torch
 from tqdm import tqdm
 
 from kdeov_mm.files import locked, write_whole
+from kdeov_mm.inference.drawing import Drawings
 from kdeov_mm.inference.inferencer import KDEOVInferencer
-from kdeov_mm.inference.results import Drawings, coco_record, join_coco
-from kdeov_mm.inference.sources import Source, list_sources
+from kdeov_mm.inference.results import coco_record, join_coco
+from kdeov_mm.inference.sources import ImageSource, list_sources
 from kdeov_mm.vocabulary import Vocabulary, as_vocabulary
 
 OUT = Path("work_dirs/detect")
@@ -72,7 +73,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--no-drawings", action="store_true")
     parser.add_argument(
-        "--slices", type=int, help="search tiles of so many pixels, too: large pictures"
+        "--slices", type=int, help="search tiles of so many pixels, too: large images"
     )
     parser.add_argument(
         "--overlap", type=float, default=0.2, help="of tiles (default: 0.2)"
@@ -124,7 +125,7 @@ def detect(args: argparse.Namespace) -> int:
         target = args.out / "detections.json"
         write_whole(target, json.dumps(content).encode())
     print(
-        f"{target}: {len(content['images'])} pictures, "
+        f"{target}: {len(content['images'])} images, "
         f"{len(content['annotations'])} boxes"
     )
     for name, error in errors.items():
@@ -132,12 +133,14 @@ def detect(args: argparse.Namespace) -> int:
     return 1 if errors else 0
 
 
-def unique(sources: Sequence[Source]) -> list[Source]:
+def unique(sources: Sequence[ImageSource]) -> list[ImageSource]:
     """Each file once, though it is in a folder and named besides."""
     return [*{source.name: source for source in sources}.values()]
 
 
-def refuse_inside(out: Path, sources: Sequence[Source], inputs: Sequence[str]) -> None:
+def refuse_inside(
+    out: Path, sources: Sequence[ImageSource], inputs: Sequence[str]
+) -> None:
     """Drawings among the inputs would be inputs of the next run."""
     whole = out.resolve()
     folders = [Path(g) for g in inputs if Path(g).is_dir()]
@@ -146,7 +149,7 @@ def refuse_inside(out: Path, sources: Sequence[Source], inputs: Sequence[str]) -
     if among:
         raise ValueError(
             f"--out {out} lies in the input {among[0]}, or holds it: drawings would be "
-            "taken for pictures. Name another place."
+            "taken for images. Name another place."
         )
 
 
@@ -202,11 +205,11 @@ def prepare(out: Path, about: dict[str, Any], restart: bool) -> None:
     write_whole(manifest, json.dumps(about, indent=1).encode())
 
 
-def part_file(out: Path, source: Source) -> Path:
+def part_file(out: Path, source: ImageSource) -> Path:
     return out / "parts" / f"{source.name}.json"
 
 
-def stamp(source: Source) -> list[Any] | None:
+def stamp(source: ImageSource) -> list[Any] | None:
     """Which file it is, and of when; None: it is gone by now."""
     path = Path(str(source.path)).absolute()
     try:
@@ -216,7 +219,7 @@ def stamp(source: Source) -> list[Any] | None:
     return [str(path), about.st_size, about.st_mtime_ns]
 
 
-def read_part(out: Path, source: Source) -> dict[str, Any] | None:
+def read_part(out: Path, source: ImageSource) -> dict[str, Any] | None:
     """The results of an input that is done, and has not changed since."""
     try:
         part = json.loads(part_file(out, source).read_text())
@@ -227,7 +230,7 @@ def read_part(out: Path, source: Source) -> dict[str, Any] | None:
 
 def process(
     inferencer: KDEOVInferencer,
-    sources: Sequence[Source],
+    sources: Sequence[ImageSource],
     args: argparse.Namespace,
 ) -> Iterator[tuple[str, str]]:
     """Find, draw and write input by input; yield names and errors of the unreadable."""
@@ -241,7 +244,7 @@ def process(
     )
     names = inferencer.names()
     stamps = {source: stamp(source) for source in sources}  # before they are read
-    bar = tqdm(total=count(sources, args.every), unit="picture", file=sys.stderr)
+    bar = tqdm(total=count(sources, args.every), unit="image", file=sys.stderr)
     with bar, Drawings(args.out / "vis", args.every) as drawings:
         for source, group in groupby(results, key=lambda result: result.source):
             records = []
@@ -251,8 +254,8 @@ def process(
                 if result.sample is not None:
                     records.append(coco_record(result))
                     if not args.no_drawings:
-                        picture = inferencer.drawing(result, names, args.threshold)
-                        drawings.add(result, picture)
+                        drawing = inferencer.drawing(result, names, args.threshold)
+                        drawings.add(result, drawing)
                 bar.update()
             drawings.finish()
             if error:
@@ -264,14 +267,14 @@ def process(
             write_whole(file, json.dumps(part).encode())
 
 
-def count(sources: Sequence[Source], every: int) -> int | None:
-    """Pictures and frames; None where a video does not tell."""
+def count(sources: Sequence[ImageSource], every: int) -> int | None:
+    """Images and frames; None where a video does not tell."""
     total = 0
     for source in sources:
         frames = 1
         if source.is_video:
             try:
-                frames = -(-source.video_info()[1] // every)
+                frames = -(-source.video_info().num_frames // every)
             except OSError:  # which is told when it is its turn
                 frames = 1
         if not frames:

@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--images {args.images} is no folder")
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            from kdeov_mm.apps.web import build_page, serve, write_examples
+            from kdeov_mm.apps.answers import write_examples
+            from kdeov_mm.apps.web import build_page, serve
 
             model = KDEOV.from_checkpoint(
                 args.checkpoint or default_checkpoint(), args.device

@@ -16,10 +16,7 @@ test_dataloader = dict(
         pipeline=[
             dict(type="LoadImageFromFile"),
             dict(type="Resize", scale={{_base_.image_size}}, keep_ratio=True),
-            dict(
-                type="PackDetInputs",
-                meta_keys=("img_id", "img_shape", "ori_shape", "text", "gt_label"),
-            ),
+            dict(type="PackInputs"),
         ],
     )
 )

@@ -2,30 +2,28 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..files import locked, write_whole
-from ..inference.api import KDEOV
-from ..inference.pictures import read_image
+from ..inference.api import KDEOV, normalisation
+from ..inference.images import image_files, in_batches, read_image
+from ..vectors import read_vectors, write_vectors
 
 SHARD = 256  # images between two writes: what a killed run loses, at most
+KIND = "image index"  # of files of vectors
 
 
-@dataclass(frozen=True)
-class Hit:
+class Hit(NamedTuple):
     """An image that was found.
 
     Attributes:
@@ -37,17 +35,24 @@ class Hit:
     score: float
 
 
+class Stamp(NamedTuple):
+    """What tells that a file has changed."""
+
+    bytes: int
+    changed_ns: int
+
+
 @dataclass(frozen=True)
 class Entry:
     """An image of the index.
 
     Attributes:
-        stamp: size in bytes and time of change in ns, when it was read.
+        stamp: of the file, when it was read.
         vector: (D,) float32 unit vector; None where the file could not be read.
         error: why it could not.
     """
 
-    stamp: tuple[int, int]
+    stamp: Stamp
     vector: np.ndarray | None = None
     error: str | None = None
 
@@ -55,8 +60,8 @@ class Entry:
 class ImageIndex:
     """The embeddings of a folder's images, kept on disk, searched exactly.
 
-    What is embedded is written every 256 images, whole or not at all, so a run that is
-    killed is gone on with. :meth:`update` follows new, changed and removed files.
+    What is embedded is written every 256 images, atomically, so a run that is killed
+    is gone on with. :meth:`update` follows new, changed and removed files.
 
     Args:
         model: embeds images and words.
@@ -78,8 +83,8 @@ class ImageIndex:
         self.folder = Path(folder).resolve()
         if not self.folder.is_dir():
             raise NotADirectoryError(f"{folder} is no folder of images")
-        about = dict(folder=str(self.folder), student=_student_hash(model))
-        key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
+        metadata = dict(folder=str(self.folder), student=_student_hash(model))
+        key = hashlib.sha256(json.dumps(metadata).encode()).hexdigest()[:12]
         default = Path("work_dirs/search") / f"{self.folder.name}-{key}"
         self.store = Path(store) if store else default
         self.store.mkdir(parents=True, exist_ok=True)
@@ -89,11 +94,11 @@ class ImageIndex:
                 raise ValueError(
                     f"{self.store} is not empty and holds no index: name another place."
                 )
-            write_whole(manifest, json.dumps(about, indent=1).encode())
-        if (held := _read_json(manifest)) != about:
+            write_whole(manifest, json.dumps(metadata, indent=1).encode())
+        if (held := _read_json(manifest)) != metadata:
             raise ValueError(
-                f"the index {self.store} is of {held}, asked for {about}: name another "
-                "place, or delete it."
+                f"the index {self.store} is of {held}, asked for {metadata}: name "
+                "another place, or delete it."
             )
         self.entries = self._stored()
 
@@ -120,72 +125,71 @@ class ImageIndex:
             Numbers of images: ``added``, ``removed``, ``unreadable``, ``images``.
 
         Raises:
-            BlockingIOError: another process is at it.
+            BlockingIOError: another process is updating it.
         """
         with locked(self.store):
-            self.entries = self._stored()  # another process may have been at it
-            there = dict(self._files())
-            gone = [name for name in self.entries if name not in there]
+            # another process may have been here, so the disk is read again
+            self.entries = self._stored()
+            stamps = self._stamps()
+            gone = [name for name in self.entries if name not in stamps]
             for name in gone:
                 del self.entries[name]
             fresh = [
                 name
-                for name, stamp in there.items()
+                for name, stamp in stamps.items()
                 if name not in self.entries or self.entries[name].stamp != stamp
             ]
-            shard: dict[str, Entry] = {}
-            for name, entry in self._embedded(progress(fresh), there):
-                shard[name] = entry
+            # what is embedded goes to disk from time to time
+            for shard in in_batches(self._embedded(progress(fresh), stamps), SHARD):
+                self.entries.update(shard)
                 if len(shard) == SHARD:
-                    self._write(shard)
-                    shard = {}
-            self.entries.update(shard)
-            if fresh or gone:  # all into one part, then the others can go
+                    self._write(dict(shard))
+            # at the end all is put into one part, then the others can go
+            if fresh or gone:
                 parts = self._parts()
                 self._write(self.entries)
                 for part in parts:
                     part.unlink()
         self.__dict__.pop("_search", None)
-        bad = sum(entry.vector is None for entry in self.entries.values())
+        unreadable = sum(entry.vector is None for entry in self.entries.values())
         return dict(
             added=len(fresh),
             removed=len(gone),
-            unreadable=bad,
-            images=len(self.entries) - bad,
+            unreadable=unreadable,
+            images=len(self.entries) - unreadable,
         )
 
-    def _files(self) -> Iterator[tuple[str, tuple[int, int]]]:
-        """Names below the folder, and stamps, of all image files."""
-        for root, folders, names in os.walk(self.folder, onerror=_refuse):
-            folders.sort()
-            for name in sorted(names):
-                if name.lower().endswith(IMG_EXTENSIONS):
-                    path = Path(root) / name
-                    try:
-                        about = path.stat()
-                        stamp = (about.st_size, about.st_mtime_ns)
-                    except OSError:  # gone by now, or a link to nothing
-                        stamp = (0, 0)
-                    yield str(path.relative_to(self.folder)), stamp
+    def _stamps(self) -> dict[str, Stamp]:
+        """Names of all image files, below the folder, and their stamps."""
+        stamps = {}
+        for path in image_files(self.folder):
+            try:
+                status = path.stat()
+                stamp = Stamp(status.st_size, status.st_mtime_ns)
+            except OSError:  # gone by now, or a link to nothing
+                stamp = Stamp(0, 0)
+            stamps[str(path.relative_to(self.folder))] = stamp
+        return stamps
 
     def _embedded(
-        self, names: Iterable[str], stamps: dict[str, tuple[int, int]]
+        self, names: Iterable[str], stamps: dict[str, Stamp]
     ) -> Iterator[tuple[str, Entry]]:
-        """Read and embed files, a batch ahead of each other."""
+        """Read files in threads, and embed a batch of them at once."""
         with ThreadPoolExecutor() as pool:
-            for batch in _chunks(names, self.model.batch_size):
+            for batch in in_batches(names, self.model.batch_size):
                 read = [*pool.map(self._read, batch)]
-                good = [picture for picture in read if isinstance(picture, np.ndarray)]
+                good = [image for image in read if isinstance(image, np.ndarray)]
                 vectors = iter(self.model.encode_image(good).cpu().numpy())
-                for name, picture in zip(batch, read):
-                    if isinstance(picture, str):
-                        yield name, Entry(stamps[name], error=picture)
+                for name, image in zip(batch, read):
+                    if isinstance(image, str):
+                        yield name, Entry(stamps[name], error=image)
                     else:
                         yield name, Entry(stamps[name], next(vectors))
 
     def _read(self, name: str) -> np.ndarray | str:
+        """An image, or why it cannot be read."""
         try:
-            return np.ascontiguousarray(read_image(self.folder / name)[..., ::-1])
+            return read_image(self.folder / name)
         except OSError as error:
             return str(error)
 
@@ -193,28 +197,27 @@ class ImageIndex:
         """Another part."""
         parts = self._parts()
         number = int(parts[-1].stem.removeprefix("part-")) + 1 if parts else 0
-        self.entries.update(entries)
-        good = {n: e for n, e in entries.items() if e.vector is not None}
-        about = dict(
-            names=[*good],
-            stamps=[e.stamp for e in good.values()],
-            unreadable={
-                n: [e.stamp, e.error] for n, e in entries.items() if e.vector is None
-            },
+        good = {n: e.vector for n, e in entries.items() if e.vector is not None}
+        matrix = np.stack([*good.values()]) if good else np.zeros((0, 0), np.float32)
+        write_vectors(
+            self.store / f"part-{number:08d}.safetensors",
+            KIND,
+            {"vectors": torch.from_numpy(matrix)},
+            dict(
+                names=[*good],
+                stamps={name: entry.stamp for name, entry in entries.items()},
+                errors={n: e.error for n, e in entries.items() if e.vector is None},
+            ),
         )
-        vectors = [e.vector for e in good.values() if e.vector is not None]
-        matrix = np.stack(vectors) if vectors else np.zeros((0, 0), np.float32)
-        data = save({"vectors": matrix}, {"about": json.dumps(about)})
-        write_whole(self.store / f"part-{number:08d}.safetensors", data)
 
     @cached_property
     def _search(self) -> tuple[list[str], Any]:
         """Names, and faiss's index of their vectors in the same order."""
-        good = [(n, e.vector) for n, e in self.entries.items() if e.vector is not None]
-        names = [name for name, _ in good]
-        index = self.faiss.IndexFlatIP(len(good[0][1]))
-        index.add(np.stack([vector for _, vector in good]))
-        return names, index
+        good = {n: e.vector for n, e in self.entries.items() if e.vector is not None}
+        matrix = np.stack([*good.values()])
+        index = self.faiss.IndexFlatIP(matrix.shape[1])
+        index.add(matrix)
+        return [*good], index
 
     def prepare(self) -> None:
         """Load what queries need, so that the first is as quick as the others."""
@@ -233,55 +236,49 @@ class ImageIndex:
         Raises:
             ValueError: the index is empty, or there are no words.
         """
-        if not any(entry.vector is not None for entry in self.entries.values()):
+        if all(entry.vector is None for entry in self.entries.values()):
             raise ValueError(
                 f"no image of {self.folder} is in the index: the folder has none that "
                 "can be read, or update() was not called"
             )
-        vector = (
-            self.model.model.text_encoder([words])[0]
-            if isinstance(words, str)
-            else words
-        )
+        if isinstance(words, str):
+            words = self.model.model.text_encoder([words])[0]
         names, index = self._search
-        query = vector.detach().cpu().float().numpy()[None]
-        scores, places = index.search(query, min(max(top, 1), len(names)))
+        query = words.detach().cpu().float().numpy()[None]  # (1, D)
+        scores, rows = index.search(query, min(max(top, 1), len(names)))
         return [
-            Hit(self.folder / names[place], float(score))
-            for score, place in zip(scores[0], places[0])
+            Hit(self.folder / names[row], float(score))
+            for score, row in zip(scores[0], rows[0])
         ]
 
 
 def contact_sheet(
     hits: Sequence[Hit], title: str, columns: int = 4, side: int = 200
 ) -> Image.Image:
-    """Hits as a picture: thumbnails, the best first, with score and file name."""
+    """Hits as an image: thumbnails, the best first, with score and file name."""
     margin, line = 8, 18
     rows = -(-len(hits) // columns)
     cell = side + 2 * line + margin
-    sheet = Image.new(
-        "RGB",
-        (columns * (side + margin) + margin, rows * cell + line + 2 * margin),
-        "white",
-    )
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    draw.text((margin, margin), title, "black", font)
+    size = (columns * (side + margin) + margin, rows * cell + line + 2 * margin)
+    sheet = Image.new("RGB", size, "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    pen.text((margin, margin), title, "black", font)
     for i, hit in enumerate(hits):
         left = margin + i % columns * (side + margin)
         top = line + 2 * margin + i // columns * cell
         try:
-            picture = Image.fromarray(read_image(hit.path)[..., ::-1])
+            image = Image.fromarray(read_image(hit.path))
         except OSError:  # removed since it was found
-            picture = Image.new("RGB", (side, side), "lightgray")
-        factor = side / max(picture.size)
-        size = [max(round(n * factor), 1) for n in picture.size]
-        picture = picture.resize(size, Image.Resampling.BICUBIC)
-        sheet.paste(
-            picture, (left + (side - size[0]) // 2, top + (side - size[1]) // 2)
-        )
+            image = Image.new("RGB", (side, side), "lightgray")
+        # in the middle of a square, its longer side as long as the square's
+        factor = side / max(image.size)
+        width, height = (max(round(n * factor), 1) for n in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        sheet.paste(image, (left + (side - width) // 2, top + (side - height) // 2))
         name = hit.path.name if len(hit.path.name) < 28 else f"...{hit.path.name[-25:]}"
-        for j, text in enumerate((f"{i + 1}.  {hit.score:.3f}", name)):
-            draw.text((left, top + side + 2 + j * line), text, "black", font)
+        caption = f"{i + 1}.  {hit.score:.3f}", name
+        for j, text in enumerate(caption):
+            pen.text((left, top + side + 2 + j * line), text, "black", font)
     return sheet
 
 
@@ -295,18 +292,10 @@ def _faiss() -> Any:
     return faiss
 
 
-def _refuse(error: OSError) -> None:
-    """A folder that cannot be listed is not empty: its images are not forgotten."""
-    raise error
-
-
 def _student_hash(model: KDEOV) -> str:
     """SHA-256 of what image embeddings depend on: weights and sizes of the input."""
-    look = model.model.data_preprocessor
-    about = [model.sizes, look._channel_conversion]
-    if look._enable_normalize:
-        about += [look.mean.flatten().tolist(), look.std.flatten().tolist()]
-    digest = hashlib.sha256(str(about).encode())
+    metadata = [model.sizes, normalisation(model.model.data_preprocessor)]
+    digest = hashlib.sha256(str(metadata).encode())
     for name, value in sorted(model.model.state_dict().items()):
         if name.split(".")[0] in ("backbone", "neck", "global_head"):
             digest.update(name.encode())
@@ -316,22 +305,16 @@ def _student_hash(model: KDEOV) -> str:
 
 def _read_part(path: Path) -> dict[str, Entry]:
     try:
-        with safe_open(str(path), framework="np") as file:
-            about = json.loads((file.metadata() or {})["about"])
-            matrix = file.get_tensor("vectors")
-    except FileNotFoundError:
-        raise
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        tensors, metadata = read_vectors(path, KIND)
+    except ValueError as error:
         raise ValueError(
             f"{path} is damaged ({error}): delete it, and its images are embedded anew."
         ) from error
-    entries = {
-        name: Entry((stamp[0], stamp[1]), vector)
-        for name, stamp, vector in zip(about["names"], about["stamps"], matrix)
+    vectors = dict(zip(metadata["names"], tensors["vectors"].numpy()))
+    return {
+        name: Entry(Stamp(*stamp), vectors.get(name), metadata["errors"].get(name))
+        for name, stamp in metadata["stamps"].items()
     }
-    for name, (stamp, reason) in about["unreadable"].items():
-        entries[name] = Entry((stamp[0], stamp[1]), error=reason)
-    return entries
 
 
 def _read_json(path: Path) -> Any:
@@ -339,14 +322,3 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): delete the index") from error
-
-
-def _chunks(items: Iterable[str], size: int) -> Iterator[list[str]]:
-    chunk: list[str] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk

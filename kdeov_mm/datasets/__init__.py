@@ -1,4 +1,4 @@
-"""Data: the built-in worlds, and data sets that carry their words."""
+"""Data sets that carry their words, and the built-in worlds."""
 
 from .coco import COCOByName, OVCocoDataset, ShapesDataset
 from .image_text import (
@@ -9,7 +9,7 @@ from .image_text import (
     ShapesCrops,
 )
 from .lvis import OVLVISDataset, Shapes1203Dataset
-from .transforms import LoadCaptions, LoadWords
+from .transforms import LoadCaptions, LoadWords, PackInputs
 
 __all__ = [
     "COCOByName",
@@ -21,6 +21,7 @@ __all__ = [
     "LoadWords",
     "OVCocoDataset",
     "OVLVISDataset",
+    "PackInputs",
     "Shapes1203Dataset",
     "ShapesCrops",
     "ShapesDataset",

@@ -1,5 +1,6 @@
 """Data sets whose labels and words cannot drift apart."""
 
+import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,24 @@ from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.registry import DATASETS
 
-from ..vocabulary import Vocabulary, asked_groups
+from ..vocabulary import Vocabulary, as_metainfo, asked_groups
 from . import shapes
-from .splits import COCO_BASE, COCO_NOVEL
+
+# OVR-CNN's 48 base and 17 novel classes; the other 15 are in neither
+COCO_GROUPS: dict[str, tuple[str, ...]] = {
+    group: tuple(names)
+    for group, names in json.loads(
+        Path(__file__).with_name("coco_groups.json").read_text()
+    ).items()
+}
+COCO_BASE, COCO_NOVEL = COCO_GROUPS["base"], COCO_GROUPS["novel"]
 
 
 class COCOByName(COCO):
-    """COCO index that returns category ids in the order of the names asked.
+    """COCO index whose category ids are in the order of the names asked.
 
-    The stock one returns them in the file's order, so label i need not be
-    class i: a silent permutation.
+    The stock one has them in the file's order, so label i need not be class i: a
+    silent permutation.
     """
 
     def get_cat_ids(
@@ -30,6 +39,7 @@ class COCOByName(COCO):
         """
         if not cat_names:
             return super().get_cat_ids(cat_names, sup_names, cat_ids)
+        # a name that is there twice could belong to either
         by_name: dict[str, list[int]] = {}
         for category in self.dataset["categories"]:
             by_name.setdefault(category["name"], []).append(category["id"])
@@ -48,15 +58,14 @@ class COCOByName(COCO):
 class OVCocoDataset(CocoDataset):
     """COCO-format data whose samples carry their vocabulary.
 
-    Each sample has ``text``, the tuple of cleaned class names; label i is ``text[i]``
-    whatever the order of categories in the file.
+    Each sample has ``words``, per class a tuple of its cleaned name and synonyms; label
+    i is ``words[i]`` whatever the order of categories in the file.
 
     Args:
         vocabulary: which words are asked: ``'all'`` classes of the metainfo, one of
             its groups (``'base'``, ``'novel'``, ...), or a file of
             :meth:`kdeov_mm.vocabulary.Vocabulary.load`.
-        synonyms: carry the synonyms of the vocabulary's file too: ``text[i]`` is
-            then a tuple of words.
+        synonyms: carry the synonyms of the vocabulary's file too.
         kwargs: those of ``mmdet.CocoDataset``.
     """
 
@@ -77,6 +86,7 @@ class OVCocoDataset(CocoDataset):
         synonyms: bool = False,
         **kwargs: Any,
     ) -> None:
+        # the classes are those of the vocabulary, or of the metainfo
         self.synonyms: dict[str, tuple[str, ...]] = {}
         if vocabulary is not None:
             if kwargs.get("metainfo"):
@@ -88,25 +98,29 @@ class OVCocoDataset(CocoDataset):
                 f"vocabulary={vocabulary!r}"
             )
         self.synonyms = self.synonyms if synonyms else {}
-        if self.synonyms:  # a checkpoint keeps the metainfo, and what it was trained on
+        # a checkpoint keeps the metainfo, and with it what it was trained on
+        if self.synonyms:
             kwargs["metainfo"]["synonyms"] = tuple(self.synonyms.values())
         super().__init__(*args, **kwargs)
 
     def _asked(self, vocabulary: str) -> dict[str, Any]:
         """The metainfo that differs from the class's own."""
+        # a file, with classes and synonyms of its own
         if Path(vocabulary).suffix:
-            words = Vocabulary.load(vocabulary)
-            self.synonyms = dict(zip(words.names, words.words))
-            return words.metainfo
+            content = Vocabulary.load(vocabulary)
+            self.synonyms = dict(zip(content.names, content.words))
+            return content.metainfo
+        # all classes of the data set, or one of its groups
         if vocabulary == "all":
             return {}
         meta = self.METAINFO
-        groups = asked_groups(meta)  # the class's own: all of them
+        groups = asked_groups(meta)
         if vocabulary not in groups:
             raise ValueError(
                 f"vocabulary is 'all', one of {[*groups]}, or a file such as "
                 f"words.txt, got {vocabulary!r}"
             )
+        # each class keeps its colour
         names = groups[vocabulary]
         palette = dict(zip(meta["classes"], meta["palette"]))
         return dict(classes=names, palette=[palette[n] for n in names])
@@ -128,9 +142,7 @@ class ShapesDataset(OVCocoDataset):
     """The built-in world; see :mod:`kdeov_mm.datasets.shapes`."""
 
     METAINFO = dict(
+        as_metainfo(shapes.WORLD_360.groups),
         classes=shapes.CLASSES,
-        base_classes=shapes.BASE_CLASSES,
-        combo_classes=shapes.COMBO_CLASSES,
-        novel_classes=shapes.NOVEL_CLASSES,
         palette=list(shapes.PALETTE),
     )

@@ -14,6 +14,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_datas
 
 from ..vocabulary import Vocabulary, clean_name
 from .coco import OVCocoDataset, ShapesDataset
+from .transforms import clean_caption
 
 # CLIP's names of ImageNet's classes, of which two are there twice
 IMAGENET = tuple(
@@ -41,6 +42,7 @@ class CaptionDataset(BaseDataset):
     def load_data_list(self) -> list[dict[str, Any]]:
         """One record per image."""
         content = load(self.ann_file)
+        # image id -> its captions
         captions: dict[Any, list[str]] = {i["id"]: [] for i in content["images"]}
         for annotation in content["annotations"]:
             if annotation["image_id"] not in captions:
@@ -48,16 +50,15 @@ class CaptionDataset(BaseDataset):
                     f"{self.ann_file}: caption {annotation.get('id')} is of image "
                     f"{annotation['image_id']}, which the file does not list"
                 )
-            text = " ".join(annotation["caption"].split())
-            captions[annotation["image_id"]].append(text)
-        silent = [i for i, texts in captions.items() if not any(texts)]
-        if silent:
+            captions[annotation["image_id"]].append(clean_caption(annotation))
+        # an image without a caption could not be trained on, nor found
+        if silent := [i for i, sentences in captions.items() if not any(sentences)]:
             raise ValueError(
                 f"{self.ann_file}: {len(silent)} images have no caption, e.g. "
                 f"{silent[:5]}: leave them out of `images`."
             )
-        prefix = self.data_prefix
-        folder = Path(prefix.get("img", prefix.get("img_path", "")))
+        # mmengine writes the prefix img as img_path
+        folder = Path(self.data_prefix.get("img_path", self.data_prefix.get("img", "")))
         return [
             dict(
                 img_id=image["id"],
@@ -74,7 +75,7 @@ class CaptionDataset(BaseDataset):
 class ImageFolderDataset(BaseDataset):
     """A folder with a folder of images for each class: ImageNet's layout.
 
-    Each sample has ``gt_label`` and ``text``, the words of all classes.
+    Each sample has ``gt_label`` and ``words``, those of all classes.
 
     Args:
         data_root: the folder, whose folders are the classes.
@@ -99,15 +100,15 @@ class ImageFolderDataset(BaseDataset):
         **kwargs: Any,
     ) -> None:
         folders, self._index = find_classes(data_root)
-        words = _vocabulary(vocabulary, folders)
-        if len(words) != len(folders):
+        classes = _vocabulary(vocabulary, folders)
+        if len(classes) != len(folders):
             raise ValueError(
                 f"{data_root} has {len(folders)} folders ({folders[:3]}, ...), the "
-                f"vocabulary {len(words)} words: give one word per folder, in the "
+                f"vocabulary {len(classes)} words: give one word per folder, in the "
                 "folders' alphabetical order, or their names."
             )
-        self.words = (words if synonyms else words.without_synonyms()).words
-        meta = dict(words.metainfo, folders=tuple(folders))
+        self.words = (classes if synonyms else classes.without_synonyms()).words
+        meta = dict(classes.metainfo, folders=tuple(folders))
         super().__init__(
             metainfo={**meta, **(kwargs.pop("metainfo", None) or {})},
             data_root=data_root,
@@ -132,35 +133,37 @@ class ImageFolderDataset(BaseDataset):
 def _vocabulary(
     vocabulary: str | Sequence[str] | None, folders: list[str]
 ) -> Vocabulary:
-    """The words of folders, in their order."""
+    """The classes of folders, in their order."""
     if vocabulary == "imagenet-1k":
         return Vocabulary(IMAGENET)
     if isinstance(vocabulary, str):
-        words = Vocabulary.load(vocabulary)
+        classes = Vocabulary.load(vocabulary)
     else:
-        words = Vocabulary(tuple(vocabulary or folders))
-    place = {clean_name(name): i for i, name in enumerate(words.names)}
+        classes = Vocabulary(tuple(vocabulary or folders))
+    # words that are no folder's name belong to the folders by their order
+    place = {clean_name(name): i for i, name in enumerate(classes.names)}
     wanted = [clean_name(folder) for folder in folders]
     if not {*place} & {*wanted}:
-        return words  # by their order
+        return classes
     if {*place} != {*wanted}:
         raise ValueError(
             "some words are the folders' names, and some are not: "
             f"{sorted({*place} ^ {*wanted})[:6]}. Give the folders' names, or other "
             "words in the folders' alphabetical order."
         )
-    words = words.select([place[name] for name in wanted])
-    said = tuple(own[1:] for own in words.words)
-    if all(said) and all(re.fullmatch(r"n\d{8}", folder) for folder in folders):
-        return Vocabulary(tuple(own[0] for own in said), said)  # WordNet's ids say none
-    return words
+    classes = classes.select([place[name] for name in wanted])
+    # WordNet's ids are no words: their synonyms are
+    synonyms = tuple(words[1:] for words in classes.words)
+    if all(synonyms) and all(re.fullmatch(r"n\d{8}", folder) for folder in folders):
+        return Vocabulary(tuple(words[0] for words in synonyms), synonyms)
+    return classes
 
 
 @DATASETS.register_module()
 class CropDataset(OVCocoDataset):
     """The boxes of a detection data set as images of one object each.
 
-    Each sample has ``gt_label``, ``text`` and ``crop``, the box xyxy in pixels that
+    Each sample has ``gt_label``, ``words`` and ``crop``, the box xyxy in pixels that
     :class:`CropToBox` cuts out. Boxes smaller than ``min_size`` and crowds are left
     out.
 
@@ -178,6 +181,7 @@ class CropDataset(OVCocoDataset):
         records = []
         for image in super().load_data_list():
             for i, box in enumerate(image.pop("instances")):
+                # crowds are several objects
                 x1, y1, x2, y2 = box["bbox"]
                 if box["ignore_flag"] or min(x2 - x1, y2 - y1) < self.min_size:
                     continue
@@ -192,7 +196,7 @@ class CropDataset(OVCocoDataset):
         return records
 
     def filter_data(self) -> list[dict[str, Any]]:
-        """All of them."""
+        """All of them: mmdet would drop records without ``instances``."""
         return self.data_list
 
 
@@ -209,7 +213,8 @@ class CropToBox(BaseTransform):
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Replace the image; whole pixels, at least one."""
-        height, width = results["img"].shape[:2]
+        height, width = results["img"].shape[:2]  # (H, W, 3)
+        # a box of a fraction of a pixel keeps the pixel that it begins in
         x1, y1, x2, y2 = (round(side) for side in results["crop"])
         x1, y1 = min(max(x1, 0), width - 1), min(max(y1, 0), height - 1)
         part = results["img"][y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)]

@@ -1,36 +1,20 @@
 """LVIS v1: 1203 classes, of which the 337 rare ones are novel."""
 
+import json
+from pathlib import Path
 from typing import Any
 
-from mmdet.datasets import LVISV1Dataset
 from mmdet.registry import DATASETS
 
 from ..vocabulary import as_metainfo, frequency_groups
 from . import shapes
 from .coco import OVCocoDataset
 
-# mmdet mends a typing error of the annotation files, where names are to be found
-_MENDED = {"speaker_(stereo_equipment)": "speaker_(stero_equipment)"}
-LVIS_CLASSES = tuple(_MENDED.get(n, n) for n in LVISV1Dataset.METAINFO["classes"])
-# of each class, in this order: in more than 100 training images (f), more than 10 (c),
-# or fewer (r)
-LVIS_FREQUENCY = (
-    "cfffccccccffrrfcrcfrrcfcccfcfrrfcfffcrrrfrfcfccfrfrrfccffffffcrcffcfrcrcccff"
-    "frfffrfcrfffffccrfffccfccccfrrccffcfrfffrfrcccrcfrfccrrffccrfffrcrfrcfrccfrf"
-    "cfrcccrfrccrccrcfcfrfcfcffrcfrfcfcccfccfcffrcccccrffccffrrcccrrcffcccrrcffcc"
-    "ffrfrrfrrrcrcccrrcrccrrffffcrrfcfrccrrccrrffccrffcccrrcffcrcccrrcrrffffrrrfr"
-    "ffrcfrccrccrrcfcrcrfcrcccfrcrccccfcccfcfcffrrffrrrrcrfccfrcrrrfrfccffrfrffff"
-    "rrccfcfrrfcfcffcrrcrfccfrcrcfrfcrrfrcccrffcccrrrffrrccrcfcrfffcffrfcrcffcccr"
-    "crfcfcccccrcfccccfccfrrrrrcccrcrccrrcccfcfcfcfrccrcrrfccrffrfrccfccfccrfcccr"
-    "cfrfcrcfrrrfrcfffcrccccfrcfrrcfcffrrffrrcrrcrfcrcrrcrfccfcffcrfcrcrccrrcfrcc"
-    "frfccffrfrrrfccfrfffcffrfrrccrfrfffffrfrccrcfcfcrffcfrrrrccfffrrcrffcrfccccc"
-    "frfrfrrfrfcccfcffrffffcffrcrfrffccfccrcfcfrfrrccrffccffcccrcfccffcfrcrrffrrc"
-    "cccrcfccrcfrcccfcrrcffrrrcrrfccrfccrcfffccrfrfcrrrfrcfrfffcrcrrrccffrcrfccff"
-    "ffccccccfccfrrrrrcrrcrrfcrcrfcccrcccrccfcccffcrcfrrccrrrcrcfcfffcrffrccrcfff"
-    "rrffrrfrfcffrcfcccrcccccrrrcrrfrrcfffcfrfcfrfrfcffcfffffrccrcrrfccffffrcrfrc"
-    "crrrfrfccrcfccrcrccfcrfrccrrfffffcfffffrrrrrfcfcfccccffcfcrrrfcfrrffrrfffccf"
-    "cccccfffcfrcfffrccfrccccccfcfcffffffcffffccfffcfcffrfrrcfffrcrccrcccffrfccfc"
-    "ffcrrrcrcrccccffrrrcffccrcrccccffcccffcccccccfcfcffcrcccffcccfc"
+# LVIS v1's classes in the order of their ids, and whether each is in more than 100
+# training images (f), more than 10 (c), or fewer (r). mmdet's list corrects a typing
+# error of the annotation files ("stero"), where the names have to be found: not here.
+LVIS_FREQUENCY: dict[str, str] = json.loads(
+    Path(__file__).with_name("lvis_frequency.json").read_text()
 )
 
 
@@ -44,8 +28,8 @@ class OVLVISDataset(OVCocoDataset):
     """
 
     METAINFO = dict(
-        classes=LVIS_CLASSES,
-        **as_metainfo(frequency_groups(dict(zip(LVIS_CLASSES, LVIS_FREQUENCY)))),
+        as_metainfo(frequency_groups(LVIS_FREQUENCY)),
+        classes=tuple(LVIS_FREQUENCY),
         palette=[(17 * i % 256, 71 * i % 256, 113 * i % 256) for i in range(1203)],
     )
 
@@ -62,7 +46,7 @@ class Shapes1203Dataset(OVLVISDataset):
     """The built-in world of LVIS's size; see :mod:`kdeov_mm.datasets.shapes`."""
 
     METAINFO = dict(
+        as_metainfo(frequency_groups(shapes.WORLD_1203.frequency)),
         classes=shapes.WORLD_1203.classes,
-        **as_metainfo(frequency_groups(shapes.WORLD_1203.frequency)),
         palette=list(shapes.WORLD_1203.palette),
     )

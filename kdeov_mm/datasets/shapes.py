@@ -14,7 +14,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -34,19 +34,10 @@ COLORS = {
     "white": (245, 245, 245),
 }
 SHAPES = (
-    "circle",
-    "square",
-    "triangle",
-    "star",
-    "heart",
-    "cross",
-    "ring",
-    "crescent",
-    "arrow",
-    "bowtie",
-    "drop",
-    "arch",
+    *("circle", "square", "triangle", "star", "heart", "cross"),
+    *("ring", "crescent", "arrow", "bowtie", "drop", "arch"),
 )
+# of the second world alone
 MORE_FILLS = ("checked", "split")
 MORE_COLORS = {
     "lime": (150, 235, 60),
@@ -55,27 +46,23 @@ MORE_COLORS = {
     "beige": (230, 205, 160),
 }
 _PAINT = {**COLORS, **MORE_COLORS}
-HELD_OUT_1203 = ("purple", "teal", "beige", "ring", "chevron")
 MORE_SHAPES = ("diamond", "house", "bolt", "crown", "hourglass", "chevron")
+HELD_OUT_1203 = ("purple", "teal", "beige", "ring", "chevron")
 HELD_OUT_COLORS = ("purple", "orange")
 HELD_OUT_SHAPES = ("ring", "star")
 
 CLASSES = tuple(" ".join(n) for n in product(FILLS, COLORS, SHAPES))
 NOVEL_CLASSES = tuple(
-    n
-    for n in CLASSES
-    if n.split()[1] in HELD_OUT_COLORS or n.split()[2] in HELD_OUT_SHAPES
+    n for n in CLASSES if {*HELD_OUT_COLORS, *HELD_OUT_SHAPES} & {*n.split()}
 )
-_SEEN = tuple(
-    product(
-        enumerate(FILLS),
-        enumerate(c for c in COLORS if c not in HELD_OUT_COLORS),
-        enumerate(s for s in SHAPES if s not in HELD_OUT_SHAPES),
-    )
-)
+# every sixth combination of seen concepts, spread over all of them
+_SEEN_COLORS = [c for c in COLORS if c not in HELD_OUT_COLORS]
+_SEEN_SHAPES = [s for s in SHAPES if s not in HELD_OUT_SHAPES]
 COMBO_CLASSES = tuple(
     f"{fill} {color} {shape}"
-    for (i, fill), (j, color), (k, shape) in _SEEN
+    for (i, fill), (j, color), (k, shape) in product(
+        enumerate(FILLS), enumerate(_SEEN_COLORS), enumerate(_SEEN_SHAPES)
+    )
     if (2 * i + j + k) % 6 == 0
 )
 BASE_CLASSES = tuple(n for n in CLASSES if n not in {*NOVEL_CLASSES, *COMBO_CLASSES})
@@ -116,11 +103,6 @@ WORLD_360 = World(
 )
 
 
-def _by_hash(name: str) -> str:
-    """A shuffled order that is the same everywhere."""
-    return hashlib.sha256(name.encode()).hexdigest()
-
-
 def _world_1203() -> World:
     """LVIS's size: 405 frequent, 461 common and 337 rare classes of 1203.
 
@@ -129,13 +111,17 @@ def _world_1203() -> World:
     that a student without a teacher cannot tell its objects by elimination. Of the
     5 x 14 x 18 combinations as many are kept as LVIS has classes.
     """
-    named = list(product((*FILLS, *MORE_FILLS), _PAINT, (*SHAPES, *MORE_SHAPES)))
-    held_out = {*HELD_OUT_1203}
-    seen = sorted((" ".join(n) for n in named if not held_out & {*n}), key=_by_hash)
-    rare = sorted((" ".join(n) for n in named if held_out & {*n}), key=_by_hash)[:337]
+    every = product((*FILLS, *MORE_FILLS), _PAINT, (*SHAPES, *MORE_SHAPES))
+    names = [" ".join(n) for n in every]
+    # a shuffled order that is the same everywhere
+    shuffled = sorted(names, key=lambda n: hashlib.sha256(n.encode()).hexdigest())
+    seen = [n for n in shuffled if not {*HELD_OUT_1203} & {*n.split()}]
+    rare = [n for n in shuffled if {*HELD_OUT_1203} & {*n.split()}][:337]
     groups = dict(r=rare, c=seen[405 : 405 + 461], f=seen[:405])
-    frequency = {n: key for key, names in groups.items() for n in names}
-    classes = tuple(n for n in map(" ".join, named) if n in frequency)
+    frequency = {n: key for key, members in groups.items() for n in members}
+    # the order of classes is that of the concepts
+    classes = tuple(n for n in names if n in frequency)
+    # a training scene draws frequent classes three times as often as rare ones
     odds = np.array([dict(f=3.0, c=2.0, r=1.0)[frequency[n]] for n in classes])
     return World(
         classes,
@@ -186,11 +172,13 @@ def draw_scene(
         world: what is drawn.
         long_tail: draw classes by the world's odds, as for training scenes.
     """
+    # squares are placed, objects drawn in them
     canvas = _background(rng)
     labels: list[int] = []
     masks = np.zeros((0, SIZE, SIZE), bool)
     placed: list[tuple[float, float, float]] = []
     wanted = int(rng.integers(2, 7))
+    # places are tried at random; a full scene may stay with fewer objects
     for _ in range(8 * wanted):
         if len(placed) == wanted:
             break
@@ -198,17 +186,20 @@ def draw_scene(
         x, y = rng.uniform(side / 2 + 1, SIZE - side / 2 - 1, 2)
         if any(_overlap((x, y, side), other) > 0.12 for other in placed):
             continue
+        # its class: of the object before, by the long tail, or any
         if world.repeats and labels and rng.random() < world.repeats:
             label = labels[-1]
         elif long_tail and world.odds is not None:
             label = int(rng.choice(len(world.classes), p=world.odds))
         else:
             label = int(rng.integers(len(world.classes)))
+        # what it covers is no longer visible of the others
         cover = _draw_object(rng, canvas, world.classes[label], x, y, side)
         masks = np.concatenate([masks & ~cover, cover[None]])
         labels.append(label)
         placed.append((x, y, side))
     boxes = np.array([_tight_box(m) for m in masks], np.float32)
+    # the camera's noise, over all of it
     noise = rng.standard_normal((SIZE, SIZE, 1), np.float32)
     canvas += noise * rng.uniform(2, 8)
     return Scene(canvas.clip(0, 255).astype(np.uint8), np.array(labels), boxes, masks)
@@ -224,11 +215,13 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
 
 def _background(rng: np.random.Generator) -> np.ndarray:
     """Soft gray-ish clouds, noise and a few lines: (SIZE, SIZE, 3) float32."""
+    # 5 x 5 random values, enlarged: a little colour in much gray
     gray = rng.uniform(80, 200) + rng.normal(0, 25, (5, 5, 1))
     clouds = gray + rng.normal(0, 9, (5, 5, 3))
     canvas = cv2.resize(
         clouds.astype(np.float32), (SIZE, SIZE), interpolation=cv2.INTER_CUBIC
     )
+    # lines, so that an edge alone is no object
     for _ in range(rng.integers(0, 6)):
         start, end = rng.integers(0, SIZE, (2, 2)).tolist()
         shade = float(rng.uniform(40, 210))
@@ -247,38 +240,32 @@ def _draw_object(
 ) -> np.ndarray:
     """Paint one object in place; return its mask (SIZE, SIZE) bool."""
     fill, color, shape = name.split()
+    # the outlines turned, and as large as the square of that side
     angle = math.radians(rng.uniform(-15, 15))
-    half = side / 2
-    turn = np.array(
-        [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
-    )
-    reach = abs(math.cos(angle)) + abs(math.sin(angle))
-    outlines = [
-        (np.asarray(p) @ turn.T) * half / reach * 1.15 + (x, y)
-        for p in _POLYGONS[shape]
-    ]
-    (left, top), (right, bottom) = (
-        np.floor(np.concatenate(outlines).min(0)).clip(0).astype(int),
-        np.ceil(np.concatenate(outlines).max(0)).clip(0, SIZE).astype(int),
-    )
+    cos, sin = math.cos(angle), math.sin(angle)
+    turn = np.array([[cos, -sin], [sin, cos]])
+    scale = side / 2 / (abs(cos) + abs(sin)) * 1.15
+    outlines = [np.asarray(p) @ turn.T * scale + (x, y) for p in _POLYGONS[shape]]
+    # the pixels around it, as a window (h, w) of the canvas
+    points = np.concatenate(outlines)
+    left, top = np.floor(points.min(0)).clip(0).astype(int)
+    right, bottom = np.ceil(points.max(0)).clip(0, SIZE).astype(int)
     window = np.s_[top:bottom, left:right]
+    # drawn four times as large: the mean of 16 pixels is the cover of one
     fine = np.zeros(((bottom - top) * 4, (right - left) * 4), np.uint8)
-    cv2.fillPoly(
-        fine, [np.round((p - (left, top)) * 4).astype(np.int32) for p in outlines], 255
-    )
-    alpha = (
-        cv2.resize(
-            fine, (right - left, bottom - top), interpolation=cv2.INTER_AREA
-        ).astype(np.float32)
-        / 255
-    )
+    grid = [np.round((p - (left, top)) * 4).astype(np.int32) for p in outlines]
+    cv2.fillPoly(fine, grid, 255)
+    size = (right - left, bottom - top)
+    alpha = cv2.resize(fine, size, interpolation=cv2.INTER_AREA)
+    alpha = alpha.astype(np.float32)[..., None] / 255  # (h, w, 1) in [0, 1]
+    # its colour, a little different each time, and the dark of its pattern
     paint = np.array(_PAINT[color], np.float32) * rng.uniform(0.9, 1.05)
     paint = (paint + rng.normal(0, 6, 3)).astype(np.float32)
     dark = _pattern(rng, fill, side, _X[window], _Y[window])[..., None]
-    surface = paint * (1 - dark) + _DARK * dark
-    canvas[window] += alpha[..., None] * (surface - canvas[window])
+    surface = paint * (1 - dark) + _DARK * dark  # (h, w, 3)
+    canvas[window] += alpha * (surface - canvas[window])
     mask = np.zeros((SIZE, SIZE), bool)
-    mask[window] = alpha > 0.5
+    mask[window] = alpha[..., 0] > 0.5
     return mask
 
 
@@ -286,10 +273,12 @@ def _pattern(
     rng: np.random.Generator, fill: str, side: float, x: np.ndarray, y: np.ndarray
 ) -> np.ndarray:
     """Where the fill is dark at pixels x, y (h, w): (h, w) in [0, 1]."""
+    # u and v are coordinates along and across a random direction
     if fill == "solid":
         return np.zeros(x.shape, np.float32)
     angle = rng.uniform(0, math.pi)
     u = x * math.cos(angle) + y * math.sin(angle)
+    # a sine as steep as one pixel per unit, so that edges are antialiased
     if fill == "striped":
         period = max(6.0, side / 5)
         wave = np.sin(2 * math.pi * u / period + rng.uniform(0, 6.28))
@@ -298,10 +287,12 @@ def _pattern(
         return (u - u.mean() + 0.5).clip(0, 1)
     pitch = max(7.0, side / 4.5)
     v = y * math.cos(angle) - x * math.sin(angle)
+    # patterns in both directions
     if fill == "checked":
         turn = math.pi / pitch
         wave = np.sin(turn * u + rng.uniform(0, 6.28)) * np.sin(turn * v)
         return (wave * pitch / 3 + 0.5).clip(0, 1)
+    # dotted: distances to the nearest point of a grid
     du = (u + rng.uniform(0, pitch)) % pitch - pitch / 2
     dv = (v + rng.uniform(0, pitch)) % pitch - pitch / 2
     return (pitch * 0.32 - np.hypot(du, dv) + 0.5).clip(0, 1)
@@ -312,13 +303,13 @@ def _tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
     return x, y, x + width, y + height
 
 
+def _points(text: str) -> np.ndarray:
+    """``"x,y x,y ..."`` as (n, 2)."""
+    return np.array([point.split(",") for point in text.split()], float)
+
+
 def _arc(
-    radius: float,
-    start: float,
-    end: float,
-    steps: int = 40,
-    cx: float = 0,
-    cy: float = 0,
+    radius: float, start: float, end: float, steps: int, cx: float = 0, cy: float = 0
 ) -> np.ndarray:
     """Points of a circle's arc, degrees clockwise from the right."""
     t = np.radians(np.linspace(start, end, steps))
@@ -326,6 +317,7 @@ def _arc(
 
 
 def _heart() -> np.ndarray:
+    # the heart curve, scaled to the square
     t = np.linspace(0, 2 * math.pi, 60)
     x = 16 * np.sin(t) ** 3
     y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
@@ -333,72 +325,41 @@ def _heart() -> np.ndarray:
 
 
 def _star() -> np.ndarray:
+    # five tips and five dents in turn
     tips, dents = _arc(1, -90, 270, 6)[:-1], _arc(0.42, -54, 306, 6)[:-1]
     return np.stack([tips, dents], 1).reshape(-1, 2)
 
 
 # outlines in [-1, 1]^2, y down; overlapping outlines cut holes
-_POLYGONS: dict[str, list[Any]] = {
-    "circle": [_arc(0.95, 0, 360)],
-    "square": [[(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)]],
-    "triangle": [[(0, -0.95), (0.98, 0.85), (-0.98, 0.85)]],
+_POLYGONS: dict[str, list[np.ndarray]] = {
+    "circle": [_arc(0.95, 0, 360, 40)],
+    "square": [_points("-.85,-.85 .85,-.85 .85,.85 -.85,.85")],
+    "triangle": [_points("0,-.95 .98,.85 -.98,.85")],
     "star": [_star()],
     "heart": [_heart()],
     "cross": [
-        [
-            (-0.3, -1),
-            (0.3, -1),
-            (0.3, -0.3),
-            (1, -0.3),
-            (1, 0.3),
-            (0.3, 0.3),
-            (0.3, 1),
-            (-0.3, 1),
-            (-0.3, 0.3),
-            (-1, 0.3),
-            (-1, -0.3),
-            (-0.3, -0.3),
-        ]
+        _points(
+            "-.3,-1 .3,-1 .3,-.3 1,-.3 1,.3 .3,.3 "
+            ".3,1 -.3,1 -.3,.3 -1,.3 -1,-.3 -.3,-.3"
+        )
     ],
-    "ring": [_arc(1, 0, 360), _arc(0.5, 0, 360)],
+    "ring": [_arc(1, 0, 360, 40), _arc(0.5, 0, 360, 40)],
     "crescent": [
         np.concatenate([_arc(1, 50, 310, 50, cx=0.2), _arc(0.85, 296, 64, 50, cx=0.47)])
     ],
-    "arrow": [
-        [
-            (-1, -0.3),
-            (0.1, -0.3),
-            (0.1, -0.85),
-            (1, 0),
-            (0.1, 0.85),
-            (0.1, 0.3),
-            (-1, 0.3),
-        ]
-    ],
-    "bowtie": [[(-1, -0.8), (0, -0.2), (1, -0.8), (1, 0.8), (0, 0.2), (-1, 0.8)]],
+    "arrow": [_points("-1,-.3 .1,-.3 .1,-.85 1,0 .1,.85 .1,.3 -1,.3")],
+    "bowtie": [_points("-1,-.8 0,-.2 1,-.8 1,.8 0,.2 -1,.8")],
     "drop": [np.concatenate([_arc(0.62, -20, 200, 40, cy=0.36), [(0, -1)]])],
     "arch": [
         np.concatenate(
             [_arc(1, 180, 360, 40, cy=0.45), _arc(0.45, 360, 180, 30, cy=0.45)]
         )
     ],
-    "diamond": [[(0, -1), (0.62, 0), (0, 1), (-0.62, 0)]],
-    "house": [
-        [(0, -1), (1, -0.15), (0.7, -0.15), (0.7, 0.9), (-0.7, 0.9)]
-        + [(-0.7, -0.15), (-1, -0.15)]
-    ],
-    "bolt": [
-        [(0.25, -1), (-0.65, 0.15), (-0.08, 0.15), (-0.3, 1), (0.65, -0.25)]
-        + [(0.08, -0.25)]
-    ],
-    "crown": [
-        [(-0.95, 0.8), (-0.95, -0.7), (-0.45, 0.05), (0, -0.9), (0.45, 0.05)]
-        + [(0.95, -0.7), (0.95, 0.8)]
-    ],
-    "hourglass": [[(-0.8, -1), (0.8, -1), (0.2, 0), (0.8, 1), (-0.8, 1), (-0.2, 0)]],
-    "chevron": [
-        [(-0.9, -0.15), (0, -0.9), (0.9, -0.15), (0.9, 0.75), (0, 0.05)]
-        + [(-0.9, 0.75)]
-    ],
+    "diamond": [_points("0,-1 .62,0 0,1 -.62,0")],
+    "house": [_points("0,-1 1,-.15 .7,-.15 .7,.9 -.7,.9 -.7,-.15 -1,-.15")],
+    "bolt": [_points(".25,-1 -.65,.15 -.08,.15 -.3,1 .65,-.25 .08,-.25")],
+    "crown": [_points("-.95,.8 -.95,-.7 -.45,.05 0,-.9 .45,.05 .95,-.7 .95,.8")],
+    "hourglass": [_points("-.8,-1 .8,-1 .2,0 .8,1 -.8,1 -.2,0")],
+    "chevron": [_points("-.9,-.15 0,-.9 .9,-.15 .9,.75 0,.05 -.9,.75")],
 }
 _Y, _X = np.mgrid[:SIZE, :SIZE].astype(np.float32)

@@ -29,8 +29,7 @@ def write_world(
 ) -> bool:
     """Write images, LVIS-format instances, captions and semantic maps.
 
-    The same arguments write the same bytes. Everything is written beside
-    ``root`` and moved there at the end, so a world is whole or not there.
+    The same arguments write the same bytes, and all of them or none.
 
     Args:
         root: folder of the world.
@@ -38,29 +37,24 @@ def write_world(
         num_train: training images.
         num_val: validation images.
         progress: wraps the loop over images, e.g. ``tqdm``.
-        world: ``'360'`` or ``'1203'``. The larger draws training scenes with a
-            long tail, and leaves some boxes out of classes that it then lists as
-            not exhaustively annotated.
+        world: ``'360'`` or ``'1203'``. The larger draws training scenes with a long
+            tail, and lists some classes as not exhaustively annotated.
 
     Returns:
         True when written, False when this very world was there already.
 
     Raises:
-        FileExistsError: the folder holds another world, or something else.
-        OSError: the disk is full, or not writable.
+        OSError: the folder holds something else, or the disk is full.
     """
-    root = Path(root)
+    root, drawn = Path(root), WORLDS[world]
     recipe = dict(format=FORMAT, seed=seed, num_train=num_train, num_val=num_val)
     if world != "360":
         recipe["world"] = int(world)
-    drawn = WORLDS[world]
     if _is_there(root, recipe):
         return False
+    # what an interrupted run left
     scratch = root.with_name(f"{root.name}.partial")
-    if scratch.exists():  # of an interrupted run
-        shutil.rmtree(scratch)
-    counts = dict(train=num_train, val=num_val)
-    records: dict[str, list[dict[str, Any]]] = {s: [] for s in SPLITS}
+    shutil.rmtree(scratch, ignore_errors=True)
     digest = hashlib.sha256()
 
     def write(path: str, data: bytes) -> None:
@@ -68,15 +62,19 @@ def write_world(
         (scratch / path).write_bytes(data)
         digest.update(data)
 
-    for split, index in progress([(s, i) for s in SPLITS for i in range(counts[s])]):
+    # images, which do not depend on each other, and what is in them
+    records: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    jobs = [(s, i) for s in SPLITS for i in range(recipe[f"num_{s}"])]
+    for split, index in progress(jobs):
         rng = scene_rng(seed, SPLITS.index(split), index)
         scene = draw_scene(rng, drawn, long_tail=split == "train")
         name = f"{split}/{index + 1:06d}"
         records[split].append(_record(rng, scene, name, index + 1, drawn))
-        for path, data in _pictures(scene, name):
+        for path, data in _images(scene, name):
             write(path, data)
     for path, content in _annotation_files(records, drawn):
         write(path, json.dumps(content).encode())
+    # moved into place once it is whole
     manifest = dict(recipe, sha256=digest.hexdigest())
     (scratch / "world.json").write_text(json.dumps(manifest, indent=2) + "\n")
     scratch.replace(root)
@@ -87,6 +85,7 @@ def _is_there(root: Path, recipe: dict[str, int]) -> bool:
     """Whether this world is there, whole; raises when something is in the way."""
     if not root.is_dir() or not any(root.iterdir()):
         return False
+    # never overwrite what somebody may need
     advice = "Choose another folder (--root) or delete this one."
     if not (root / "world.json").is_file():
         raise FileExistsError(f"{root} is not empty and holds no world. {advice}")
@@ -96,6 +95,7 @@ def _is_there(root: Path, recipe: dict[str, int]) -> bool:
         raise FileExistsError(
             f"{root} holds another world: {found}, asked for {recipe}. {advice}"
         )
+    # the same world, but somebody may have deleted images
     for split in SPLITS:
         count = len(list((root / "images" / split).glob("*.jpg")))
         if count != recipe[f"num_{split}"]:
@@ -106,36 +106,28 @@ def _is_there(root: Path, recipe: dict[str, int]) -> bool:
     return True
 
 
-def _pictures(scene: Scene, name: str) -> list[tuple[str, bytes]]:
+def _images(scene: Scene, name: str) -> list[tuple[str, bytes]]:
     """JPEG image, and 16-bit PNG of label + 1 with 0 for background."""
     semantic = np.zeros((SIZE, SIZE), np.uint16)
     for label, mask in zip(scene.labels, scene.masks):
         semantic[mask] = label + 1
-    jpeg = cv2.imencode(
-        ".jpg",
-        np.ascontiguousarray(scene.image[..., ::-1]),
-        [cv2.IMWRITE_JPEG_QUALITY, 95],
-    )[1]
-    png = cv2.imencode(".png", semantic)[1]
-    return [
-        (f"images/{name}.jpg", jpeg.tobytes()),
-        (f"semantic/{name}.png", png.tobytes()),
-    ]
+    # cv2 writes BGR
+    bgr = np.ascontiguousarray(scene.image[..., ::-1])
+    jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+    png = cv2.imencode(".png", semantic)[1].tobytes()
+    return [(f"images/{name}.jpg", jpeg), (f"semantic/{name}.png", png)]
 
 
 def _record(
     rng: np.random.Generator, scene: Scene, name: str, image_id: int, world: World
 ) -> dict[str, Any]:
     """One image in LVIS's terms, its objects and its captions."""
-    present = set(scene.labels.tolist())
-    absent = [i + 1 for i in range(len(world.classes)) if i not in present]
+    # captions: all objects in the order drawn, all in another, and one
     names = [world.classes[i] for i in scene.labels]
-    order = [names[i] for i in rng.permutation(len(names))]
-    captions = [
-        "a picture of " + " and ".join(f"a {n}" for n in names),
-        ", ".join(f"a {n}" for n in order),
-        f"a {order[0]}",
-    ]
+    order = [f"a {names[i]}" for i in rng.permutation(len(names))]
+    every = " and ".join(f"a {n}" for n in names)
+    captions = [f"a picture of {every}", ", ".join(order), order[0]]
+    # boxes as xywh, masks as RLE, category ids from 1
     objects = []
     for label, mask, (x1, y1, x2, y2) in zip(
         scene.labels.tolist(), scene.masks, scene.boxes.tolist()
@@ -157,24 +149,25 @@ def _record(
         width=SIZE,
         height=SIZE,
         coco_url=f"file:///shapes/{name}.jpg",
-        neg_category_ids=sorted(_negatives(rng, present, absent, world)),
+        neg_category_ids=sorted(_negatives(rng, set(scene.labels.tolist()), world)),
         not_exhaustive_category_ids=[],
     )
+    # in the larger world one of two objects of a class may have no box
     if world.repeats and (left_out := _left_out(rng, objects)) is not None:
         image["not_exhaustive_category_ids"] = [objects.pop(left_out)["category_id"]]
     return dict(image=image, objects=objects, captions=captions)
 
 
-def _negatives(
-    rng: np.random.Generator, present: set[int], absent: list[int], world: World
-) -> list[int]:
+def _negatives(rng: np.random.Generator, present: set[int], world: World) -> list[int]:
     """Category ids that are verified to be absent.
 
     20 random ones; in the larger world 40, and all that differ from an object in one
     concept: those that a detector could take it for.
     """
+    absent = [i + 1 for i in range(len(world.classes)) if i not in present]
     if world.odds is None:
         return rng.choice(absent, 20, False).tolist()
+    # likely mistakes first: false positives on random classes are rare
     alike = {i for label in present for i in _alike(world, label)} - present
     return list({i + 1 for i in alike} | {*rng.choice(absent, 40, False).tolist()})
 
@@ -197,35 +190,31 @@ def _annotation_files(
     records: dict[str, list[dict[str, Any]]], world: World
 ) -> Iterable[tuple[str, dict[str, Any]]]:
     """Path and content of every annotation file."""
-    everything = world.classes
-    kept = dict(train_base=world.groups["base"], train_all=everything, val=everything)
-    for name, classes in kept.items():
-        yield (
-            f"annotations/instances_{name}.json",
-            _instances(records[name.split("_")[0]], classes, world),
-        )
+    # the base file has the same images, without boxes of other classes
+    classes = dict.fromkeys(("train_base", "train_all", "val"), world.classes)
+    classes["train_base"] = world.groups["base"]
+    for name, asked in classes.items():
+        content = _instances(records[name.split("_")[0]], asked, world)
+        yield f"annotations/instances_{name}.json", content
     for split, items in records.items():
-        sentences = [
-            dict(image_id=r["image"]["id"], caption=c)
-            for r in items
-            for c in r["captions"]
+        # ids of captions count from 1 in each file
+        pairs = [(r["image"]["id"], c) for r in items for c in r["captions"]]
+        captions = [
+            dict(image_id=image, caption=caption, id=i)
+            for i, (image, caption) in enumerate(pairs, 1)
         ]
-        yield (
-            f"annotations/captions_{split}.json",
-            dict(
-                images=[r["image"] for r in items],
-                annotations=[dict(s, id=i + 1) for i, s in enumerate(sentences)],
-            ),
-        )
+        content = dict(images=[r["image"] for r in items], annotations=captions)
+        yield f"annotations/captions_{split}.json", content
 
 
 def _instances(
     records: list[dict[str, Any]], classes: tuple[str, ...], world: World
 ) -> dict[str, Any]:
     """LVIS-format instances; boxes of other classes are left out."""
-    number = {name: i for i, name in enumerate(world.classes, 1)}
-    ids = {number[name]: name for name in classes}
+    kept = {*classes}
+    ids = {i: n for i, n in enumerate(world.classes, 1) if n in kept}
     objects = [o for r in records for o in r["objects"] if o["category_id"] in ids]
+    # LVIS counts the boxes of each class, and the images that have one
     instances = Counter(o["category_id"] for o in objects)
     images = Counter(c for _, c in {(o["image_id"], o["category_id"]) for o in objects})
     return dict(

@@ -1,4 +1,4 @@
-"""What runs around a training: hooks."""
+"""What runs around a training: hooks, filling the store, the doctor."""
 
 from .hooks import EmbeddingCacheHook
 

@@ -15,9 +15,7 @@ class EmbeddingCacheHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Refuse to train with a store that does not fit."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        # a live teacher embeds what it is given: nothing to compare
         if isinstance(model.teacher, CachedTeacher):
-            model.teacher.admit(
-                runner.train_dataloader.dataset,
-                model.distill_heads,
-                model.data_preprocessor,
-            )
+            data = runner.train_dataloader.dataset
+            model.teacher.admit(data, model.distill_heads, model.data_preprocessor)

@@ -1,16 +1,16 @@
-"""Figures, each with its protocol's full name."""
+"""Metrics, each reported with the full name of its protocol."""
 
 from .average_precision import (
     RULES,
+    GroundTruth,
     Predictions,
     Rules,
-    Truth,
     average_precision,
     outcomes,
     precision_table,
     summary,
 )
-from .detection import OpenVocabularyMetric, newest_figures
+from .detection import OpenVocabularyMetric
 from .image_text import (
     RetrievalMetric,
     ZeroShotMetric,
@@ -18,21 +18,23 @@ from .image_text import (
     zero_shot_accuracy,
 )
 from .leaks import LABEL_SETS, describe_leaks, leak_report
+from .protocol_metric import ProtocolMetric, newest_metrics
 from .reliability import reliability
 
 __all__ = [
     "LABEL_SETS",
+    "RULES",
+    "GroundTruth",
     "OpenVocabularyMetric",
     "Predictions",
-    "RULES",
+    "ProtocolMetric",
     "RetrievalMetric",
     "Rules",
-    "Truth",
     "ZeroShotMetric",
     "average_precision",
     "describe_leaks",
     "leak_report",
-    "newest_figures",
+    "newest_metrics",
     "outcomes",
     "precision_table",
     "reliability",

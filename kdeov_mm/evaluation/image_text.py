@@ -1,17 +1,13 @@
 """Whole images: retrieval recall and zero-shot accuracy, pure functions and metrics."""
 
-import json
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from mmdet.registry import METRICS
-from mmengine.evaluator import BaseMetric
-from mmengine.logging import MMLogger
 from torch import Tensor
 
-from ..vocabulary import asked_groups
+from .protocol_metric import ProtocolMetric
 
 BLOCK = (2048, 8192)  # images and captions whose similarities are in memory at once
 TIE = 1e-6  # scores closer than the rounding of a float32 product are equal
@@ -37,33 +33,29 @@ def retrieval_ranks(
         nearest of its own, M where it has none; of each caption (M,), the other
         images that are as near as its own.
     """
-    own = torch.cat(
-        [
-            (c * images[o]).sum(1)
-            for c, o in zip(captions.split(block[1]), owner.split(block[1]))
-        ]
-    )
+    # (M,) similarity of each caption to its image; (N,) of each image's nearest one
+    pieces = zip(captions.split(block[1]), owner.split(block[1]))
+    own = torch.cat([(piece * images[o]).sum(1) for piece, o in pieces])
     best = own.new_full((len(images),), torch.inf)
     best = best.scatter_reduce(0, owner, own, "amax", include_self=False)
     before_own = images.new_zeros(len(images), dtype=torch.long)
     before_owner = images.new_zeros(len(captions), dtype=torch.long)
-    for some in _blocks(len(images), block[0]):
-        for others in _blocks(len(captions), block[1]):
-            score = images[some] @ captions[others].T
-            row = owner[others] - some.start
+    for i in range(0, len(images), block[0]):
+        some = slice(i, i + block[0])
+        for j in range(0, len(captions), block[1]):
+            others = slice(j, j + block[1])
+            score = images[some] @ captions[others].T  # (n, D) @ (D, m) -> (n, m)
+            # an image's own captions are no wrong answers
+            row = owner[others] - i
             inside = ((row >= 0) & (row < len(score))).nonzero()[:, 0]
-            score[row[inside], inside] = -torch.inf  # its own is no wrong answer
-            ahead = torch.empty_like(score)  # as numbers: a product counts them
+            score[row[inside], inside] = -torch.inf
+            # how many are ahead; as floats, in place: no (n, m) mask is made
+            ahead = torch.empty_like(score)
             torch.ge(score, (best[some] - TIE)[:, None], out=ahead)
             before_own[some] += ahead.sum(1).long()
             torch.ge(score, own[others] - TIE, out=ahead)
             before_owner[others] += ahead.sum(0).long()
     return before_own.masked_fill(best == torch.inf, len(captions)), before_owner
-
-
-def _blocks(total: int, size: int) -> Iterator[slice]:
-    for start in range(0, total, size):
-        yield slice(start, min(start + size, total))
 
 
 def retrieval_recall(
@@ -76,8 +68,15 @@ def retrieval_recall(
     """Recall at k, of captions for an image and of images for a caption.
 
     An image is found when any of its captions is among the k nearest (of five, in
-    COCO and Flickr30k). Say the gallery's sizes with the figures: recall falls as a
+    COCO and Flickr30k). Give the gallery's sizes with the metrics: recall falls as a
     gallery grows.
+
+    >>> images = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    >>> captions = torch.tensor([[1.0, 0.1], [0.1, 1.0], [0.9, 0.1]])
+    >>> owner = torch.tensor([0, 1, 1])  # the third is of image 1, but nearer to 0
+    >>> metrics = retrieval_recall(images, captions, owner, ks=(1,))
+    >>> metrics["i2t_R@1"], round(metrics["t2i_R@1"], 3)
+    (1.0, 0.667)
 
     Args:
         images: (N, D) embeddings, of any length but 0.
@@ -94,6 +93,20 @@ def retrieval_recall(
         ValueError: shapes that do not agree, an owner that is no image, an image
             without captions, or an embedding of zeros, NaN or infinity.
     """
+    owner = owner.long()
+    _check_gallery(images, captions, owner)
+    images, captions = _unit(images, "image"), _unit(captions, "caption")
+    ranks = dict(zip(("i2t", "t2i"), retrieval_ranks(images, captions, owner, block)))
+    metrics: dict[str, float] = {}
+    for way, before in ranks.items():
+        for k in ks:
+            metrics[f"{way}_R@{k}"] = (before < k).double().mean().item()
+        metrics[f"{way}_median_rank"] = before.median().item() + 1.0
+    return dict(metrics, images=len(images), captions=len(captions))
+
+
+def _check_gallery(images: Tensor, captions: Tensor, owner: Tensor) -> None:
+    """Shapes agree, every caption has an image, and every image a caption."""
     if images.ndim != 2 or captions.ndim != 2 or images.shape[1] != captions.shape[1]:
         raise ValueError(
             "expected images (N, D) and captions (M, D), got "
@@ -104,7 +117,6 @@ def retrieval_recall(
             f"expected the owner of each of {len(captions)} captions, at least one, "
             f"got {tuple(owner.shape)}"
         )
-    owner = owner.long()
     counts = torch.bincount(owner.clamp(min=0), minlength=len(images))
     if owner.min() < 0 or len(counts) > len(images) or not counts.all():
         raise ValueError(
@@ -112,14 +124,6 @@ def retrieval_recall(
             f"[0, {len(images)}), and {int((counts == 0).sum())} images have no "
             "caption: every caption needs an image, and every image a caption."
         )
-    images, captions = _unit(images, "image"), _unit(captions, "caption")
-    ranks = dict(zip(("i2t", "t2i"), retrieval_ranks(images, captions, owner, block)))
-    figures: dict[str, float] = {}
-    for way, before in ranks.items():
-        for k in ks:
-            figures[f"{way}_R@{k}"] = (before < k).double().mean().item()
-        figures[f"{way}_median_rank"] = before.median().item() + 1.0
-    return dict(figures, images=len(images), captions=len(captions))
 
 
 def _unit(embeds: Tensor, kind: str) -> Tensor:
@@ -140,6 +144,11 @@ def zero_shot_accuracy(
     ranking: Tensor, labels: Tensor, num_classes: int, ks: Sequence[int] = (1, 5)
 ) -> dict[int, Tensor]:
     """Share of the images of each class whose class is among the k best.
+
+    >>> ranking = torch.tensor([[0, 1], [1, 0], [1, 0]])
+    >>> rates = zero_shot_accuracy(ranking, torch.tensor([0, 0, 1]), 2, ks=(1, 2))
+    >>> {k: rate.tolist() for k, rate in rates.items()}  # of class 0, of class 1
+    {1: [0.5, 1.0], 2: [1.0, 1.0]}
 
     Args:
         ranking: (N, R) the classes of each image, best first; R at least max(ks).
@@ -165,7 +174,7 @@ def zero_shot_accuracy(
             f"labels lie in [{labels.min()}, {labels.max()}], but there are "
             f"{num_classes} classes"
         )
-    right = ranking == labels[:, None]
+    right = ranking == labels[:, None]  # (N, R)
     count = torch.bincount(labels, minlength=num_classes).double()
     return {
         k: torch.bincount(labels, right[:, :k].any(1).double(), minlength=num_classes)
@@ -174,47 +183,8 @@ def zero_shot_accuracy(
     }
 
 
-def _once(results: list) -> list:
-    """Each image once; the first entry of a result is its id."""
-    if not results:
-        raise ValueError("no image was tested: the data set is empty")
-    return [*{result[0]: result for result in results}.values()]
-
-
-class ImageMetric(BaseMetric):
-    """What the two metrics share: a protocol, a log, a file.
-
-    Args:
-        protocol: data and vocabulary in words, printed with the figures.
-        out_file: JSON of all figures, with the protocol.
-        collect_device: mmengine's.
-        prefix: mmengine's.
-    """
-
-    def __init__(
-        self,
-        protocol: str,
-        out_file: str | None = None,
-        collect_device: str = "cpu",
-        prefix: str | None = None,
-    ) -> None:
-        super().__init__(collect_device, prefix)
-        self.protocol = protocol
-        self.out_file = out_file
-
-    def report(self, head: str, figures: dict[str, float], **more: Any) -> None:
-        """Log figures below the protocol, and write them to the file."""
-        lines = [f"Protocol: {self.protocol} ({head})"]
-        lines += [f"  {key:<16} {value:.4f}" for key, value in figures.items()]
-        MMLogger.get_current_instance().info("\n".join(lines))
-        if self.out_file:
-            Path(self.out_file).parent.mkdir(parents=True, exist_ok=True)
-            content = dict(protocol=self.protocol, **more, figures=figures)
-            Path(self.out_file).write_text(json.dumps(content, indent=1) + "\n")
-
-
 @METRICS.register_module()
-class RetrievalMetric(ImageMetric):
+class RetrievalMetric(ProtocolMetric):
     """:func:`retrieval_recall` of a run, printed with the size of its gallery.
 
     The samples need ``visual_feature`` (D,) and ``caption_features`` (n, D), which
@@ -222,7 +192,7 @@ class RetrievalMetric(ImageMetric):
 
     Args:
         ks: the k.
-        kwargs: those of :class:`ImageMetric`.
+        kwargs: those of :class:`ProtocolMetric`.
     """
 
     default_prefix = "retrieval"
@@ -237,39 +207,39 @@ class RetrievalMetric(ImageMetric):
             if "caption_features" not in sample:
                 raise ValueError(
                     f"image {sample.get('img_id')} has no embeddings of captions: test "
-                    "an ImageTextModel on a CaptionDataset, with 'captions' among "
-                    "meta_keys of PackDetInputs."
+                    "an ImageTextModel on a CaptionDataset, with PackInputs or with "
+                    "'captions' among meta_keys."
                 )
             pair = sample["visual_feature"], sample["caption_features"]
             self.results.append((sample["img_id"], *(part.cpu() for part in pair)))
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """Figures of :func:`retrieval_recall`."""
-        results = _once(results)
-        counts = torch.tensor([len(captions) for _, _, captions in results])
-        figures = retrieval_recall(
-            torch.stack([image for _, image, _ in results]),
-            torch.cat([captions for _, _, captions in results]),
-            torch.arange(len(results)).repeat_interleave(counts),
+        """Metrics of :func:`retrieval_recall`."""
+        _, images, captions = zip(*self.unique(results))
+        counts = torch.tensor([len(own) for own in captions])
+        metrics = retrieval_recall(
+            torch.stack(images),
+            torch.cat(captions),
+            torch.arange(len(images)).repeat_interleave(counts),
             self.ks,
         )
-        gallery = {key: int(figures.pop(key)) for key in ("images", "captions")}
-        head = f"gallery: {gallery['images']} images, {gallery['captions']} captions"
-        self.report(head, figures, gallery=gallery)
-        return {**figures, **gallery}
+        gallery = {key: int(metrics.pop(key)) for key in ("images", "captions")}
+        size = f"gallery: {gallery['images']} images, {gallery['captions']} captions"
+        self.report(self.section(size, metrics), gallery=gallery, metrics=metrics)
+        return {**metrics, **gallery}
 
 
 @METRICS.register_module()
-class ZeroShotMetric(ImageMetric):
+class ZeroShotMetric(ProtocolMetric):
     """Zero-shot top-1 and top-5: of images, mean over classes, of groups of classes.
 
     The samples need ``gt_label``, and ``ranking``, the best classes in order, which
-    :class:`kdeov_mm.models.ImageTextModel` adds where they have ``text``. Groups are
+    :class:`kdeov_mm.models.ImageTextModel` adds where they have ``words``. Groups are
     the data set's, as in :class:`OpenVocabularyMetric`; all words compete.
 
     Args:
-        per_class: also write the figures of each class to ``out_file``.
-        kwargs: those of :class:`ImageMetric`.
+        per_class: also write the metrics of each class to ``out_file``.
+        kwargs: those of :class:`ProtocolMetric`.
     """
 
     default_prefix = "zero_shot"
@@ -284,42 +254,40 @@ class ZeroShotMetric(ImageMetric):
             if "gt_label" not in sample or "ranking" not in sample:
                 raise ValueError(
                     f"image {sample.get('img_id')} has no label, or was asked no words:"
-                    " name 'gt_label' and 'text' among meta_keys of PackDetInputs."
+                    " use PackInputs, or name 'gt_label' and 'words' among meta_keys."
                 )
             best = sample["ranking"][:5].cpu()
             self.results.append((sample["img_id"], best, sample["gt_label"]))
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """``top1`` and ``top5`` over images, and ``mean_`` over classes, in [0, 1]."""
-        results = _once(results)
-        meta = self.dataset_meta or {}
-        names = tuple(meta["classes"])
-        ranking = torch.stack([best for _, best, _ in results])
-        labels = torch.tensor([label for _, _, label in results])
-        rates = zero_shot_accuracy(ranking, labels, len(names))
-        images = torch.bincount(labels, minlength=len(names))
-        index = {name: i for i, name in enumerate(names)}
-        figures = {}
-        for group, members in {"": names, **asked_groups(meta)}.items():
-            which = torch.tensor([index[name] for name in members])
+        names = self.class_names
+        _, rankings, given = zip(*self.unique(results))
+        labels = torch.tensor(given)
+        rates = zero_shot_accuracy(torch.stack(rankings), labels, len(names))
+        images = torch.bincount(labels, minlength=len(names))  # (K,) of each class
+        metrics = {}
+        for group, members in {"": names, **self.groups}.items():
+            # classes without an image have no rate, groups of such no metrics
+            which = torch.tensor([names.index(name) for name in members])
             which = which[images[which] > 0]
             if not len(which):
                 continue
             lead = f"{group}_" if group else ""
             for k, rate in rates.items():
                 right = (rate[which] * images[which]).sum() / images[which].sum()
-                figures[f"{lead}top{k}"] = right.item()
-                figures[f"{lead}mean_top{k}"] = rate[which].mean().item()
-        more: dict[str, Any] = dict(images=len(results), words=len(names))
+                metrics[f"{lead}top{k}"] = right.item()
+                metrics[f"{lead}mean_top{k}"] = rate[which].mean().item()
+        content: dict[str, Any] = dict(images=len(labels), words=len(names))
         if self.per_class:
-            more["classes"] = {
+            content["classes"] = {
                 name: dict(
                     images=int(images[i]),
                     **{f"top{k}": rate[i].item() for k, rate in rates.items()},
                 )
-                for name, i in index.items()
+                for i, name in enumerate(names)
                 if images[i]
             }
-        head = f"{len(results)} images, {len(names)} words"
-        self.report(head, figures, **more)
-        return figures
+        size = f"{len(labels)} images, {len(names)} words"
+        self.report(self.section(size, metrics), **content, metrics=metrics)
+        return metrics

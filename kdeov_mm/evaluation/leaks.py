@@ -34,21 +34,25 @@ LABEL_SETS: Mapping[str, tuple[str, ...]] = {
     "voc": VOCDataset.METAINFO["classes"],
     "imagenet-1k": tuple(IMAGENET_CLASSNAMES),
 }
-_SAME = (  # names of one thing, as _spellings writes them
-    {"airplane", "aeroplane", "plane", "airliner"},
-    {"bus", "autobus", "minibus"},
-    {"cat", "kitty", "kitten"},
-    {"couch", "sofa"},
-    {"motorcycle", "motorbike"},
-    {"tv", "television", "tvmonitor"},
-    {"cellphone", "mobilephone", "cellulartelephone"},
-    {"donut", "doughnut"},
-    {"tie", "necktie"},
-    {"keyboard", "computerkeyboard"},
-    {"hairdrier", "hairdryer"},
-    {"remote", "remotecontrol"},
-    {"cow", "cattle", "ox"},
-)
+# names of one thing, as _spellings writes them
+_SAME = [
+    line.split()
+    for line in (
+        "airplane aeroplane plane airliner",
+        "bus autobus minibus",
+        "cat kitty kitten",
+        "couch sofa",
+        "motorcycle motorbike",
+        "tv television tvmonitor",
+        "cellphone mobilephone cellulartelephone",
+        "donut doughnut",
+        "tie necktie",
+        "keyboard computerkeyboard",
+        "hairdrier hairdryer",
+        "remote remotecontrol",
+        "cow cattle ox",
+    )
+]
 
 
 def leak_report(
@@ -73,43 +77,44 @@ def leak_report(
     Raises:
         ValueError: an argument names a label set that is not known.
     """
+    if unknown := [name for name in declared or () if name not in LABEL_SETS]:
+        raise ValueError(f"label sets {unknown} are not known; known: {[*LABEL_SETS]}")
     content = CheckpointLoader.load_checkpoint(str(checkpoint), map_location="cpu")
     meta = content.get("meta") or {} if isinstance(content, Mapping) else {}
     config = read_config(meta.get("cfg"))
-    if unknown := [name for name in declared or () if name not in LABEL_SETS]:
-        raise ValueError(f"label sets {unknown} are not known; known: {[*LABEL_SETS]}")
+    files = [] if config is None else _weight_files(config)
     unclear = []
-    said = declared
-    if said is None and config is not None:
-        said = config.get("pretraining")
-        said = [said] if isinstance(said, str) else said
-        if unknown := [name for name in said or () if name not in LABEL_SETS]:
-            unclear.append(
-                f"it declares the label sets {unknown}, which are not known here; "
-                f"known: {[*LABEL_SETS]}"
-            )
+    # labels of the last training, with their synonyms
+    leaks: dict[str, dict[str, str]] = {}
     trained = meta.get("dataset_meta") or {}
-    found = {
-        name: overlap(novel, LABEL_SETS[name], kinds=name == "imagenet-1k")
-        for name in said or ()
-        if name in LABEL_SETS
-    }
     if trained.get("classes"):
-        words = [w for own in trained.get("synonyms") or () for w in own]
-        labels = [*trained["classes"], *words]
-        found = {"trained_on": overlap(novel, labels), **found}
+        synonyms = [word for own in trained.get("synonyms") or () for word in own]
+        leaks["trained_on"] = overlap(novel, [*trained["classes"], *synonyms])
     else:
         unclear.append("it does not say which classes it was trained on")
-    files = [] if config is None else _weight_files(config)
-    if said is None:
+    # labels of the weights that it began with
+    if declared is None and config is not None:
+        declared = config.get("pretraining")
+        declared = [declared] if isinstance(declared, str) else declared
+    if unknown := [name for name in declared or () if name not in LABEL_SETS]:
+        unclear.append(
+            f"it declares the label sets {unknown}, which are not known here; known: "
+            f"{[*LABEL_SETS]}"
+        )
+    for name in declared or ():
+        if name in LABEL_SETS:
+            kinds = name == "imagenet-1k"
+            leaks[name] = overlap(novel, LABEL_SETS[name], kinds)
+    if declared is None:
         unclear += _undeclared(config, files)
     if config is not None and _is_mixture(config.get("train_dataloader")):
         unclear.append("it was trained on several data sets, and names one's classes")
-    clean: bool | None = not any(found.values())
+    # a leak is certain; that there is none only where nothing is unclear
+    clean: bool | None = not any(leaks.values())
     return dict(
         checkpoint=str(checkpoint),
         novel=len(novel),
-        found=found,
+        found=leaks,
         began_with=files,
         unclear=unclear,
         clean=None if clean and unclear else clean,
@@ -127,9 +132,7 @@ def _undeclared(config: Mapping[str, Any] | None, files: list[str]) -> list[str]
     if files:
         return [f"it began with the weights {files}, of undeclared labels: {advice}"]
     if config.get("resume"):
-        return [
-            "it was resumed, so its config does not tell what it began with: " + advice
-        ]
+        return [f"it was resumed, so its config does not say from what: {advice}"]
     return []
 
 
@@ -143,32 +146,32 @@ def overlap(
         labels: names of the label set.
         kinds: a label whose last word is the novel class is one of it ("tabby cat").
     """
+    # form -> label, as it is and without its remark in brackets; the first label wins
     whole: dict[str, str] = {}
-    loose: dict[str, str] = {}
+    plain: dict[str, str] = {}
     for label in labels:
-        exact, plain = _forms(label)
+        exact, loose = _forms(label)
         if kinds:
             exact = (*exact, *_forms(label.split()[-1])[0])
-        whole.update((form, label) for form in exact if form not in whole)
-        loose.update((form, label) for form in plain if form not in loose)
-    hits = {}
+        for forms, known in ((exact, whole), (loose, plain)):
+            for form in forms:
+                known.setdefault(form, label)
+    matches = {}
     for name in novel:
-        exact, plain = _forms(name)
+        exact, loose = _forms(name)
         # of two names with a remark in brackets, the remarks have to agree
-        keys = [(whole, exact), (loose, exact), (whole, plain)]
-        found = (
-            there[form] for there, forms in keys for form in forms if form in there
-        )
-        if (match := next(found, None)) is not None:
-            hits[name] = match
-    return hits
+        keys = [(whole, exact), (plain, exact), (whole, loose)]
+        labels_of = (known[f] for known, forms in keys for f in forms if f in known)
+        if (match := next(labels_of, None)) is not None:
+            matches[name] = match
+    return matches
 
 
 @cache
 def _forms(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Ways to write a name, as it is and without its remark in brackets.
 
-    Lower case, letters and figures alone, singular, and some synonyms.
+    Lower case, letters and digits alone, singular, and some synonyms.
     """
     text = clean_name(name).lower()
     plain = re.sub(r"\(.*?\)", " ", text)
@@ -177,26 +180,20 @@ def _forms(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _spellings(text: str) -> tuple[str, ...]:
+    singular = {"s": "", "es": "", "ies": "y", "ves": "f"}
     forms: dict[str, None] = {}
     for part in (text, *text.split("/")):
         letters = re.sub(r"[^\w]|_", "", part)
-        ends = [
-            ("", ""),
-            ("s", ""),
-            ("es", ""),
-            ("ies", "y"),
-            ("ves", "f"),
-            ("ves", "fe"),
-        ]
-        for end, singular in ends:
-            if letters.endswith(end) and len(letters) > len(end) + 2:
-                forms[letters.removesuffix(end) + singular if end else letters] = None
         forms[letters] = None
+        # short words, as "bus", are not shortened to one or two letters
+        for end, instead in (*singular.items(), ("ves", "fe")):
+            if letters.endswith(end) and len(letters) > len(end) + 2:
+                forms[letters.removesuffix(end) + instead] = None
     for form in [*forms]:
         for same in _SAME:
             if form in same:
-                forms.update(dict.fromkeys(sorted(same)))
-    return tuple(form for form in forms if form)
+                forms.update(dict.fromkeys(same))
+    return tuple(filter(None, forms))
 
 
 def _weight_files(config: Mapping[str, Any]) -> list[str]:

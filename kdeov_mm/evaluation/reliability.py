@@ -5,55 +5,56 @@ from typing import Any
 
 import numpy as np
 
-from .average_precision import Array, Predictions, Rules, Truth, outcomes
+from .average_precision import Array, GroundTruth, Predictions, Rules, outcomes
 
 RECALLS = (0.3, 0.5, 0.7)
 BINS = 10
 
 
 def reliability(
-    truth: Truth,
-    found: Predictions,
+    ground_truth: GroundTruth,
+    predictions: Predictions,
     rules: Rules,
     groups: Mapping[str, Sequence[str]],
 ) -> dict[str, dict[str, Any]]:
     """False positives on images without the class, and calibration, per group.
 
     Args:
-        truth: annotations; LVIS's negative categories, or else (all annotated) every
-            class without a box, are verified not to be in an image.
-        found: predictions.
+        ground_truth: annotations; LVIS's negative categories, or else (all annotated)
+            every class without a box, are verified not to be in an image.
+        predictions: boxes of the model.
         rules: which of them count.
         groups: group -> class names.
 
     Returns:
         group -> :func:`false_positives` and :func:`calibration`.
     """
-    verdicts = outcomes(truth, found, rules)
-    pairs = truth.pair(found.images, found.categories)
-    labels = pairs % len(truth.categories)
-    absent = truth.absent(rules.federated)
+    scores, number = predictions.scores, len(ground_truth.names)
+    verdicts = outcomes(ground_truth, predictions, rules)  # (N,) 1, 0 or -1
+    pairs = ground_truth.pair(predictions.images, predictions.categories)
+    absent = ground_truth.absent(rules.federated)
+    # crowds, and what LVIS ignores, are not to be found
     flag = "ignore" if rules.federated else "iscrowd"
     objects = [
-        i for i in truth.objects(rules.federated) if not truth.boxes[i].get(flag, 0)
+        i
+        for i in ground_truth.objects(rules.federated)
+        if not ground_truth.boxes[i].get(flag, 0)
     ]
-    object_labels = truth.pairs[objects] % len(truth.categories)
-    index = {name: i for i, name in enumerate(truth.names)}
+    object_labels = ground_truth.pairs[objects] % number
     result = {}
     for group, names in groups.items():
-        asked = np.zeros(len(index), bool)
-        asked[[index[n] for n in names]] = True
-        mine = asked[labels]
-        wrong_there = mine & (verdicts == 0) & np.isin(pairs, absent)
+        # (K,) whether the group has the class, (N,) whether it has the box
+        asked = np.isin(np.array(ground_truth.names), list(names))
+        mine = asked[pairs % number]
         result[group] = false_positives(
-            found.scores[mine & (verdicts == 1)],
-            found.scores[wrong_there],
+            scores[mine & (verdicts == 1)],
+            scores[mine & (verdicts == 0) & np.isin(pairs, absent)],
             int(asked[object_labels].sum()),
-            int(asked[absent % len(index)].sum()),
+            int(asked[absent % number].sum()),
         )
         counts = mine & (verdicts >= 0)
         result[group]["calibration"] = calibration(
-            found.scores[counts], verdicts[counts] == 1
+            scores[counts], verdicts[counts] == 1
         )
     return result
 
@@ -65,6 +66,10 @@ def false_positives(
 
     The score threshold is the highest at which a share of the objects is found; how
     many boxes of a class are then drawn in an image without it?
+
+    >>> right, wrong = np.array([0.9, 0.6, 0.5]), np.array([0.7, 0.2])
+    >>> false_positives(right, wrong, objects=4, questions=2)["at_recall"]["0.5"]
+    {'threshold': 0.6, 'per_image': 0.5}
 
     Args:
         right: (n,) scores of right boxes.
@@ -79,15 +84,13 @@ def false_positives(
     ranked = -np.sort(-right)
     at: dict[str, dict[str, float | None]] = {}
     for recall in RECALLS:
+        # 0.7 * 10 is a little more than 7, and asks for 7 all the same
         needed = int(np.ceil(recall * objects - 1e-9))
-        if not objects or not questions or needed > len(ranked):
-            at[f"{recall:.1f}"] = dict(threshold=None, per_image=None)
-            continue
-        threshold = float(ranked[max(needed, 1) - 1])
-        at[f"{recall:.1f}"] = dict(
-            threshold=threshold,
-            per_image=float((wrong >= threshold).sum() / questions),
-        )
+        at[f"{recall:.1f}"] = dict(threshold=None, per_image=None)
+        if objects and questions and needed <= len(ranked):
+            threshold = float(ranked[max(needed, 1) - 1])
+            rate = float((wrong >= threshold).sum() / questions)
+            at[f"{recall:.1f}"] = dict(threshold=threshold, per_image=rate)
     return dict(objects=objects, questions=questions, at_recall=at)
 
 
@@ -96,6 +99,11 @@ def calibration(scores: Array, right: Array) -> dict[str, Any]:
 
     The expected calibration error (Naeini et al., 2015; Guo et al., 2017) in ``BINS``
     equal bins.
+
+    >>> scores, right = np.array([0.7, 0.7, 0.7, 0.7]), np.array([1, 1, 0, 0]) == 1
+    >>> curve = calibration(scores, right)
+    >>> round(curve["ece"], 2), curve["at_0.7"], curve["boxes_at_0.7"]
+    (0.2, 0.5, 4)
 
     Args:
         scores: (n,) in [0, 1].
@@ -107,23 +115,19 @@ def calibration(scores: Array, right: Array) -> dict[str, Any]:
         from 0.65 to 0.75 (None where there is none).
     """
     which = (scores * BINS).astype(int).clip(0, BINS - 1)
-    number = np.bincount(which, minlength=BINS)
-    safe = number.clip(1)
-    score = np.bincount(which, scores, BINS) / safe
-    share = np.bincount(which, right.astype(float), BINS) / safe
+    # (BINS,) boxes, their mean score, the share of right ones; 0 in an empty bin
+    boxes = np.bincount(which, minlength=BINS)
+    score = np.bincount(which, scores, BINS) / boxes.clip(1)
+    share = np.bincount(which, right.astype(float), BINS) / boxes.clip(1)
+    error = (boxes * abs(score - share)).sum() / max(len(scores), 1)
     near = (scores >= 0.65) & (scores < 0.75)
-    return dict(
-        ece=float((number * abs(score - share)).sum() / len(scores))
-        if len(scores)
-        else None,
-        bins=[
+    columns = zip(boxes.tolist(), score.tolist(), share.tolist())
+    return {
+        "ece": float(error) if len(scores) else None,
+        "bins": [
             dict(low=i / BINS, high=(i + 1) / BINS, boxes=n, score=s, right=r)
-            for i, (n, s, r) in enumerate(
-                zip(number.tolist(), score.tolist(), share.tolist())
-            )
+            for i, (n, s, r) in enumerate(columns)
         ],
-        **{
-            "at_0.7": float(right[near].mean()) if near.any() else None,
-            "boxes_at_0.7": int(near.sum()),
-        },
-    )
+        "at_0.7": float(right[near].mean()) if near.any() else None,
+        "boxes_at_0.7": int(near.sum()),
+    }

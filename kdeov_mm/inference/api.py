@@ -2,43 +2,72 @@
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeVar
 
 import mmcv
 import numpy as np
 import torch
 from mmdet.registry import MODELS
-from mmdet.structures import DetDataSample
-from mmengine.config import Config
+from mmdet.structures import DetDataSample, SampleList
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 from PIL import Image
 from torch import Tensor
 
 from ..checkpoints import load_model, read_checkpoint, read_config
-from ..models import FoldedDetector
-from ..vocabulary import Asked, Vocabulary, as_vocabulary
-from .pictures import check_pixels, read_image, to_bgr
+from ..models import FoldedDetector, TextEmbeds
+from ..vocabulary import Vocabulary, Words, as_vocabulary
+from .images import AnyImage, as_rgb
 
-Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
+Names = Sequence[str | Sequence[str]] | Vocabulary
+T = TypeVar("T")
+
+
+class Query(NamedTuple):
+    """What is looked for, embedded once for any number of images.
+
+    Attributes:
+        words: K classes.
+        text: their vectors; None where they are folded into the model.
+        cfg: ``test_cfg`` with the thresholds that are asked.
+        score_threshold: boxes below are left out; 0: what ``cfg`` leaves.
+    """
+
+    words: tuple[Words, ...]
+    text: TextEmbeds | None
+    cfg: ConfigDict
+    score_threshold: float
 
 
 class KDEOV:
     """A student with its words: images and texts to vectors, classes and boxes.
 
-    A picture is a path; a PIL image; a numpy array (H, W, 3) or (H, W), uint8 RGB as
+    An image is a path; a PIL image; a numpy array (H, W, 3) or (H, W), uint8 RGB as
     PIL's; or a tensor (3, H, W), RGB, uint8 or floats in [0, 1], not normalised.
-    Methods take one picture, a list of them (of any kinds and sizes), or a batch
-    (B, 3, H, W) or (B, H, W, 3), and answer in the order of the pictures. Pictures
-    keep their proportions and are padded by the model's own preprocessor, each as if
-    alone, so a batch says the same as its pictures one by one.
+    Methods take one image, a list of them (of any kinds and sizes), or a batch
+    (B, 3, H, W) or (B, H, W, 3), and answer in the order of the images. Images keep
+    their proportions and are padded by the model's own preprocessor, each as if alone,
+    so a batch says the same as its images one by one. A call leaves the model as it
+    is: threads can ask different words at the same time.
+
+    >>> student = KDEOV.from_config("configs/kdeov/kdeov_n_shapes_joint.py")
+    >>> image = np.zeros((60, 80, 3), np.uint8)
+    >>> student.encode_image([image, image]).shape
+    torch.Size([2, 64])
+    >>> student.zero_shot_classify(image, ["red ring", ("blue star", "star")]).shape
+    torch.Size([1, 2])
+    >>> (found,) = student.open_vocabulary_detect(image, ["red ring", "blue star"])
+    >>> sorted(found)
+    ['boxes', 'labels', 'names', 'scores']
 
     Args:
         model: :class:`KDEOVDetector` or :class:`ImageTextModel`, with its config as
             ``model.cfg``; see :meth:`from_config` and :meth:`from_checkpoint`.
-        batch_size: pictures that pass the model at once.
+        batch_size: images that pass the model at once.
     """
 
     def __init__(self, model: Any, batch_size: int = 32) -> None:
@@ -99,17 +128,17 @@ class KDEOV:
         crops = head.crop_sizes if head is not None and head.crops else ()
         return tuple(sorted({*crops, self.size}))
 
-    # ------------------------------------------------------------ the global path
+    # ----------------------------------------------------------- whole images
 
     @torch.no_grad()
-    def encode_image(self, images: Picture | Sequence[Picture]) -> Tensor:
-        """Pictures to unit vectors (B, D), in the space of :meth:`encode_text`.
+    def encode_image(self, images: AnyImage | Sequence[AnyImage]) -> Tensor:
+        """Images to unit vectors (B, D), in the space of :meth:`encode_text`.
 
-        A picture's longer side is resized to the nearest of :attr:`sizes`: those at
+        An image's longer side is resized to the nearest of :attr:`sizes`: those at
         which the model has learnt crops and whole images.
 
         Raises:
-            ValueError: the model has no global head, or a picture is none.
+            ValueError: the model has no global head, or an image is none.
             OSError: a file that cannot be read.
         """
         head = self.model.global_head
@@ -118,16 +147,17 @@ class KDEOV:
                 "this model has no global head, and no embeddings of images: train one "
                 "with it, e.g. configs/kdeov/kdeov_n_shapes_joint.py."
             )
-        pictures = [_as_bgr(p) for p in _listed(images)]
-        sides = [min(self.sizes, key=lambda n: abs(n - max(p.shape))) for p in pictures]
-        embeds: dict[int, Tensor] = {}
-        for which, batch in self._batches(pictures, sides):
-            said = self.model(**batch, mode="tensor")
-            embeds.update(zip(which, said["visual_features"]))
+
+        def embed(inputs: Tensor, samples: SampleList) -> Tensor:
+            return self.model(inputs, samples, mode="tensor")["visual_features"]
+
+        arrays = _as_arrays(images)
+        sides = [min(self.sizes, key=lambda n: abs(n - max(a.shape))) for a in arrays]
+        embeds = self._in_batches(arrays, sides, embed)
         if not embeds:
             device = next(self.model.parameters()).device
             return torch.zeros(0, head.projection.embed_dims, device=device)
-        return torch.stack([embeds[i] for i in range(len(pictures))])
+        return torch.stack(embeds)
 
     @torch.no_grad()
     def encode_text(self, texts: str | Sequence[str] | Tensor) -> Tensor:
@@ -142,60 +172,52 @@ class KDEOV:
 
     @torch.no_grad()
     def zero_shot_classify(
-        self, images: Picture | Sequence[Picture], names: Asked
+        self, images: AnyImage | Sequence[AnyImage], names: Names
     ) -> Tensor:
         """Logits (B, K) of K classes; their softmax is a distribution over them.
 
         Args:
-            images: pictures.
+            images: see the class.
             names: K words, with the templates of the model's text encoder; a tuple of
                 words are synonyms.
 
         Raises:
-            ValueError: the model has no global head, or a picture is none.
+            ValueError: the model has no global head, or an image is none.
         """
         embeds = self.encode_image(images)
-        text = self.model.embed(self._vocabulary(names))
+        text = self.model.embed(_check_names(names))
         return self.model.global_head.logits(embeds, text)
 
-    # ------------------------------------------------------------------ detection
+    # -------------------------------------------------------------- detection
 
-    @torch.no_grad()
     def open_vocabulary_detect(
         self,
-        images: Picture | Sequence[Picture],
-        names: Asked | None = None,
+        images: AnyImage | Sequence[AnyImage],
+        names: Names | None = None,
         score_threshold: float = 0.2,
         nms_threshold: float = 0.5,
         *,
-        class_names: Asked | None = None,
+        class_names: Names | None = None,
     ) -> list[dict[str, Any]]:
-        """Find words in pictures.
+        """Find words in images.
 
         Args:
-            images: pictures.
+            images: see the class.
             names: K words; a tuple of words are synonyms.
             score_threshold: boxes below are left out, in [0, 1].
             nms_threshold: of boxes of a class that overlap more (IoU), the best stays.
             class_names: another name of ``names``, the original KDEOV's.
 
         Returns:
-            Of each picture ``boxes`` (n, 4), xyxy in its pixels, ``scores`` (n,),
+            Of each image ``boxes`` (n, 4), xyxy in its pixels, ``scores`` (n,),
             ``labels`` (n,), that index the names, and ``names``, n strings; best first.
 
         Raises:
             ValueError: the model has no detection head, thresholds outside [0, 1], no
-                words, or a picture is none.
+                words, or an image is none.
         """
-        for key in ("score_threshold", "nms_threshold"):
-            if not 0 <= locals()[key] <= 1:
-                raise ValueError(f"{key} lies in [0, 1], got {locals()[key]}")
-        samples = self.find(
-            [_as_bgr(p) for p in _listed(images)],
-            self._vocabulary(class_names if names is None else names),
-            score_threshold,
-            nms_threshold,
-        )
+        asked = class_names if names is None else names
+        query = self.query(asked, score_threshold, nms_threshold)
         return [
             dict(
                 boxes=found.bboxes,
@@ -203,103 +225,145 @@ class KDEOV:
                 labels=found.labels,
                 names=found.label_names,
             )
-            for found in (sample.pred_instances for sample in samples)
+            for found in (
+                sample.pred_instances
+                for sample in self.predict(_as_arrays(images), query)
+            )
         ]
 
     @torch.no_grad()
-    def find(
+    def query(
         self,
-        pictures: Sequence[np.ndarray],
-        vocabulary: Vocabulary,
+        names: Names | None,
         score_threshold: float | None = None,
         nms_threshold: float | None = None,
-    ) -> list[DetDataSample]:
-        """The detector's ``predict`` of pictures of any sizes.
+    ) -> Query:
+        """Embed words, and check all that :meth:`predict` is asked.
 
         Args:
-            pictures: (H, W, 3) uint8 BGR, mm's channel order.
-            words: of :meth:`take_words`.
+            names: K words; None: those of a :class:`FoldedDetector`.
             score_threshold: boxes below are left out; None: ``test_cfg``'s.
             nms_threshold: IoU, within a class; None: ``test_cfg``'s.
 
-        Returns:
-            A sample of each picture, with its words as ``text``; ``pred_instances``
-            has ``bboxes`` (n, 4), xyxy in pixels of the picture, ``scores`` (n,),
-            ``labels`` (n,) and ``label_names``, best first.
+        Raises:
+            ValueError: the model has no detection head, thresholds outside [0, 1], no
+                words, or vectors of another CLIP.
+        """
+        self.check_detects()
+        cfg = copy.deepcopy(self.model.bbox_head.test_cfg)
+        for key, value in dict(
+            score_threshold=score_threshold, nms_threshold=nms_threshold
+        ).items():
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{key} lies in [0, 1], got {value}")
+        if score_threshold is not None:
+            cfg.score_thr = score_threshold
+        if nms_threshold is not None:
+            cfg.nms.iou_threshold = nms_threshold
+        if isinstance(self.model, FoldedDetector):
+            words = self.model.words if names is None else _check_names(names).words
+            return Query(words, None, cfg, score_threshold or 0.0)
+        vocabulary = _check_names(names)
+        text = self.model.embed(vocabulary)
+        return Query(vocabulary.words, text, cfg, score_threshold or 0.0)
+
+    def check_detects(self) -> None:
+        """Refuse a model without a detection head.
 
         Raises:
-            ValueError: the model has no detection head.
+            ValueError: it has none.
         """
         if not getattr(self.model, "with_bbox", False):
             raise ValueError(
                 f"a {type(self.model).__name__} finds no boxes: use the checkpoint of "
                 "a KDEOVDetector."
             )
-        folded = isinstance(self.model, FoldedDetector)
-        # thresholds and vectors are passed down: the model is the same for all calls
-        cfg = copy.deepcopy(self.model.bbox_head.test_cfg)
-        if score_threshold is not None:
-            cfg.score_thr = score_threshold
-        if nms_threshold is not None:
-            cfg.nms.iou_threshold = nms_threshold
-        text = None if folded else self.model.embed(vocabulary)
-        found: dict[int, DetDataSample] = {}
-        for which, batch in self._batches(pictures, [self.size] * len(pictures)):
-            for sample in batch["data_samples"]:
-                sample.set_metainfo(dict(words=vocabulary.words))
-            samples = self.model.predict(
-                batch["inputs"], batch["data_samples"], text=text, cfg=cfg
-            )
-            found.update(zip(which, samples))
-        for sample in found.values():
-            boxes = sample.pred_instances
-            if score_threshold is not None:  # its logit rounds
-                sample.pred_instances = boxes[boxes.scores >= score_threshold]
-        return [found[i] for i in range(len(pictures))]
 
-    # -------------------------------------------------------------------- helpers
+    @torch.no_grad()
+    def predict(
+        self, images: Sequence[np.ndarray], query: Query
+    ) -> list[DetDataSample]:
+        """The detector's ``predict`` of images of any sizes.
 
-    def _vocabulary(self, names: Asked | None) -> Vocabulary:
-        """The words of a call; None: those of a folded detector."""
-        if names is None and isinstance(self.model, FoldedDetector):
-            names = self.model.words
-        return as_vocabulary(names)
+        Args:
+            images: (H, W, 3) uint8 RGB.
+            query: of :meth:`query`.
 
-    def _batches(
-        self, pictures: Sequence[np.ndarray], sides: Sequence[int]
-    ) -> Iterator[tuple[list[int], dict[str, Any]]]:
-        """Pictures (H, W, 3) BGR, their longer sides resized, as the model's input.
-
-        Those of one padded shape come together, so padding is that of a picture alone.
+        Returns:
+            A sample of each image, with ``words``; its ``pred_instances`` has
+            ``bboxes`` (n, 4), xyxy in pixels of the image, ``scores`` (n,), ``labels``
+            (n,) and ``label_names``, best first.
         """
-        ready: dict[tuple[int, ...], list[tuple[int, Tensor, DetDataSample]]] = {}
-        for i, (picture, side) in enumerate(zip(pictures, sides)):
-            size = mmcv.rescale_size(picture.shape[1::-1], (side, side))
-            small = mmcv.imresize(picture, tuple(max(n, 1) for n in size))
-            factors = (n / o for n, o in zip(small.shape[1::-1], picture.shape[1::-1]))
-            meta = dict(
-                ori_shape=picture.shape[:2],
-                img_shape=small.shape[:2],
-                scale_factor=tuple(factors),
-            )
-            pixels = torch.from_numpy(np.ascontiguousarray(small.transpose(2, 0, 1)))
-            data = dict(inputs=[pixels], data_samples=[DetDataSample(metainfo=meta)])
-            data = self.model.data_preprocessor(data, False)
-            shape = tuple(data["inputs"].shape)
-            batch = ready.setdefault(shape, [])
-            batch.append((i, data["inputs"], data["data_samples"][0]))
-            if len(batch) == self.batch_size:
-                yield _joined(ready.pop(shape))
-        for batch in ready.values():
-            yield _joined(batch)
+
+        def find(inputs: Tensor, samples: SampleList) -> SampleList:
+            for sample in samples:
+                sample.set_metainfo(dict(words=query.words))
+            return self.model.predict(inputs, samples, text=query.text, cfg=query.cfg)
+
+        results = self._in_batches(images, [self.size] * len(images), find)
+        for sample in results:
+            # the model compares logits, and the sigmoid of the least one may round down
+            found = sample.pred_instances
+            sample.pred_instances = found[found.scores >= query.score_threshold]
+        return results
+
+    # ---------------------------------------------------------------- helpers
+
+    def _in_batches(
+        self,
+        images: Sequence[np.ndarray],
+        sides: Sequence[int],
+        ask: Callable[[Tensor, SampleList], Sequence[T]],
+    ) -> list[T]:
+        """What the model answers for each image, (H, W, 3) RGB.
+
+        Args:
+            images: of any sizes.
+            sides: pixels that their longer sides are resized to.
+            ask: inputs (B, 3, h, w) and B samples -> B answers.
+        """
+        answers: dict[int, T] = {}
+
+        def pass_on(batch: list[tuple[int, Tensor, DetDataSample]]) -> None:
+            which, inputs, samples = zip(*batch)
+            answers.update(zip(which, ask(torch.cat(inputs), [*samples])))
+
+        # those of one padded shape go together, so each is padded as if alone
+        waiting: dict[torch.Size, Any] = defaultdict(list)
+        for i, (image, side) in enumerate(zip(images, sides)):
+            inputs, sample = self._prepare(image, side)
+            waiting[inputs.shape].append((i, inputs, sample))
+            if len(waiting[inputs.shape]) == self.batch_size:
+                pass_on(waiting.pop(inputs.shape))
+        for batch in waiting.values():
+            pass_on(batch)
+        return [answers[i] for i in range(len(images))]
+
+    def _prepare(self, image: np.ndarray, side: int) -> tuple[Tensor, DetDataSample]:
+        """An image (H, W, 3) RGB -> the model's input (1, 3, h, w) and its sample."""
+        height, width = image.shape[:2]
+        size = mmcv.rescale_size((width, height), (side, side))
+        small = mmcv.imresize(image, tuple(max(n, 1) for n in size))
+        meta = dict(
+            ori_shape=(height, width),
+            img_shape=small.shape[:2],
+            scale_factor=(small.shape[1] / width, small.shape[0] / height),
+        )
+        # mm's preprocessor takes BGR: (h, w, 3) -> (3, h, w)
+        pixels = np.ascontiguousarray(small[..., ::-1].transpose(2, 0, 1))
+        data = dict(
+            inputs=[torch.from_numpy(pixels)],
+            data_samples=[DetDataSample(metainfo=meta)],
+        )
+        data = self.model.data_preprocessor(data, False)
+        return data["inputs"], data["data_samples"][0]
 
 
-def _joined(
-    batch: Sequence[tuple[int, Tensor, DetDataSample]],
-) -> tuple[list[int], dict[str, Any]]:
-    """The numbers of pictures, and their inputs as one."""
-    which, inputs, samples = zip(*batch)
-    return list(which), dict(inputs=torch.cat(inputs), data_samples=list(samples))
+def _check_names(names: Any) -> Vocabulary:
+    """A list of words, or a vocabulary; a single string is a mistake."""
+    if names is None or isinstance(names, str):
+        raise ValueError(f"expected a list of words, got {names!r}")
+    return as_vocabulary(names)
 
 
 def test_size(config: Config) -> int:
@@ -318,49 +382,21 @@ def test_size(config: Config) -> int:
     return max(scales[-1]) if not isinstance(scales[-1], int) else scales[-1]
 
 
-def _listed(images: Any) -> list[Any]:
-    """One picture, a list, or a batch -> a list of pictures."""
+def normalisation(preprocessor: Any) -> dict[str, Any]:
+    """What a data preprocessor does to pixels in [0, 255]."""
+    used = preprocessor._enable_normalize
+    return dict(
+        channels="RGB" if preprocessor._channel_conversion else "BGR",
+        mean=preprocessor.mean.flatten().tolist() if used else [0.0] * 3,
+        std=preprocessor.std.flatten().tolist() if used else [1.0] * 3,
+        pad_value=preprocessor.pad_value,
+    )
+
+
+def _as_arrays(images: Any) -> list[np.ndarray]:
+    """One image, a list, or a batch -> arrays (H, W, 3) uint8 RGB."""
     if isinstance(images, (np.ndarray, Tensor)):
-        return [*images] if images.ndim == 4 else [images]
-    if isinstance(images, (str, Path, Image.Image)):
-        return [images]
-    return [*images]
-
-
-def _as_bgr(picture: Any) -> np.ndarray:
-    """A picture as (H, W, 3) uint8 BGR, mm's channel order.
-
-    Raises:
-        ValueError: it is none of those in :class:`KDEOV`.
-        OSError: a file that cannot be read.
-    """
-    if isinstance(picture, (str, Path)):
-        return read_image(picture)
-    if isinstance(picture, Image.Image):
-        return to_bgr(picture)
-    if isinstance(picture, Tensor):
-        picture = _pixels(picture)
-    if not isinstance(picture, np.ndarray):
-        raise ValueError(
-            "a picture is a path, a PIL image, an array (H, W, 3) or a tensor "
-            f"(3, H, W), got a {type(picture).__name__}"
-        )
-    return np.ascontiguousarray(check_pixels(picture, "RGB")[..., ::-1])
-
-
-def _pixels(picture: Tensor) -> np.ndarray:
-    """A tensor (3, H, W), uint8 or in [0, 1] -> (H, W, 3) uint8."""
-    if picture.ndim != 3 or picture.shape[0] != 3 or not picture.numel():
-        raise ValueError(
-            f"expected a tensor (3, H, W) or (B, 3, H, W), got {tuple(picture.shape)}"
-        )
-    picture = picture.detach().cpu()
-    if picture.dtype != torch.uint8:
-        low, high = picture.min().item(), picture.max().item()
-        if not (picture.is_floating_point() and -0.01 <= low <= high <= 1.01):
-            raise ValueError(
-                "expected a tensor of uint8, or of floats in [0, 1], before any "
-                f"normalisation; got {picture.dtype} from {low:.3g} to {high:.3g}"
-            )
-        picture = (picture.float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return picture.permute(1, 2, 0).numpy()
+        images = images if images.ndim == 4 else [images]
+    elif isinstance(images, (str, Path, Image.Image)):
+        images = [images]
+    return [as_rgb(image) for image in images]

@@ -15,6 +15,7 @@ Inputs and outputs of the file:
 import copy
 import json
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,9 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.export import Dim
 
-from .. import __version__
 from ..files import write_whole
-from ..models import FoldedDetector, KDEOVDetector
+from ..models import FoldedDetector, HeadInput, KDEOVDetector, TextEmbeds, words_of
 from ..models.folded import fuse_before_words, name_labels
-from ..models.ov_head import HeadInput
 from ..models.postprocess import (
     above,
     best_boxes,
@@ -41,10 +40,9 @@ from ..models.postprocess import (
     max_boxes,
     rescaled,
 )
-from ..models.student import merge_synonyms, words_of
-from ..models.text_classifier import TextEmbeds
+from ..models.student import Student
 from ..vocabulary import Asked, Vocabulary, as_vocabulary
-from .api import test_size
+from .api import normalisation, test_size
 
 try:
     import onnx
@@ -57,69 +55,60 @@ except ImportError as error:
 OPSET = 18
 TOLERANCE = 1e-3  # boxes in pixels, scores in [0, 1]
 FOLDED, VOCABULARY = "folded", "vocabulary"
-# What of all boxes stays: suppression class by class, then the best of each image.
+# Which of all boxes remain: suppression class by class, then the best of each image.
+# rows (n, 3): image, class, location; rank (n,): of a box among those of its image.
 SUPPRESSION = """
 <ir_version: 10, opset_import: ["" : 18]>
 suppression (
     float[batch, places, 4] all_boxes, float[batch, words, places] all_scores,
-    float[1] score_threshold, float[1] iou_threshold, int64[1] most
+    float[1] score_threshold, float[1] iou_threshold, int64[1] limit
 ) => (
     float[found, 4] boxes, float[found] scores, int64[found] labels, int64[found] image
 ) {
+    zero = Constant<value_int = 0>()
+    one = Constant<value_int = 1>()
+    last_axis = Constant<value_ints = [1]>()
+    image_and_location = Constant<value_ints = [0, 2]>()
+    off_and_on = Constant<value_ints = [0, 1]>()
     chosen = NonMaxSuppression(
-        all_boxes, all_scores, most, iou_threshold, score_threshold
+        all_boxes, all_scores, limit, iou_threshold, score_threshold
     )
-    score = GatherND(all_scores, chosen)
-    zero = Constant<value_ints = [0]>()
-    one = Constant<value_ints = [1]>()
-    two = Constant<value_ints = [2]>()
-    three = Constant<value_ints = [3]>()
-    number = Shape(score)
-    sorted_scores, order = TopK(score, number)
+    chosen_scores = GatherND(all_scores, chosen)
+    number = Shape(chosen_scores)
+    sorted_scores, order = TopK(chosen_scores, number)
     rows = Gather(chosen, order)
-    of_image = Slice(rows, zero, one, one)
-    of_class = Slice(rows, one, two, one)
-    of_place = Slice(rows, two, three, one)
-    whole = Shape(all_boxes)
-    batch_size = Slice(whole, zero, one)
-    count = Squeeze(batch_size)
-    zero_scalar = Squeeze(zero)
-    one_scalar = Squeeze(one)
-    numbers = Range(zero_scalar, count, one_scalar)
-    is_of = Equal(of_image, numbers)
-    counted = Cast<to = 7>(is_of)
-    running = CumSum(counted, zero_scalar)
-    own = Mul(running, counted)
-    rank = ReduceSum<keepdims = 0>(own, one)
-    keep = LessOrEqual(rank, most)
+    image_of_row = Gather<axis = 1>(rows, zero)
+    batch_size = Shape<start = 0, end = 1>(all_boxes)
+    is_of = OneHot(image_of_row, batch_size, off_and_on)
+    counted = CumSum(is_of, zero)
+    own = Mul(counted, is_of)
+    rank = ReduceSum<keepdims = 0>(own, last_axis)
+    keep = LessOrEqual(rank, limit)
     scores = Compress<axis = 0>(sorted_scores, keep)
-    kept_image = Compress<axis = 0>(of_image, keep)
-    kept_class = Compress<axis = 0>(of_class, keep)
-    kept_place = Compress<axis = 0>(of_place, keep)
-    where = Concat<axis = 1>(kept_image, kept_place)
+    kept = Compress<axis = 0>(rows, keep)
+    image = Gather<axis = 1>(kept, zero)
+    labels = Gather<axis = 1>(kept, one)
+    where = Gather<axis = 1>(kept, image_and_location)
     boxes = GatherND(all_boxes, where)
-    labels = Squeeze(kept_class, one)
-    image = Squeeze(kept_image, one)
 }
 """
 
 
 class Graph(nn.Module):
-    """What is exported: images [and words] -> all boxes and scores."""
+    """What is exported: images [and text embeddings] -> all boxes and scores."""
 
     def __init__(self, detector: KDEOVDetector | FoldedDetector) -> None:
         super().__init__()
         self.detector = detector
 
     def forward(
-        self, images: Tensor, text: Tensor | None = None, owner: Tensor | None = None
+        self, images: Tensor, vectors: Tensor | None = None, owner: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W), (W, D) and (W,) -> (B, N, 4) and (B, K, N)."""
         feats: Any = self.detector.extract_feat(images)
-        if text is not None:
-            if self.detector.fusion is not None:
-                feats = self.detector.fusion(feats, text)
-            feats = HeadInput(feats, TextEmbeds(text, owner))
+        if vectors is not None:
+            text = TextEmbeds(vectors, owner)
+            feats = HeadInput(self.detector.fuse(feats, text), text)
         logits, sides = self.detector.bbox_head(feats)
         scores = torch.cat([level.flatten(2) for level in logits], 2).sigmoid()
         return self.detector.bbox_head.decode(sides), scores
@@ -140,9 +129,9 @@ def export_onnx(
     Args:
         detector: a trained detector, with its config as ``cfg``; it stays as it is.
         path: of the file.
-        words: K words; a tuple of words are synonyms.
+        words: see :func:`kdeov_mm.vocabulary.as_vocabulary`.
         nms: the suppression of ``test_cfg`` is part of the graph.
-        size: longer side of the pictures in pixels, for the metadata; None: that of the
+        size: longer side of the images in pixels, for the metadata; None: that of the
             test pipeline in ``detector.cfg``.
 
     Returns:
@@ -150,8 +139,7 @@ def export_onnx(
 
     Raises:
         ValueError: no words; a suppression that is no plain one, with ``nms``; the
-            ``'max'`` of synonyms, without ``words``; or onnxruntime says something
-            else than PyTorch.
+            ``'max'`` of synonyms, without ``words``; or onnxruntime's results differ.
     """
     if getattr(detector, "cfg", None) is None:
         raise ValueError("the detector has no config: set detector.cfg")
@@ -165,30 +153,32 @@ def export_onnx(
     vocabulary = None if words is None else as_vocabulary(words)
     if detector.training or next(detector.parameters()).device.type != "cpu":
         detector = copy.deepcopy(detector).cpu().eval()
-    graph: Graph
+    # the graph, traced with images and, where they are an input, vectors of any words
     sample = [torch.rand(2, 3, 96, 128)]
     if vocabulary is None:
         graph = Graph(fuse_before_words(copy.deepcopy(detector)))
-        sample.append(_some_words(detector, 7))
+        sample.append(_random_vectors(detector, 7))
     else:
         graph = Graph(detector.fold(vocabulary))
     file = graph_to_onnx(graph, sample)
+    # nothing is written that says something else than PyTorch
     worst = _check(file, detector, vocabulary)
     if nms:
         file = with_suppression(file, detector.bbox_head.test_cfg)
-    onnx.helper.set_model_props(file, _metadata(detector, vocabulary, nms, size))
+    props = _metadata(detector, vocabulary, nms, size)
+    onnx.helper.set_model_props(file, props)
     onnx.checker.check_model(file, full_check=True)
-    _session(file)
+    _session(file.SerializeToString())
     write_whole(Path(path), file.SerializeToString())
     return worst
 
 
-def graph_to_onnx(graph: "Graph", sample: Sequence[Tensor]) -> Any:
+def graph_to_onnx(graph: Graph, sample: Sequence[Tensor]) -> Any:
     """An ONNX model, with outputs ``boxes`` and ``scores``.
 
     Args:
         graph: what is exported.
-        sample: images (B, 3, H, W), and words (K, D) where they are an input: their
+        sample: images (B, 3, H, W), and vectors (K, D) where they are an input: their
             values and sizes do not matter.
 
     Raises:
@@ -210,6 +200,7 @@ def graph_to_onnx(graph: "Graph", sample: Sequence[Tensor]) -> Any:
     )
     assert program is not None  # dynamo's exporter returns one
     file = program.model_proto
+    # the exporter fixes a size that the graph depends on, and does not say so
     for value, sizes in zip(file.graph.input, free):
         fixed = value.type.tensor_type.shape.dim
         if any(not fixed[i].dim_param for i in sizes):
@@ -220,37 +211,33 @@ def graph_to_onnx(graph: "Graph", sample: Sequence[Tensor]) -> Any:
     return file
 
 
-def _some_words(detector: KDEOVDetector, number: int) -> Tensor:
+def _random_vectors(detector: KDEOVDetector, number: int) -> Tensor:
     """Unit vectors (number, D), of no words."""
-    return nn.functional.normalize(
-        torch.randn(number, detector.text_encoder.embed_dims)
-    )
+    vectors = torch.randn(number, detector.text_encoder.embed_dims)
+    return nn.functional.normalize(vectors)
 
 
-def _session(file: Any) -> Any:
-    return onnxruntime.InferenceSession(
-        file.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+def _session(file: str | bytes) -> Any:
+    return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
 
 def _check(
-    file: Any, detector: KDEOVDetector, words: Vocabulary | None
+    file: Any, detector: KDEOVDetector, vocabulary: Vocabulary | None
 ) -> dict[str, float]:
     """Differences of the file to the detector, at several sizes, batches and words."""
-    session = _session(file)
+    session = _session(file.SerializeToString())
     worst = dict(boxes=0.0, scores=0.0)
-    given: tuple[Tensor, Tensor | None] = (torch.zeros(0), None)
-    if words is not None:
-        given = detector.embed(words, "cpu")
     for shape, number in (((1, 3, 160, 160), 1), ((3, 3, 64, 224), 33)):
         torch.manual_seed(number)
         images = torch.rand(shape)
         feed = dict(images=images.numpy())
-        if words is None:
-            given = (_some_words(detector, number), None)
-            feed["text"] = given[0].numpy()
+        if vocabulary is None:
+            text = TextEmbeds(_random_vectors(detector, number))
+            feed["text"] = text.vectors.numpy()
+        else:
+            text = detector.embed(vocabulary)
         with torch.no_grad():
-            expected = Graph(detector)(images, *given)
+            expected = Graph(detector)(images, *text)
         for key, one, other in zip(worst, expected, session.run(None, feed)):
             difference = float(np.abs(one.numpy() - other).max())
             worst[key] = float(np.maximum(worst[key], difference))  # NaN stays
@@ -282,10 +269,11 @@ def with_suppression(file: Any, test_cfg: Any) -> Any:
     ``nms_pre`` is left out: it spares PyTorch work, which onnxruntime does.
     """
     end = onnx.parser.parse_model(SUPPRESSION)
+    # thresholds: inputs of the text above, constants of the file
     constants: dict[str, np.ndarray] = dict(
         score_threshold=np.array([max(test_cfg.get("score_thr", 0), 0)], np.float32),
         iou_threshold=np.array([test_cfg.nms.iou_threshold], np.float32),
-        most=np.array([test_cfg.max_per_img], np.int64),
+        limit=np.array([test_cfg.max_per_img], np.int64),
     )
     for name, value in constants.items():
         end.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
@@ -293,30 +281,30 @@ def with_suppression(file: Any, test_cfg: Any) -> Any:
     del end.graph.input[:]
     end.graph.input.extend(inputs)
     end.ir_version = file.ir_version
+    # outputs of the one are inputs of the other
     start = onnx.compose.add_prefix(file, "detector_", rename_inputs=False)
-    pairs = [("boxes", "all_boxes"), ("scores", "all_scores")]
-    pairs = [(f"detector_{one}", other) for one, other in pairs]
+    pairs = [("detector_boxes", "all_boxes"), ("detector_scores", "all_scores")]
     return onnx.compose.merge_models(start, end, io_map=pairs)
 
 
 def _metadata(
     detector: KDEOVDetector,
-    words: Vocabulary | None,
+    vocabulary: Vocabulary | None,
     nms: bool,
     size: int | None,
 ) -> dict[str, str]:
     """What a client needs to know, as strings of JSON."""
     cfg = detector.bbox_head.test_cfg
-    names = [own[0] for own in words.words] if words else []
+    names = [own[0] for own in vocabulary.words] if vocabulary else []
     return {
         key: json.dumps(value)
         for key, value in dict(
-            made_by=f"kdeov_mm {__version__}",
-            form=VOCABULARY if words is None else FOLDED,
+            made_by=f"kdeov_mm {version('kdeov_mm')}",
+            form=VOCABULARY if vocabulary is None else FOLDED,
             names=names,
             encoder=detector.text_encoder.made_by,
             embed_dims=detector.text_encoder.embed_dims,
-            normalisation=_normalisation(detector.data_preprocessor),
+            normalisation=normalisation(detector.data_preprocessor),
             size=size or test_size(detector.cfg),
             stride=detector.data_preprocessor.pad_size_divisor,
             nms=nms,
@@ -328,31 +316,20 @@ def _metadata(
     }
 
 
-def _normalisation(preprocessor: Any) -> dict[str, Any]:
-    """What is done to pixels in [0, 255]."""
-    used = preprocessor._enable_normalize
-    return dict(
-        channels="RGB" if preprocessor._channel_conversion else "BGR",
-        mean=preprocessor.mean.flatten().tolist() if used else [0.0] * 3,
-        std=preprocessor.std.flatten().tolist() if used else [1.0] * 3,
-        pad_value=preprocessor.pad_value,
-    )
-
-
-def metadata(session: Any) -> dict[str, Any]:
+def read_metadata(session: Any) -> dict[str, Any]:
     """The metadata of a file that :func:`export_onnx` wrote.
 
     Raises:
         ValueError: another program wrote it.
     """
     found = session.get_modelmeta().custom_metadata_map
-    if "made_by" not in found or "kdeov_mm" not in found["made_by"]:
+    if "kdeov_mm" not in found.get("made_by", ""):
         raise ValueError("this ONNX file was not written by tools/export_onnx.py")
     return {key: json.loads(value) for key, value in found.items()}
 
 
 @MODELS.register_module()
-class ONNXDetector(BaseDetector):
+class ONNXDetector(Student, BaseDetector):
     """An ONNX file as a detector of mmdet: to be evaluated as any other.
 
     Args:
@@ -373,23 +350,21 @@ class ONNXDetector(BaseDetector):
         test_cfg: Any,
     ) -> None:
         super().__init__(data_preprocessor)
-        self.session = onnxruntime.InferenceSession(
-            file, providers=["CPUExecutionProvider"]
-        )
-        self.about = metadata(self.session)
+        self.session = _session(file)
+        self.metadata = read_metadata(self.session)
         self.text_encoder = MODELS.build(text_encoder)
         self.test_cfg = test_cfg
-        if not self.about["nms"]:
+        if not self.metadata["nms"]:
             check_simple(test_cfg)
         own = dict(
-            normalisation=_normalisation(self.data_preprocessor),
+            normalisation=normalisation(self.data_preprocessor),
             encoder=self.text_encoder.made_by,
         )
         for key, value in own.items():
-            if self.about[key] != value:
+            if self.metadata[key] != value:
                 raise ValueError(
                     f"the file {file} and the config differ in their {key}: "
-                    f"{self.about[key]} and {value}. Use the config it was exported "
+                    f"{self.metadata[key]} and {value}. Use the config it was exported "
                     "from."
                 )
 
@@ -404,46 +379,42 @@ class ONNXDetector(BaseDetector):
         words = words_of(batch_data_samples)
         names = [own[0] for own in words]
         feed = dict(images=batch_inputs.cpu().numpy())
-        if self.about["form"] == VOCABULARY:
-            vectors = self.text_encoder([word for own in words for word in own])
-            feed["text"] = merge_synonyms(vectors, words, "mean").vectors.numpy()
-        elif names != self.about["names"]:
+        if self.metadata["form"] == VOCABULARY:
+            feed["text"] = self.embed(words, "cpu").vectors.numpy()
+        elif names != self.metadata["names"]:
             raise ValueError(
-                f"the file answers for {len(self.about['names'])} words, "
-                f"{self.about['names'][:3]} ..., the samples ask for {len(names)}, "
+                f"the file answers for {len(self.metadata['names'])} words, "
+                f"{self.metadata['names'][:3]} ..., the samples ask for {len(names)}, "
                 f"{names[:3]} ...: export it for these, or use the vocabulary form."
             )
-        said = [torch.from_numpy(array) for array in self.session.run(None, feed)]
+        outputs = [torch.from_numpy(array) for array in self.session.run(None, feed)]
         results = []
         for i, sample in enumerate(batch_data_samples):
             meta = sample.metainfo
-            if self.about["nms"]:
-                boxes, scores, labels = (each[said[3] == i] for each in said[:3])
+            if self.metadata["nms"]:
+                # (n, 4), (n,), (n,) of all images, and the image of each
+                boxes, scores, labels = (each[outputs[3] == i] for each in outputs[:3])
                 boxes = clipped(rescaled(boxes, meta) if rescale else boxes, meta)
                 found = InstanceData(bboxes=boxes, scores=scores, labels=labels)
             else:
+                # (B, N, 4) and (B, K, N), still without suppression
                 cfg = self.test_cfg
-                logits = [said[1][i].T.logit()]
-                best = above(logits, least_logit(cfg), max_boxes(cfg))
-                found = best_boxes(best, said[0][i], meta, cfg, rescale)
+                logits = [outputs[1][i].T.logit()]
+                scored = above(logits, least_logit(cfg), max_boxes(cfg))
+                found = best_boxes(scored, outputs[0][i], meta, cfg, rescale)
             results.append(found)
         name_labels(results, words)
         return self.add_pred_to_datasample(batch_data_samples, results)
 
-    def extract_feat(self, batch_inputs: Tensor) -> Any:
-        """Not in the file.
+    def _only_predicts(self, *_: Any) -> Any:
+        """What mmdet asks of a detector, and no file has.
 
         Raises:
-            NotImplementedError: always, as the other two do.
+            NotImplementedError: always.
         """
         raise NotImplementedError("an ONNX file only predicts")
 
-    def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> Any:
-        """Not in the file."""
-        raise NotImplementedError("an ONNX file does not learn")
-
-    def _forward(self, batch_inputs: Tensor, batch_data_samples: Any = None) -> Any:
-        raise NotImplementedError("an ONNX file only predicts")
+    extract_feat = loss = _forward = _only_predicts
 
 
 def onnx_model(file: str, model: Any) -> dict[str, Any]:

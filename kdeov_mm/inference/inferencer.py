@@ -1,34 +1,35 @@
-"""mmdet's inferencer for any words: pictures, folders, videos, large images."""
+"""mmdet's inferencer for any words: images, folders, videos, large images."""
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmdet.apis import DetInferencer
-from mmdet.structures import DetDataSample
+from mmdet.structures import DetDataSample, SampleList
 from mmdet.visualization import get_palette
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 from tqdm import tqdm
 
 from ..files import write_whole
-from ..models import FoldedDetector
 from ..vocabulary import Asked, Vocabulary, as_vocabulary
 from .api import KDEOV
-from .pictures import draw
-from .results import Drawings, Result
-from .slices import find_in_slices
-from .sources import Input, Source, list_sources
+from .drawing import Drawings, draw
+from .images import in_batches
+from .results import Result
+from .slices import predict_in_slices
+from .sources import ImageSource, Input, list_sources
 
 
 class KDEOVInferencer(DetInferencer):
-    """Find words in pictures, videos and folders of them.
+    """Find words in images, videos and folders of them.
 
     An mmdet inferencer: constructor, call, answer and the folders of its results are
     ``DetInferencer``'s; inputs are those of :func:`list_sources`, arrays BGR as in mm.
+    What comes out is RGB.
 
     Words are a list, in which a tuple of words are synonyms; a string with commas; a
     file of :meth:`Vocabulary.load`; or a :class:`Vocabulary`, with vectors (the text
@@ -68,13 +69,11 @@ class KDEOVInferencer(DetInferencer):
         super().__init__(model, weights, device, scope, palette, show_progress)
         self.cfg = self.model.cfg
         self.words = None if words is None else as_vocabulary(words)
-        if not getattr(self.model, "with_bbox", False):
-            raise ValueError(
-                f"a {type(self.model).__name__} finds no boxes: use the checkpoint of "
-                "a KDEOVDetector."
-            )
-        if self.words:  # refuse now, not at the first picture
-            self.words = self._embedded(self.words)
+        # a model without boxes and vectors of another CLIP are refused now
+        student = KDEOV(self.model)
+        student.check_detects()
+        if self.words:
+            student.query(self.words)
 
     def _init_model(
         self, cfg: Any, weights: str | Path | None, device: str = "cpu"
@@ -86,13 +85,13 @@ class KDEOVInferencer(DetInferencer):
         return KDEOV.from_config(cfg, weights, device).model
 
     def _init_pipeline(self, cfg: Any) -> None:
-        """None: :class:`KDEOV` prepares pictures."""
+        """None: :class:`KDEOV` prepares images."""
 
     def _init_collate(self, cfg: Any) -> None:
         """None: the same."""
 
     def _init_visualizer(self, cfg: Any) -> None:
-        """None: :func:`kdeov_mm.inference.pictures.draw` draws."""
+        """None: :func:`kdeov_mm.inference.drawing.draw` draws."""
 
     def stream(
         self,
@@ -113,14 +112,11 @@ class KDEOVInferencer(DetInferencer):
         Args:
             inputs: see :func:`list_sources`.
             words: see the class; None: those of the constructor.
-            batch_size: pictures, frames or slices that pass the model at once; the
+            batch_size: images, frames or slices that pass the model at once; the
                 boxes are those of each alone.
             score_threshold: boxes below are left out; None: the model's ``test_cfg``'s.
             slices: side of square tiles in pixels, which are searched besides the whole
-                picture: for pictures much larger than the model's input, and small
-                objects. Boxes that touch a border between tiles are left out: objects
-                smaller than the overlap lie whole in some tile, larger ones are to be
-                found in a tile that holds them, or in the whole picture.
+                image, see :func:`predict_in_slices`; None for none.
             overlap: of neighbouring tiles, a fraction of their side, at least.
             every: of a video, one frame in so many.
 
@@ -131,45 +127,23 @@ class KDEOVInferencer(DetInferencer):
             FileNotFoundError, ValueError: of inputs, words or arguments.
         """
         sources = list_sources(inputs)
-        vocabulary = self._vocabulary(words)
-        student = KDEOV(self.model, batch_size)
-        vocabulary = self._embedded(vocabulary)
-        for key, value in dict(
-            batch_size=batch_size, slices=slices, every=every
-        ).items():
+        counts = dict(batch_size=batch_size, slices=slices, every=every)
+        for key, value in counts.items():
             if value is not None and value < 1:
                 raise ValueError(f"{key} is at least 1, got {value}")
         if not 0 <= overlap < 1:
             raise ValueError(f"overlap lies in [0, 1), got {overlap}")
-        if score_threshold is not None and not 0 <= score_threshold <= 1:
-            raise ValueError(f"score_threshold lies in [0, 1], got {score_threshold}")
+        student = KDEOV(self.model, batch_size)
+        query = student.query(self._vocabulary(words), score_threshold)
 
-        def find(pictures: Sequence[np.ndarray]) -> list[DetDataSample]:
+        def predict(images: Sequence[np.ndarray]) -> SampleList:
             if slices is None:
-                return student.find(pictures, vocabulary, score_threshold)
+                return student.predict(images, query)
             return [
-                find_in_slices(student, p, vocabulary, slices, overlap, score_threshold)
-                for p in pictures
+                predict_in_slices(student, i, query, slices, overlap) for i in images
             ]
 
-        def results() -> Iterator[Result]:
-            for batch in _chunks(_read(sources, every), batch_size):
-                good = [r.picture for r in batch if r.picture is not None]
-                samples = iter(find(good))
-                for result in batch:
-                    if result.picture is not None:
-                        result.sample = next(samples)
-                        path = str(result.path or result.name)
-                        result.sample.set_metainfo(dict(img_path=path))
-                    yield result
-
-        return results()
-
-    def _embedded(self, vocabulary: Vocabulary) -> Vocabulary:
-        """With vectors, of a model that takes them."""
-        if isinstance(self.model, FoldedDetector):
-            return vocabulary
-        return vocabulary.embed(self.model.text_encoder)
+        return _with_samples(_read(sources, every), predict, batch_size)
 
     def _vocabulary(self, words: Asked | None) -> Vocabulary:
         words = self.words if words is None else words
@@ -187,24 +161,23 @@ class KDEOVInferencer(DetInferencer):
     def drawing(
         self, result: Result, names: Sequence[str], pred_score_thr: float = 0.3
     ) -> np.ndarray:
-        """A result's picture with boxes and names, (H', W', 3) uint8 RGB.
+        """A result's image with boxes and names, (H', W', 3) uint8 RGB.
 
-        A picture is at least 800 px large; a video's frame keeps its size.
+        An image is at least 800 px large; a video's frame keeps its size.
 
         Raises:
-            ValueError: the picture could not be read.
+            ValueError: the image could not be read.
         """
-        if result.picture is None or result.sample is None:
+        if result.image is None or result.sample is None:
             raise ValueError(f"{result.name} cannot be drawn: {result.error}")
+        palette = "random" if self.palette == "none" else self.palette
         return draw(
-            np.ascontiguousarray(result.picture[..., ::-1]),
+            result.image,
             result.sample,
             names,
-            get_palette(
-                "random" if self.palette == "none" else self.palette, len(names)
-            ),
+            get_palette(palette, len(names)),
             score_threshold=pred_score_thr,
-            side=800 if result.frame is None else 1,
+            min_side=800 if result.frame is None else 1,
         )
 
     def __call__(
@@ -219,27 +192,27 @@ class KDEOVInferencer(DetInferencer):
         return_datasamples: bool = False,
         no_save_pred: bool = True,
         out_dir: str | Path = "",
-        slices: int | None = None,
-        overlap: float = 0.2,
         every: int = 1,
+        **options: Any,
     ) -> dict[str, list[Any]]:
         """Find words in all inputs; results are kept in memory, see :meth:`stream`.
 
         Args:
-            inputs, words, batch_size, slices, overlap, every: as in :meth:`stream`.
+            inputs, words, batch_size, every: as in :meth:`stream`.
             return_vis: return drawings.
             no_save_vis: do not write drawings.
             pred_score_thr: boxes below are not drawn; predictions have them.
             return_datasamples: predictions are mm's samples, not dictionaries.
             no_save_pred: do not write predictions.
             out_dir: drawings are written to its ``vis/``, predictions, a JSON for each
-                picture and frame, to its ``preds/``; empty: nothing is written.
+                image and frame, to its ``preds/``; empty: nothing is written.
+            options: ``slices`` and ``overlap`` of :meth:`stream`.
 
         Returns:
-            ``predictions``, one for each picture and frame: ``labels``, ``scores``,
-            ``bboxes`` (xyxy) and ``label_names``, or a sample; of a picture that cannot
+            ``predictions``, one for each image and frame: ``labels``, ``scores``,
+            ``bboxes`` (xyxy) and ``label_names``, or a sample; of an image that cannot
             be read ``error`` (a sample has it in its metainfo). ``visualization``: with
-            ``return_vis`` as many drawings (H, W, 3) uint8 RGB, None of such a picture.
+            ``return_vis`` as many drawings (H, W, 3) uint8 RGB, None of such an image.
 
         Raises:
             FileNotFoundError, ValueError: as :meth:`stream`; or a camera, which has no
@@ -249,36 +222,25 @@ class KDEOVInferencer(DetInferencer):
         if any(source.camera is not None for source in sources):
             raise ValueError("a camera has no end: loop over stream() instead.")
         results = self.stream(
-            sources,
-            words,
-            batch_size=batch_size,
-            slices=slices,
-            overlap=overlap,
-            every=every,
+            sources, words, batch_size=batch_size, every=every, **options
         )
         vis = Path(out_dir) / "vis" if out_dir and not no_save_vis else None
         preds = Path(out_dir) / "preds" if out_dir and not no_save_pred else None
-        written: set[Path] = set()
         answer: dict[str, list[Any]] = dict(predictions=[], visualization=[])
+        written: set[Path] = set()
         with Drawings(vis or Path(), every) as drawings:
             for result in tqdm(results, disable=not self.show_progress):
                 prediction = self._prediction(result)
                 if preds:
-                    path = preds / Path(result.name).with_suffix(".json")
-                    if path in written:  # of a.jpg and a.png the second
-                        path = preds / f"{result.name}.json"
-                    written.add(path)
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    write_whole(path, json.dumps(prediction).encode())
+                    _write_json(preds, result.name, prediction, written)
                 if return_datasamples:
                     prediction = result.sample or DetDataSample(
                         metainfo=dict(img_path=str(result.path), error=result.error)
                     )
                 answer["predictions"].append(prediction)
-                if not (vis or return_vis):
-                    continue
+                # of an image that could not be read there is None
                 drawing = None
-                if result.sample is not None:
+                if result.sample is not None and (vis or return_vis):
                     drawing = self.drawing(result, names, pred_score_thr)
                     if vis:
                         drawings.add(result, drawing)
@@ -294,23 +256,38 @@ class KDEOVInferencer(DetInferencer):
         return dict(self.pred2dict(result.sample), label_names=names)
 
 
-def _read(sources: Iterable[Source], every: int) -> Iterator[Result]:
-    """Pictures and frames, without boxes yet."""
+def _read(sources: Iterable[ImageSource], every: int) -> Iterator[Result]:
+    """Images and frames, without boxes yet."""
     for source in sources:
         try:
-            for frame, picture in source.frames(every):
-                yield Result(source, frame, picture)
+            for frame, image in source.images(every):
+                yield Result(source, frame, image)
         except OSError as error:
             print_log(str(error), "current", level=logging.ERROR)
             yield Result(source, error=str(error))
 
 
-def _chunks(results: Iterator[Result], size: int) -> Iterator[list[Result]]:
-    chunk: list[Result] = []
-    for result in results:
-        chunk.append(result)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+def _with_samples(
+    results: Iterator[Result],
+    predict: Callable[[Sequence[np.ndarray]], SampleList],
+    batch_size: int,
+) -> Iterator[Result]:
+    """The same results with samples, of images that pass the model together."""
+    for batch in in_batches(results, batch_size):
+        samples = iter(predict([r.image for r in batch if r.image is not None]))
+        for result in batch:
+            if result.image is not None:
+                result.sample = next(samples)
+                path = str(result.path or result.name)
+                result.sample.set_metainfo(dict(img_path=path))
+            yield result
+
+
+def _write_json(folder: Path, name: str, content: Any, written: set[Path]) -> None:
+    """A result's JSON; of a.jpg and a.png the second keeps its whole name."""
+    path = folder / Path(name).with_suffix(".json")
+    if path in written:
+        path = folder / f"{name}.json"
+    written.add(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(content).encode())

@@ -8,52 +8,52 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from ..vocabulary import Vocabulary
-from .api import KDEOV
+from .api import KDEOV, Query
 
 
-def find_in_slices(
-    student: KDEOV,
-    picture: np.ndarray,
-    vocabulary: Vocabulary,
-    side: int,
-    overlap: float = 0.2,
-    score_threshold: float | None = None,
+def predict_in_slices(
+    student: KDEOV, image: np.ndarray, query: Query, side: int, overlap: float = 0.2
 ) -> DetDataSample:
-    """Search a picture, and tiles of it; see :meth:`KDEOVInferencer.stream`.
+    """Search an image, and tiles of it.
+
+    For images much larger than the model's input, and small objects. Boxes that touch a
+    border between tiles are left out: objects smaller than the overlap lie whole in
+    some tile, larger ones are to be found in a tile that holds them, or in the whole
+    image.
 
     Args:
         student: finds.
-        picture: (H, W, 3) uint8 BGR.
-        vocabulary: what to look for.
+        image: (H, W, 3) uint8 RGB.
+        query: of :meth:`KDEOV.query`.
         side: of the tiles, in pixels.
         overlap: of neighbours, a fraction of the side, at least.
-        score_threshold: boxes below are left out; None: ``test_cfg``'s.
 
     Returns:
-        The whole picture's sample, its boxes merged with those of the tiles by NMS
+        The whole image's sample, its boxes merged with those of the tiles by NMS
         within each class.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     if max(height, width) <= side:
-        return student.find([picture], vocabulary, score_threshold)[0]
+        return student.predict([image], query)[0]
+    # the whole image and its tiles pass the model together
     corners = [
         (x, y)
         for y in _starts(height, side, overlap)
         for x in _starts(width, side, overlap)
     ]
-    tiles = [picture[y : y + side, x : x + side] for x, y in corners]
-    sample, *parts = student.find([picture, *tiles], vocabulary, score_threshold)
+    tiles = [image[y : y + side, x : x + side] for x, y in corners]
+    sample, *parts = student.predict([image, *tiles], query)
+    # boxes of tiles move to their place in the image; those cut at a border go
     found = [sample.pred_instances]
     for (x, y), part in zip(corners, parts):
         boxes = part.pred_instances
         boxes.bboxes = boxes.bboxes + boxes.bboxes.new_tensor([x, y, x, y])
         found.append(boxes[_is_whole(boxes.bboxes, x, y, side, (height, width))])
-    every = InstanceData.cat(found)
-    threshold = student.model.bbox_head.test_cfg.nms.iou_threshold
+    merged = InstanceData.cat(found)
     # in double precision, for classes are moved apart, and many reach far
-    boxes, scores = every.bboxes.double(), every.scores.double()
-    sample.pred_instances = every[batched_nms(boxes, scores, every.labels, threshold)]
+    boxes, scores = merged.bboxes.double(), merged.scores.double()
+    keep = batched_nms(boxes, scores, merged.labels, query.cfg.nms.iou_threshold)
+    sample.pred_instances = merged[keep]
     return sample
 
 

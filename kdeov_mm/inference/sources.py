@@ -1,7 +1,6 @@
-"""What is given to a detector: files, folders, globs, pictures, videos, a camera."""
+"""What is given to a detector: files, folders, globs, arrays, videos, a camera."""
 
 import glob
-import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -9,26 +8,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import cv2
 import numpy as np
-from mmengine.logging import print_log
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from .pictures import check_pixels, read_image, to_bgr
-
-VIDEO_EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+from .images import check_array, image_files, natural_order, read_image, to_rgb
+from .video import VIDEO_EXTENSIONS, VideoInfo, read_frames, video_info
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
-    """A picture, or a video of many; :func:`list_sources` makes them.
+class ImageSource:
+    """Where images come from: one image, or a video of many; see :func:`list_sources`.
 
     Attributes:
         name: of its results, unique for each file: its path below the folder that all
-            files of the call share, with ``/``; of a picture in memory its number.
+            files of the call share, with ``/``; of an image in memory its number.
         path: the file; None where there is none.
-        pixels: (H, W, 3) uint8 BGR, of a picture in memory.
+        pixels: (H, W, 3) uint8 RGB, of an image in memory.
         camera: its number.
     """
 
@@ -44,8 +40,8 @@ class Source:
             self.path is not None and self.path.suffix.lower() in VIDEO_EXTENSIONS
         )
 
-    def frames(self, every: int = 1) -> Iterator[tuple[int | None, np.ndarray]]:
-        """Numbers and pixels (H, W, 3) uint8 BGR, one by one; a picture has no number.
+    def images(self, every: int = 1) -> Iterator[tuple[int | None, np.ndarray]]:
+        """Frame numbers (None of a single image) and pixels (H, W, 3) uint8 RGB.
 
         Args:
             every: of a video, one frame in so many.
@@ -55,94 +51,53 @@ class Source:
         """
         if self.pixels is not None:
             yield None, self.pixels
-        elif self.is_video:
-            yield from self._video_frames(every)
+        elif self.camera is not None:
+            yield from read_frames(self.camera, every)
+        elif self.path is not None and self.is_video:
+            yield from read_frames(self.path, every)
         elif self.path is not None:
             yield None, read_image(self.path)
 
-    def _video_frames(self, every: int) -> Iterator[tuple[int, np.ndarray]]:
-        capture, number = self._capture(), 0
-        claimed = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        try:
-            while capture.grab():
-                if number % every == 0:  # only what is asked for is decoded
-                    good, pixels = capture.retrieve()
-                    if not good:
-                        break
-                    yield number, pixels
-                number += 1
-        finally:
-            capture.release()
-        if not number:
-            raise OSError(
-                f"cannot read video {self.path or self.name}: it has no frame"
-            )
-        if number < claimed:
-            print_log(
-                f"{self.path} has {number} frames that can be read, of {claimed}.",
-                "current",
-                level=logging.WARNING,
-            )
-
-    def _capture(self) -> cv2.VideoCapture:
-        if self.path is not None and not self.path.is_file():
-            raise FileNotFoundError(f"video {self.path} does not exist")
-        capture = cv2.VideoCapture(
-            str(self.path) if self.camera is None else self.camera
-        )
-        if not capture.isOpened():
-            raise OSError(f"cannot read video {self.path or self.name}")
-        return capture
-
-    def video_info(self) -> tuple[float, int]:
-        """Frames per second, and their number as the file claims; 0: it does not.
-
-        Raises:
-            OSError: the file cannot be read.
-        """
-        if self.camera is not None:  # it cannot be opened twice
-            return 0.0, 0
-        capture = self._capture()
-        try:
-            fps = capture.get(cv2.CAP_PROP_FPS)
-            return fps, max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
-        finally:
-            capture.release()
+    def video_info(self) -> VideoInfo:
+        """Of a video; all unknown of a camera, which cannot be opened twice."""
+        return VideoInfo(0.0, 0) if self.path is None else video_info(self.path)
 
 
-Input: TypeAlias = str | Path | int | np.ndarray | Image.Image | Source
+Input: TypeAlias = str | Path | int | np.ndarray | Image.Image | ImageSource
 
 
-def list_sources(inputs: Input | Sequence[Input]) -> list[Source]:
+def list_sources(inputs: Input | Sequence[Input]) -> list[ImageSource]:
     """What is meant by inputs, in their order.
 
     Args:
-        inputs: one, or a list of: a picture's or a video's file; a folder, whose
-            pictures are taken with those of its subfolders, in natural order ("2.jpg"
-            before "10.jpg"), and whose videos are not; a glob, ``**`` for any
-            subfolders, of pictures and videos; the number of a camera; a PIL picture;
-            an array (H, W, 3) uint8 BGR or (H, W), as mm reads pictures.
+        inputs: one, or a list of: an image's or a video's file; a folder, whose images
+            are taken with those of its subfolders, in natural order ("2.jpg" before
+            "10.jpg"), and whose videos are not; a glob, ``**`` for any subfolders, of
+            images and videos; the number of a camera; a PIL image; an array (H, W, 3)
+            uint8 BGR or (H, W), as mm reads images.
 
     Raises:
-        FileNotFoundError: there is no such file, or a folder or glob has no picture;
+        FileNotFoundError: there is no such file, or a folder or glob has no image;
             names it.
         ValueError: an address of the internet, or something else that is no input.
     """
-    listed = [*inputs] if isinstance(inputs, (list, tuple)) else [inputs]
-    if not listed:
-        raise ValueError("no inputs: expected at least one picture")
-    sources: list[Source] = []
+    given = [*inputs] if isinstance(inputs, (list, tuple)) else [inputs]
+    if not given:
+        raise ValueError("no inputs: expected at least one image")
+    sources: list[ImageSource] = []
     folders: list[str | Path] = []
-    for given in listed:
-        if isinstance(given, Source):
-            sources.append(given)
-        elif isinstance(given, (str, Path)):
-            paths = _files(given)
-            sources += [Source("", path) for path in paths]
-            whole = Path(given).is_dir()
-            folders += [given] if whole else [path.parent for path in paths]
+    for item in given:
+        if isinstance(item, ImageSource):
+            sources.append(item)
+        elif isinstance(item, (str, Path)):
+            paths = _files(item)
+            sources += [ImageSource("", path) for path in paths]
+            folders += (
+                [item] if Path(item).is_dir() else [path.parent for path in paths]
+            )
         else:
-            sources.append(_in_memory(given, len(sources)))
+            sources.append(_in_memory(item, len(sources)))
+    # files are named by their paths below the folder that all share
     root = os.path.commonpath([os.path.abspath(f) for f in folders]) if folders else ""
     return [
         replace(s, name=Path(os.path.relpath(s.path, root)).as_posix())
@@ -152,16 +107,17 @@ def list_sources(inputs: Input | Sequence[Input]) -> list[Source]:
     ]
 
 
-def _in_memory(given: Any, number: int) -> Source:
-    if isinstance(given, int) and not isinstance(given, bool):
-        return Source(f"camera {given}", camera=given)
-    if isinstance(given, Image.Image):
-        return Source(f"{number:08d}.jpg", pixels=to_bgr(given))
-    if isinstance(given, np.ndarray):
-        return Source(f"{number:08d}.jpg", pixels=check_pixels(given, "BGR"))
+def _in_memory(item: Any, number: int) -> ImageSource:
+    if isinstance(item, int) and not isinstance(item, bool):
+        return ImageSource(f"camera {item}", camera=item)
+    if isinstance(item, Image.Image):
+        return ImageSource(f"{number:08d}.jpg", pixels=to_rgb(item))
+    if isinstance(item, np.ndarray):
+        rgb = np.ascontiguousarray(check_array(item, "BGR")[..., ::-1])
+        return ImageSource(f"{number:08d}.jpg", pixels=rgb)
     raise ValueError(
-        "an input is a file, a folder, a glob, the number of a camera, a PIL picture, "
-        f"an array (H, W, 3), or a list of them; got a {type(given).__name__}"
+        "an input is a file, a folder, a glob, the number of a camera, a PIL image, "
+        f"an array (H, W, 3), or a list of them; got a {type(item).__name__}"
     )
 
 
@@ -169,9 +125,10 @@ def _files(given: str | Path) -> list[Path]:
     """The files of a path or a glob."""
     path = Path(given)
     if path.is_dir():
-        if files := natural_order(_pictures_below(path)):
+        if files := natural_order(image_files(path)):
             return files
-        raise FileNotFoundError(f"folder {given} has no pictures {IMG_EXTENSIONS}")
+        raise FileNotFoundError(f"folder {given} has no images {IMG_EXTENSIONS}")
+    # a name may have the characters of a glob, so a file comes first
     if path.is_file():
         return [path]
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(given)):
@@ -179,39 +136,11 @@ def _files(given: str | Path) -> list[Path]:
             f"{given} is an address of the internet, and this works offline: download "
             "it first, and give the file."
         )
-    if glob.has_magic(str(given)):
-        known = (*IMG_EXTENSIONS, *VIDEO_EXTENSIONS)
-        found = map(Path, glob.glob(str(given), recursive=True))
-        files = [p for p in found if p.suffix.lower() in known and p.is_file()]
-        if files:
-            return natural_order(files)
-        raise FileNotFoundError(f"the glob {given} matches no picture and no video")
-    raise FileNotFoundError(f"there is no file or folder {given}")
-
-
-def _pictures_below(folder: Path) -> Iterator[Path]:
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for root, _, names in os.walk(folder, onerror=refuse):
-        for name in names:
-            if name.lower().endswith(IMG_EXTENSIONS):
-                yield Path(root, name)
-
-
-def natural_order(paths: Iterator[Path] | Sequence[Path]) -> list[Path]:
-    """Sorted, with the numbers in their names as numbers."""
-
-    def key(path: Path) -> list[tuple[list[str | int], str]]:
-        return [
-            (
-                [
-                    int(piece) if i % 2 else piece.lower()
-                    for i, piece in enumerate(re.split("([0-9]+)", part))
-                ],
-                part,
-            )
-            for part in path.parts
-        ]
-
-    return sorted(paths, key=key)
+    if not glob.has_magic(str(given)):
+        raise FileNotFoundError(f"there is no file or folder {given}")
+    known = (*IMG_EXTENSIONS, *VIDEO_EXTENSIONS)
+    found = map(Path, glob.glob(str(given), recursive=True))
+    files = [p for p in found if p.suffix.lower() in known and p.is_file()]
+    if not files:
+        raise FileNotFoundError(f"the glob {given} matches no image and no video")
+    return natural_order(files)

@@ -20,9 +20,10 @@ from mmengine.config import Config
 from PIL import Image
 
 from kdeov_mm import KDEOV
+from kdeov_mm.apps import answers
 from kdeov_mm.apps.search import ImageIndex
 from kdeov_mm.datasets import shapes
-from kdeov_mm.inference.pictures import read_image
+from kdeov_mm.inference.images import read_image
 
 from ..conftest import ROOT, load_tool, run_env
 from ..inference.test_api import scene, write_joint
@@ -130,7 +131,7 @@ def free_port() -> int:
 def test_words_are_found_in_pictures_of_all_kinds(
     student: KDEOV, files: Path, name: str
 ) -> None:
-    drawn, rows, said = web.find(student, files / name, ASKED, 0.1)
+    drawn, rows, said = answers.find(student, files / name, ASKED, 0.1)
     assert len(rows) == BOXES
     assert_rows(rows, expected(student, files / name, 0.1))
     assert said.startswith(f"{BOXES} boxes of ") and said.endswith(" ms.")
@@ -144,7 +145,7 @@ def test_words_are_found_in_pictures_of_all_kinds(
 
 
 def test_nothing_above_the_threshold_is_said(student: KDEOV, files: Path) -> None:
-    drawn, rows, said = web.find(student, files / "rgb.png", ASKED, 0.99)
+    drawn, rows, said = answers.find(student, files / "rgb.png", ASKED, 0.99)
     assert drawn is not None and rows == []
     assert said.startswith("Nothing found above 0.99:")
 
@@ -153,9 +154,9 @@ def test_nothing_above_the_threshold_is_said(student: KDEOV, files: Path) -> Non
 def test_a_file_that_is_no_picture_is_named(
     student: KDEOV, files: Path, name: str
 ) -> None:
-    drawn, rows, said = web.find(student, files / name, ASKED)
+    drawn, rows, said = answers.find(student, files / name, ASKED)
     assert drawn is None and rows == []
-    assert said.startswith(f"The file {name} is no picture, or a damaged one")
+    assert said.startswith(f"The file {name} is no image, or a damaged one")
     assert str(files) not in said
 
 
@@ -164,31 +165,31 @@ def test_a_picture_of_too_many_pixels_is_refused_unread(
 ) -> None:
     path = tmp_path / "large.png"
     Image.new("1", (8000, 5001)).save(path)
-    monkeypatch.setattr(web, "read_image", None)
-    said = web.find(student, path, ASKED)[2]
+    monkeypatch.setattr(answers, "read_image", None)
+    said = answers.find(student, path, ASKED)[2]
     assert "large.png has 8000 x 5001 pixels, more than 40 million" in said
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow's own limit
-    assert "large.png is too large" in web.find(student, path, ASKED)[2]
+    assert "large.png is too large" in answers.find(student, path, ASKED)[2]
 
 
 def test_what_is_missing_is_said(student: KDEOV, files: Path) -> None:
-    assert web.find(student, None, ASKED)[2].startswith("There is no picture")
+    assert answers.find(student, None, ASKED)[2].startswith("There is no image")
     for words in ("", " ,\n, _ ", None):
-        said = web.find(student, files / "rgb.png", words)[2]
+        said = answers.find(student, files / "rgb.png", words)[2]
         assert said.startswith("There are no words")
     many = ",".join(f"word {i}" for i in range(2001))
-    assert "2001 words" in web.find(student, files / "rgb.png", many)[2]
-    assert len(web.split_words(many.removesuffix(",word 2000"))) == 2000
+    assert "2001 words" in answers.find(student, files / "rgb.png", many)[2]
+    assert len(answers.split_words(many.removesuffix(",word 2000"))) == 2000
 
 
 def test_words_are_asked_once_and_as_they_are_written(
     student: KDEOV, files: Path
 ) -> None:
-    assert web.split_words(ASKED) == WORDS
+    assert answers.split_words(ASKED) == WORDS
     odd = "$x_2^, \\frac{$1}{, <b>bold</b>, 猫, 🚲"
-    drawn, rows, _ = web.find(student, files / "rgb.png", odd, 0.1)
+    drawn, rows, _ = answers.find(student, files / "rgb.png", odd, 0.1)
     assert drawn is not None and len(rows) == BOXES
-    assert {row[0] for row in rows} <= {*web.split_words(odd)}
+    assert {row[0] for row in rows} <= {*answers.split_words(odd)}
 
 
 @pytest.mark.parametrize("size", [(1, 1), (4000, 30), (3, 2500)])
@@ -197,7 +198,7 @@ def test_pictures_of_any_shape_are_drawn_in_a_size_to_show(
 ) -> None:
     path = tmp_path / "odd.png"
     Image.new("RGB", size, "teal").save(path)
-    drawn, rows, _ = web.find(student, path, ASKED, 0.1)
+    drawn, rows, _ = answers.find(student, path, ASKED, 0.1)
     assert max(drawn.shape) in (800, 1600)
     for row in rows:
         assert 0 <= row[2] <= row[4] <= size[0] and 0 <= row[3] <= row[5] <= size[1]
@@ -207,7 +208,7 @@ def test_pictures_of_any_shape_are_drawn_in_a_size_to_show(
 
 
 def test_a_folder_is_ordered_by_its_index(student: KDEOV, gallery: Path) -> None:
-    search = web.FolderSearch(student, gallery)
+    search = answers.FolderSearch(student, gallery)
     assert "cosine" in search.order
     hits, number = search(["red ball", "blue cube"])
     assert number == len(hits) == 8
@@ -223,27 +224,27 @@ def test_a_folder_is_ordered_by_its_index(student: KDEOV, gallery: Path) -> None
 def test_a_folder_is_ordered_by_boxes_without_a_global_head(
     headless: KDEOV, gallery: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search = web.FolderSearch(headless, gallery)
+    search = answers.FolderSearch(headless, gallery)
     assert "best box" in search.order and "no global head" in search.order
     seen: list[Path] = []
     hits, number = search(WORDS, lambda paths: seen.extend(paths) or paths)
     assert number == len(hits) == 8 and len(seen) == 9
     best = {p: expected(headless, p, 0.1)[0][1] for p in gallery.rglob("[0-9].png")}
     assert [hit.path for hit in hits] == sorted(best, key=lambda p: -best[p])
-    monkeypatch.setattr(web, "MAX_DETECTED", 3)
+    monkeypatch.setattr(answers, "MAX_DETECTED", 3)
     assert search(WORDS)[1] <= 3
-    monkeypatch.setattr(web, "LEAST", 1.0)
+    monkeypatch.setattr(answers, "MIN_SCORE", 1.0)
     assert search(WORDS)[0] == []
 
 
 def test_a_folder_without_pictures_is_named(headless: KDEOV, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
-    with pytest.raises(ValueError, match="none has no pictures"):
-        web.FolderSearch(headless, tmp_path / "none")(WORDS)
+    with pytest.raises(ValueError, match="none has no images"):
+        answers.FolderSearch(headless, tmp_path / "none")(WORDS)
 
 
 def test_examples_are_unseen_scenes_with_novel_things(tmp_path: Path) -> None:
-    examples = web.write_examples(tmp_path)
+    examples = answers.write_examples(tmp_path)
     assert len(examples) == 6
     for path, text in examples:
         words = text.split(", ")
@@ -260,7 +261,7 @@ def address(
 ) -> Iterator[str]:
     """The served page."""
     scratch = tmp_path_factory.mktemp("examples")
-    page = web.build_page(student, web.write_examples(scratch), gallery)
+    page = web.build_page(student, answers.write_examples(scratch), gallery)
     yield web.serve(page, port=free_port())
     page.close()
 
@@ -335,11 +336,11 @@ def test_a_browser_finds_words_by_keyboard(
 ) -> None:
     page, expect = browser_page, sync_api().expect
     result = page.get_by_label("Result").first
-    picture, upload = page.locator("#picture img"), page.locator("input[type=file]")
+    picture, upload = page.locator("#image img"), page.locator("input[type=file]")
     words = page.get_by_role("textbox", name="Words").first
     expect(page).to_have_title("kdeov_mm: words in, boxes out")
     words.press("Enter")
-    expect(result).to_have_value("There is no picture: choose, drop or paste one.")
+    expect(result).to_have_value("There is no image: choose, drop or paste one.")
 
     upload.first.set_input_files(files / "turned.jpg")
     picture.wait_for()
@@ -347,7 +348,7 @@ def test_a_browser_finds_words_by_keyboard(
     words.press("Enter")
     expect(result).to_have_value(said(BOXES))
     assert_rows(rows_of(page), expected(student, files / "turned.jpg", 0.3))
-    shown = page.get_by_alt_text("The picture with the boxes that were found")
+    shown = page.get_by_alt_text("The image with the boxes that were found")
     assert shown.evaluate("image => image.naturalHeight") == 800
 
     for key in ("Tab", "Tab", "End"):  # past the threshold's number, to its slider
@@ -380,13 +381,13 @@ def test_a_browser_is_told_what_a_file_is_and_tries_an_example(
     result = page.get_by_label("Result").first
     words = page.get_by_role("textbox", name="Words").first
     page.locator("input[type=file]").first.set_input_files(files / "notes.png")
-    page.locator("#picture img").wait_for(state="attached")
+    page.locator("#image img").wait_for(state="attached")
     words.fill(ASKED)
     page.get_by_role("button", name="Find").press("Enter")
-    expect(result).to_have_value(re.compile("^The file notes.png is no picture"))
+    expect(result).to_have_value(re.compile("^The file notes.png is no image"))
     page.locator(".gallery-item").first.press("Enter")
     expect(result).to_have_value(said(BOXES))
-    scene = shapes.draw_scene(shapes.scene_rng(0, 1, web.EXAMPLES[0]))
+    scene = shapes.draw_scene(shapes.scene_rng(0, 1, answers.EXAMPLES[0]))
     names = [shapes.CLASSES[label] for label in scene.labels]
     expect(words).to_have_value(", ".join(names))
     assert {row[0] for row in rows_of(page)} <= {*names}
@@ -399,7 +400,7 @@ def test_a_browser_searches_a_folder(browser_page: Any, gallery: Path) -> None:
     words.fill("red ball")
     words.press("Enter")
     result = page.get_by_label("Result").filter(visible=True)
-    expect(result).to_have_value(re.compile(r"^8 of 8 pictures in "))
+    expect(result).to_have_value(re.compile(r"^8 of 8 images in "))
     captions = page.locator(".caption-label").all_inner_texts()
     scores = [float(caption.split()[0]) for caption in captions]
     assert scores == sorted(scores, reverse=True)

@@ -3,7 +3,9 @@
 import copy
 import json
 import random
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,16 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torchvision.ops import box_iou
 
-from kdeov_mm.datasets import LoadWords, OVCocoDataset, ShapesDataset, shapes
+from kdeov_mm.datasets import (
+    LoadWords,
+    OVCocoDataset,
+    PackInputs,
+    ShapesDataset,
+    shapes,
+)
 from kdeov_mm.models import OVHead
+
+from ..conftest import run_env
 
 NAMES = ("zebra", "apple", "mouse", "crane", "kiwi")
 
@@ -43,6 +53,11 @@ def make_coco(seed: int = 0, images: int = 6) -> dict[str, Any]:
         annotations=annotations,
         categories=[dict(id=i, name=name) for name, i in ids.items()],
     )
+
+
+def one_word_each(names: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    """The words of classes without synonyms."""
+    return tuple((name,) for name in names)
 
 
 def permuted(coco: dict[str, Any], seed: int = 1) -> dict[str, Any]:
@@ -99,8 +114,10 @@ def test_labels_index_the_words_whatever_the_files_order(
         OVCocoDataset, coco, tmp_path / "a.json", metainfo=dict(classes=order)
     )
     info = dataset.get_data_info(0)
-    assert info["text"] == order == tuple(dataset.metainfo["classes"])
-    assert named_boxes(dataset, info["text"]) == true_boxes(coco)
+    assert order == tuple(dataset.metainfo["classes"])
+    assert info["words"] == one_word_each(order)
+    firsts = tuple(words[0] for words in info["words"])
+    assert named_boxes(dataset, firsts) == true_boxes(coco)
 
 
 def test_the_stock_data_set_permutes_silently(tmp_path: Path) -> None:
@@ -149,7 +166,7 @@ def test_shapes_labels_are_those_of_the_file(
         data_prefix=dict(img=""), filter_cfg=dict(filter_empty_gt=False),
     )  # fmt: skip
     coco = json.loads(file.read_text())
-    assert dataset.get_data_info(0)["text"] == classes
+    assert dataset.get_data_info(0)["words"] == one_word_each(classes)
     assert named_boxes(dataset, classes) == true_boxes(coco)
     assert len(dataset) == len(coco["images"])
     assert len(dataset.metainfo["palette"]) == len(classes)
@@ -180,7 +197,7 @@ def test_boxes_of_novel_objects_never_reach_the_loss(
     model = MODELS.build(cfg.model)
     asked: set[str] = set()
     seen: list[tuple[int, str, torch.Tensor]] = []
-    compute = OVHead.loss_and_locations
+    compute = OVHead.loss_and_regions
 
     def watch(self: OVHead, feats: Any, text: torch.Tensor, samples: Any) -> Any:
         words = [nearest_word(row) for row in text]
@@ -197,7 +214,7 @@ def test_boxes_of_novel_objects_never_reach_the_loss(
         (index,) = (every_word == vector).all(1).nonzero()
         return shapes.CLASSES[index]
 
-    monkeypatch.setattr(OVHead, "loss_and_locations", watch)
+    monkeypatch.setattr(OVHead, "loss_and_regions", watch)
     loader = iter(Runner.build_dataloader(cfg.train_dataloader, seed=0))
     for _ in range(6):
         data = model.data_preprocessor(next(loader), training=True)
@@ -229,8 +246,25 @@ def test_boxes_of_novel_objects_never_reach_the_loss(
 
 def test_load_words_gives_a_sample_its_words() -> None:
     results = dict(img_path="a.jpg", instances=[dict(bbox_label=1)])
-    assert LoadWords(["cat", "dog"])(results)["text"] == ("cat", "dog")
-    assert LoadWords(["cat", "dog"])(dict(img_path="a.jpg"))["text"] == ("cat", "dog")
+    words = (("cat",), ("dog",))
+    assert LoadWords(["cat", "dog"])(results)["words"] == words
+    assert LoadWords(["cat", "dog"])(dict(img_path="a.jpg"))["words"] == words
+    more = (("cat", "kitty"), ("dog",))
+    assert LoadWords(more)(results)["words"] == more
+
+
+def test_pack_inputs_keeps_what_the_pipeline_made_and_nothing_else() -> None:
+    results = dict(img=np.zeros((4, 5, 3), np.uint8), img_id=7, words=(("cat",),))
+    sample = PackInputs()(dict(results, flip=True, more=1))["data_samples"]
+    assert sample.metainfo == dict(img_id=7, words=(("cat",),), flip=True)
+    few = PackInputs(meta_keys=["img_id"])(results)["data_samples"]
+    assert few.metainfo == dict(img_id=7)
+
+
+def test_the_package_needs_no_fcntl_and_no_ijson() -> None:
+    """Windows has no fcntl; ijson is of tools/prepare_splits.py alone."""
+    code = "import sys; sys.modules.update(fcntl=None, ijson=None); import kdeov_mm"
+    subprocess.run([sys.executable, "-c", code], check=True, env=run_env())
 
 
 def test_load_words_refuses_labels_without_a_word() -> None:

@@ -28,11 +28,17 @@ from kdeov_mm.datasets.image_text import IMAGENET
 from kdeov_mm.evaluation import ZeroShotMetric
 from kdeov_mm.vocabulary import clean_name
 
-from .test_datasets import NAMES, load, make_coco, permuted, true_boxes
+from ..datasets.test_datasets import (
+    NAMES,
+    load,
+    make_coco,
+    one_word_each,
+    permuted,
+    true_boxes,
+)
 
 PACK = dict(
-    type="PackDetInputs",
-    meta_keys=("img_id", "ori_shape", "img_shape", "text", "gt_label", "captions"),
+    type="PackInputs",
 )
 LOAD = dict(type="LoadImageFromFile")
 
@@ -226,8 +232,9 @@ def test_labels_are_the_folders_in_alphabetical_order(folders: Path) -> None:
     rows = records(dataset)
     assert len(rows) == 6
     for row in rows:
-        assert row["text"] == WORDS
-        assert row["text"][row["gt_label"]] == clean_name(row["img_id"].split("/")[0])
+        assert row["words"] == one_word_each(WORDS)
+        (word,) = row["words"][row["gt_label"]]
+        assert word == clean_name(row["img_id"].split("/")[0])
         assert row["img_path"] == str(folders / row["img_id"])
     assert [row["gt_label"] for row in rows] == [0, 0, 1, 1, 1, 2]
     names = ("green_star", "old_house", "tall_tree")
@@ -249,8 +256,8 @@ def test_words_follow_the_folders(folders: Path, tmp_path: Path, form: Any) -> N
         Path(vocabulary).write_text(content)
     dataset = ImageFolderDataset(str(folders), vocabulary, pipeline=[])
     for row in records(dataset):
-        assert row["text"] == ("star", "house", "tree")
-        assert row["img_id"].split("/")[0].endswith(row["text"][row["gt_label"]])
+        assert row["words"] == (("star",), ("house",), ("tree",))
+        assert row["img_id"].split("/")[0].endswith(row["words"][row["gt_label"]])
     assert dataset.metainfo["classes"] == ("star", "house", "tree")
 
 
@@ -262,11 +269,10 @@ def test_a_file_with_the_folders_names_may_have_any_order(
     dataset = ImageFolderDataset(
         str(folders), str(tmp_path / "words.json"), synonyms=synonyms, pipeline=[]
     )
-    more = ("green star", ("old house", "cottage"), ("tall tree", "pine", "fir"))
+    more = (("green star",), ("old house", "cottage"), ("tall tree", "pine", "fir"))
     for row in records(dataset):
-        assert row["text"] == (more if synonyms else WORDS)
-        first = row["text"][row["gt_label"]]
-        first = first if isinstance(first, str) else first[0]
+        assert row["words"] == (more if synonyms else one_word_each(WORDS))
+        first = row["words"][row["gt_label"]][0]
         assert first == clean_name(row["img_id"].split("/")[0])
     assert dataset.metainfo["classes"] == ("green_star", "old_house", "tall_tree")
     assert dataset.metainfo["base_classes"] == ("old_house", "tall_tree")
@@ -325,7 +331,7 @@ def test_imagenets_words_follow_its_thousand_folders(tmp_path: Path) -> None:
     for i in (0, 1, 744, 999):
         row = dataset.get_data_info(i)
         assert row["img_id"] == f"{folders[i]}/{folders[i]}_1.JPEG"
-        assert row["text"][row["gt_label"]] == IMAGENET[i]
+        assert row["words"][row["gt_label"]] == (IMAGENET[i],)
 
 
 def test_imagenets_words_need_its_thousand_folders(imagenet: Path) -> None:
@@ -340,7 +346,7 @@ def test_pictures_of_folders_reach_the_samples(imagenet: Path) -> None:
     assert [s["data_samples"].gt_label for s in samples] == [0, 0, 1, 1, 2, 2]
     for sample in samples:
         assert sample["inputs"].shape == (3, 60, 80)
-        assert sample["data_samples"].text == words
+        assert sample["data_samples"].words == one_word_each(words)
 
 
 # ----------------------------------------------------------------------- crops
@@ -384,7 +390,7 @@ def test_there_is_a_sample_for_each_box_and_its_label_is_by_name(
     coco = make_coco() if file == "as written" else permuted(make_coco())
     dataset = load(CropDataset, coco, tmp_path / "a.json", metainfo=dict(classes=order))
     assert crop_boxes(dataset) == true_boxes(coco)
-    assert all(row["text"] == order for row in records(dataset))
+    assert all(row["words"] == one_word_each(order) for row in records(dataset))
     ids = [row["img_id"] for row in records(dataset)]
     assert len(set(ids)) == len(ids)  # a metric counts an id once
 
@@ -407,7 +413,7 @@ def test_the_pixels_are_those_of_the_box(tmp_path: Path) -> None:
         inputs, sample = dataset[i]["inputs"], dataset[i]["data_samples"]
         assert torch.equal(inputs, as_input(cut))
         assert sample.img_shape == sample.ori_shape == (h, w)
-        assert sample.text[sample.gt_label] == name[annotation["category_id"]]
+        assert sample.words[sample.gt_label] == (name[annotation["category_id"]],)
 
 
 @pytest.mark.parametrize(
@@ -509,9 +515,9 @@ def test_words_and_groups_are_those_of_the_boxes_data_set(
     )  # fmt: skip
     assert crops.metainfo == boxes.metainfo
     assert crops.metainfo["novel_classes"] == NAMES[3:]
-    text = crops.get_data_info(0)["text"]
-    assert text == boxes.get_data_info(0)["text"]
-    assert text[4] == (("kiwi", "chinese gooseberry") if synonyms else "kiwi")
+    asked = crops.get_data_info(0)["words"]
+    assert asked == boxes.get_data_info(0)["words"]
+    assert asked[4] == (("kiwi", "chinese gooseberry") if synonyms else ("kiwi",))
 
 
 @pytest.mark.parametrize(
@@ -527,7 +533,7 @@ def test_the_objects_of_the_built_in_world_come_one_by_one(
              data_prefix=dict(img=""))
         for kind in (ShapesCrops, ShapesDataset)
     )  # fmt: skip
-    assert crops.get_data_info(0)["text"] == classes
+    assert crops.get_data_info(0)["words"] == one_word_each(classes)
     assert crop_boxes(crops) == true_boxes(json.loads(file.read_text()))
     assert crops.metainfo == scenes.metainfo
 
@@ -570,7 +576,7 @@ def test_words_that_are_the_folders_names_are_matched_by_name(
         (tmp_path / folder).mkdir()
         Image.new("RGB", (8, 8)).save(tmp_path / folder / "0.png")
     data = ImageFolderDataset(str(tmp_path), vocabulary=given)
-    assert data[0]["text"] == ("cat", "dog", "n bird")
+    assert data[0]["words"] == (("cat",), ("dog",), ("n bird",))
 
 
 def test_of_wordnets_ids_the_synonyms_are_the_words(
@@ -582,6 +588,6 @@ def test_of_wordnets_ids_the_synonyms_are_the_words(
     file.write_text(json.dumps(dict(names=names, synonyms=words)))
     root = str(imagenet / "val")
     plain = ImageFolderDataset(root, vocabulary=str(file))
-    assert plain[0]["text"] == ("goldfish", "hen", "ostrich")
+    assert plain[0]["words"] == (("goldfish",), ("hen",), ("ostrich",))
     full = ImageFolderDataset(root, vocabulary=str(file), synonyms=True)
-    assert full[0]["text"][2] == ("ostrich", "big bird")
+    assert full[0]["words"][2] == ("ostrich", "big bird")

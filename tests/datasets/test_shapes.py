@@ -8,10 +8,7 @@ import numpy as np
 import pytest
 
 from kdeov_mm.datasets import shapes
-
-from ..conftest import load_tool
-
-make_shapes = load_tool("make_shapes")
+from kdeov_mm.datasets.shapes_files import write_world
 
 
 def load(root, name):
@@ -21,7 +18,7 @@ def load(root, name):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("world") / "shapes"
-    assert make_shapes.write_world(root, seed=3, num_train=20, num_val=6)
+    assert write_world(root, seed=3, num_train=20, num_val=6)
     return root
 
 
@@ -44,7 +41,7 @@ def test_base_has_every_seen_concept_and_no_held_out_one():
 
 def test_same_seed_gives_the_same_bytes(world, tmp_path):
     again = tmp_path / "again"
-    make_shapes.write_world(again, seed=3, num_train=20, num_val=6)
+    write_world(again, seed=3, num_train=20, num_val=6)
     files = sorted(p.relative_to(world) for p in world.rglob("*.*"))
     assert len(files) == 2 * 26 + 5 + 1
     assert all((world / f).read_bytes() == (again / f).read_bytes() for f in files)
@@ -52,23 +49,23 @@ def test_same_seed_gives_the_same_bytes(world, tmp_path):
 
 def test_another_seed_gives_other_pictures(world, tmp_path):
     other = tmp_path / "other"
-    make_shapes.write_world(other, seed=4, num_train=1, num_val=1)
+    write_world(other, seed=4, num_train=1, num_val=1)
     name = "images/train/000001.jpg"
     assert (world / name).read_bytes() != (other / name).read_bytes()
 
 
 def test_the_same_world_is_reused_and_another_one_refused(world):
     before = (world / "images/val/000001.jpg").stat().st_mtime_ns
-    assert not make_shapes.write_world(world, seed=3, num_train=20, num_val=6)
+    assert not write_world(world, seed=3, num_train=20, num_val=6)
     assert (world / "images/val/000001.jpg").stat().st_mtime_ns == before
     with pytest.raises(FileExistsError, match="another world.*--root"):
-        make_shapes.write_world(world, seed=5, num_train=20, num_val=6)
+        write_world(world, seed=5, num_train=20, num_val=6)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(FileExistsError, match="not empty"):
-        make_shapes.write_world(tmp_path, num_train=1, num_val=1)
+        write_world(tmp_path, num_train=1, num_val=1)
 
 
 def test_an_interrupted_world_is_written_again(tmp_path):
@@ -78,19 +75,19 @@ def test_an_interrupted_world_is_written_again(tmp_path):
 
     root = tmp_path / "world"
     with pytest.raises(KeyboardInterrupt):
-        make_shapes.write_world(root, 0, 3, 1, stop)
+        write_world(root, 0, 3, 1, stop)
     assert not root.exists()
-    assert make_shapes.write_world(root, 0, 1, 1)  # smaller: nothing stale is left
+    assert write_world(root, 0, 1, 1)  # smaller: nothing stale is left
     assert len(list(root.glob("images/train/*"))) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["world"]
 
 
 def test_a_world_with_a_missing_image_is_refused(tmp_path):
     root = tmp_path / "world"
-    make_shapes.write_world(root, 0, 2, 1)
+    write_world(root, 0, 2, 1)
     (root / "images/train/000002.jpg").unlink()
     with pytest.raises(FileExistsError, match="damaged: 1 of 2 train"):
-        make_shapes.write_world(root, 0, 2, 1)
+        write_world(root, 0, 2, 1)
 
 
 def test_boxes_are_tight_around_visible_masks():
@@ -163,7 +160,7 @@ def test_captions_and_semantic_maps_agree_with_the_boxes(world):
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
     root = tmp_path_factory.mktemp("world") / "shapes_1203"
-    assert make_shapes.write_world(root, num_train=300, num_val=60, world="1203")
+    assert write_world(root, num_train=300, num_val=60, world="1203")
     return root
 
 
@@ -230,4 +227,4 @@ def test_an_unfinished_class_has_an_object_more_than_boxes(wide):
 
 def test_both_worlds_do_not_share_a_folder(wide):
     with pytest.raises(FileExistsError, match="another world"):
-        make_shapes.write_world(wide, num_train=300, num_val=60)
+        write_world(wide, num_train=300, num_val=60)

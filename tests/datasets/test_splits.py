@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 from mmdet.datasets import CocoDataset
 
-from kdeov_mm.datasets import COCOByName, OVLVISDataset, splits
-from kdeov_mm.evaluation import RULES, Predictions, Truth, precision_table
+from kdeov_mm.datasets import COCOByName, OVLVISDataset
+from kdeov_mm.datasets.coco import COCO_GROUPS
+from kdeov_mm.evaluation import RULES, GroundTruth, Predictions, precision_table
 
-from ..conftest import ROOT, run_env
+from ..conftest import ROOT, load_tool, run_env
 
+splits = load_tool("prepare_splits")
 Record = dict[str, Any]
 COCO_CLASSES: tuple[str, ...] = CocoDataset.METAINFO["classes"]
 COCO_GAPS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}  # ids that COCO leaves out
@@ -45,7 +47,7 @@ def coco_file(seed: int = 0) -> Record:
         for i in rng.sample(range(1, 600_000), 30)
     ]
     # The first twelve images have one group each, so that some of them go.
-    groups = [splits.COCO_BASE, splits.COCO_NOVEL, splits.COCO_OTHER]
+    groups = [*COCO_GROUPS.values()]
     choice = {i["id"]: groups[k // 4] for k, i in enumerate(images[:12])}
     boxes = [coco_box(rng, images[rng.randrange(24)]["id"], choice) for _ in range(300)]
     return dict(
@@ -155,10 +157,8 @@ def group_of(category: Record) -> str:
     """The group of a category, found again in another way."""
     if "frequency" in category:
         return category["frequency"]
-    found = [
-        g for g in ("BASE", "NOVEL") if category["name"] in getattr(splits, f"COCO_{g}")
-    ]
-    return found[0].lower() if found else "other"
+    found = [g for g in ("base", "novel") if category["name"] in COCO_GROUPS[g]]
+    return found[0] if found else "other"
 
 
 def expected(
@@ -203,11 +203,12 @@ def same(path: Path, wanted: Record) -> None:
 
 
 def test_the_lists_of_48_and_17() -> None:
-    base, novel = splits.COCO_BASE, splits.COCO_NOVEL
+    base, novel, other = COCO_GROUPS.values()
+    assert [*COCO_GROUPS] == ["base", "novel", "other"]
     assert (len(base), len(novel), len({*base, *novel})) == (48, 17, 65)
-    for names in (base, novel, splits.COCO_OTHER):
+    for names in (base, novel, other):
         assert list(names) == [name for name in COCO_CLASSES if name in names]
-    assert set(COCO_CLASSES) == {*base, *novel, *splits.COCO_OTHER}
+    assert set(COCO_CLASSES) == {*base, *novel, *other}
 
 
 @pytest.mark.parametrize(
@@ -227,8 +228,8 @@ def test_coco(
     same(tmp_path / name, expected(source, groups, images))
     kept = json.loads((tmp_path / name).read_text())
     assert {a["iscrowd"] for a in kept["annotations"]} == {0, 1}
-    ids = COCOByName(tmp_path / name).get_cat_ids(splits.COCO_BASE)
-    assert ids == [COCO_IDS[COCO_CLASSES.index(n)] for n in splits.COCO_BASE]
+    ids = COCOByName(tmp_path / name).get_cat_ids(COCO_GROUPS["base"])
+    assert ids == [COCO_IDS[COCO_CLASSES.index(n)] for n in COCO_GROUPS["base"]]
     fewer = len(kept["images"]) < len(source["images"])
     assert fewer == (images is boxed_only)
 
@@ -351,7 +352,10 @@ def change(key: str, **fields: Any) -> Callable[[Record], object]:
 
 
 WRONG: list[tuple[str, Callable[[Record], object], str]] = [
-    *(("coco", without(k), f"it has no '{k}'") for k in splits.IDS),
+    *(
+        ("coco", without(k), f"it has no '{k}'")
+        for k in ("categories", "images", "annotations")
+    ),
     ("coco", lambda s: s.update(images=[]), "it has no 'images'"),
     ("coco", lambda s: s.update(images={"id": 1}), "it has no 'images'"),
     ("coco", lambda s: s.update(images=[7]), "one of its 'images' has no .* 'id'"),
@@ -455,9 +459,9 @@ def test_an_interrupted_run_leaves_nothing(
     path, other = put(tmp_path, "coco")
     other.unlink()
     before = contents(tmp_path)
-    annotations, left = splits._annotations, [record]
+    annotations, left = splits.read_annotations, [record]
 
-    def interrupted(source: splits.Source) -> Iterable[Record]:
+    def interrupted(source: Any) -> Iterable[Record]:
         for item in annotations(source):
             left[0] -= 1
             if not left[0]:
@@ -465,7 +469,7 @@ def test_an_interrupted_run_leaves_nothing(
             yield item
 
     with monkeypatch.context() as patch:
-        patch.setattr(splits, "_annotations", interrupted)
+        patch.setattr(splits, "read_annotations", interrupted)
         with pytest.raises(KeyboardInterrupt):
             make("coco", tmp_path)
     assert contents(tmp_path) == before
@@ -473,7 +477,7 @@ def test_an_interrupted_run_leaves_nothing(
     good = contents(tmp_path)
     path.write_text(json.dumps(coco_file(5)))
     left[0] = record
-    monkeypatch.setattr(splits, "_annotations", interrupted)
+    monkeypatch.setattr(splits, "read_annotations", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make("coco", tmp_path)
     assert contents(tmp_path) == {**good, path.name: path.read_bytes()}
@@ -706,9 +710,9 @@ def test_a_file_of_full_size_is_loaded_and_evaluated(name: str, tmp_path: Path) 
         )
         assert len(dataset) == FULL_IMAGES
         info = dataset.get_data_info(5)
-        assert len(info["text"]) == 1203 and info["instances"]
+        assert len(info["words"]) == 1203 and info["instances"]
         del dataset
-    truth = Truth(content)
+    truth = GroundTruth(content)
     boxes = Predictions.from_coco([dict(a, score=0.5) for a in content["annotations"]])
     del content
     table = precision_table(truth, boxes, RULES[name])

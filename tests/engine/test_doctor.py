@@ -1,5 +1,6 @@
 """The doctor names what is wrong, and finds nothing where nothing is."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ import pytest
 from mmengine.config import Config
 
 from kdeov_mm.datasets import shapes
+from kdeov_mm.engine.doctor import ADVICE
+from kdeov_mm.engine.doctor import examine as run_checks
 
-from ..conftest import load_tool, write_clip
+from ..conftest import ROOT, load_tool, write_clip
 
 Change = Callable[[Config], None]
 
@@ -67,9 +70,10 @@ def test_good_configs_are_in_order(name: str, examine: Any) -> None:
 def coco_by_file_order(cfg: Config) -> None:
     """mmdet's own data set, its classes listed in another order than the file's."""
     old = cfg.train_dataloader.dataset
+    words = dict(type="LoadWords", words=shapes.BASE_CLASSES[::-1])
+    old.pipeline.insert(2, words)
     cfg.train_dataloader.dataset = dict(
         type="CocoDataset",
-        return_classes=True,
         data_root=old.data_root,
         ann_file=old.ann_file,
         data_prefix=old.data_prefix,
@@ -117,7 +121,7 @@ def no_words(cfg: Config) -> None:
 
 def words_not_packed(cfg: Config) -> None:
     pack = cfg.train_dataloader.dataset.pipeline[-1]
-    pack.meta_keys = tuple(key for key in pack.meta_keys if key != "text")
+    pack.meta_keys = tuple(key for key in pack.meta_keys if key != "words")
 
 
 def frozen_backbone(cfg: Config) -> None:
@@ -286,3 +290,13 @@ def test_a_config_that_is_not_there_is_a_usage_error(doctor: Any) -> None:
     with pytest.raises(SystemExit) as stop:
         doctor.main(["no_such.py"])
     assert stop.value.code == 2
+
+
+def test_every_finding_has_advice_and_is_in_the_docs() -> None:
+    page = (ROOT / "docs/distillation.md").read_text()
+    assert all(f"`{name}`" in page for name in ADVICE)
+    code = [
+        f.read_text() for f in Path(run_checks.__code__.co_filename).parent.glob("*.py")
+    ]
+    names = re.findall(r'(?:Finding|Stop|stage)\(\s*"([^"]+)"', "".join(code))
+    assert len(set(names)) > 15 and set(names) <= set(ADVICE)

@@ -2,11 +2,11 @@
 
 import contextlib
 import copy
+import importlib
 import io
 import json
 import math
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ from pycocotools.cocoeval import COCOeval
 from kdeov_mm.datasets import OVCocoDataset
 from kdeov_mm.evaluation import (
     RULES,
+    GroundTruth,
     OpenVocabularyMetric,
     Predictions,
     Rules,
-    Truth,
     precision_table,
     summary,
 )
@@ -91,7 +91,7 @@ def hard_truth(seed: int) -> dict[str, Any]:
 def coco_figures(
     coco: dict[str, Any], found: list[dict[str, Any]], groups: Any, boxes: int = 100
 ) -> dict[str, float]:
-    truth, rules = Truth(coco), Rules("test", per_pair=boxes)
+    truth, rules = GroundTruth(coco), Rules("test", per_pair=boxes)
     table = precision_table(truth, Predictions.from_coco(found), rules)
     return summary(truth, table, groups)
 
@@ -244,7 +244,7 @@ def with_flaws(coco: dict[str, Any], seed: int) -> dict[str, Any]:
 def lvis_figures(
     coco: dict[str, Any], found: list[dict[str, Any]], rules: Rules
 ) -> dict[str, float]:
-    truth = Truth(coco)
+    truth = GroundTruth(coco)
     table = precision_table(truth, Predictions.from_coco(found), rules)
     kinds = {
         kind: [n for n, f in zip(truth.names, truth.frequency) if f == kind]
@@ -421,9 +421,10 @@ def test_the_parts_that_are_evaluated_at_a_time_do_not_matter(
 ) -> None:
     coco = lvis_truth(5)
     found = Predictions.from_coco(random_predictions(coco, 5))
-    truth = Truth(coco)
+    truth = GroundTruth(coco)
     wanted = {name: precision_table(truth, found, RULES[name]) for name in RULES}
-    module = sys.modules["kdeov_mm.evaluation.average_precision"]  # not the function
+    # the package has a function of the module's name
+    module = importlib.import_module("kdeov_mm.evaluation.average_precision")
     monkeypatch.setattr(module, "CHUNK_BOXES", boxes)
     monkeypatch.setattr(module, "CHUNK_PAIRS", pairs)
     for name, table in wanted.items():
@@ -463,7 +464,7 @@ def test_a_file_that_cannot_be_evaluated_is_refused(change: Any, reason: str) ->
     coco = make_coco()
     change(coco)
     with pytest.raises(ValueError, match=reason):
-        Truth(coco)
+        GroundTruth(coco)
 
 
 @pytest.mark.parametrize(
@@ -483,7 +484,7 @@ def test_lvis_rules_need_lvis_lists() -> None:
 
 
 def test_predictions_of_another_file_are_refused() -> None:
-    truth = Truth(make_coco())
+    truth = GroundTruth(make_coco())
     for key, value in (("image_id", 99), ("category_id", 99)):
         box = dict(image_id=1, category_id=3, bbox=[0, 0, 1, 1], score=1.0)
         found = Predictions.from_coco([dict(box, **{key: value})])
@@ -565,7 +566,8 @@ def test_the_protocol_stands_beside_its_figures(
             lines.append(message)
 
     monkeypatch.setattr(
-        "kdeov_mm.evaluation.detection.MMLogger.get_current_instance", lambda: Logger()
+        "kdeov_mm.evaluation.protocol_metric.MMLogger.get_current_instance",
+        lambda: Logger(),
     )
     dataset = load(OVCocoDataset, make_coco(), tmp_path / "a.json")
     evaluate(make_coco(), dataset, tmp_path)
@@ -619,7 +621,7 @@ def test_a_group_without_objects_is_null_in_the_file(tmp_path: Path) -> None:
     metric.process({}, [dict(img_id=1, pred_instances=found)])
     assert math.isnan(metric.evaluate(1)["ov/novel_ECE"])
     report = json.loads((tmp_path / "out.json").read_text(), parse_constant=pytest.fail)
-    (figures,) = report["figures"].values()
+    (figures,) = report["metrics"].values()
     assert figures["novel_AP"] is None and figures["AP"] == 0
 
 
@@ -654,13 +656,13 @@ def test_all_figures_stand_in_the_file_under_their_protocols(tmp_path: Path) -> 
         metric.process({}, [dict(img_id=image["id"], pred_instances=found)])
     figures = metric.evaluate(len(coco["images"]))
     report = json.loads((tmp_path / "deep/figures.json").read_text())
-    assert set(report["figures"]) == {RULES["lvis"].name, RULES["lvis-fixed"].name}
+    assert set(report["metrics"]) == {RULES["lvis"].name, RULES["lvis-fixed"].name}
     for name, lead in (
         (RULES["lvis"].name, ""),
         (RULES["lvis-fixed"].name, "lvis-fixed_"),
     ):
         for key in ("AP", "AP50", "APr", "APc", "APf", "novel_AP50"):
-            assert report["figures"][name][key] == figures[f"ov/{lead}{key}"]
+            assert report["metrics"][name][key] == figures[f"ov/{lead}{key}"]
             assert figures[f"ov/{lead}{key}"] == pytest.approx(1)
     assert "r_AP" not in figures  # it is APr
     assert figures["ov/novel_FPPI@R0.5"] == 0

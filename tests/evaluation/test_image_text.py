@@ -439,7 +439,8 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             lines.append(message)
 
     monkeypatch.setattr(
-        "kdeov_mm.evaluation.image_text.MMLogger.get_current_instance", lambda: Logger()
+        "kdeov_mm.evaluation.protocol_metric.MMLogger.get_current_instance",
+        lambda: Logger(),
     )
     return lines
 
@@ -474,7 +475,7 @@ def test_the_gallery_stands_beside_its_figures(
     content = json.loads(file.read_text())
     assert content["protocol"] == "noise, five words"
     assert content["gallery"] == sizes
-    assert {f"retrieval/{k}": v for k, v in content["figures"].items()} == {
+    assert {f"retrieval/{k}": v for k, v in content["metrics"].items()} == {
         key: value for key, value in figures.items() if key[10:] not in sizes
     }
 
@@ -568,7 +569,7 @@ def test_the_words_stand_beside_their_figures(
         60,
         8,
     )
-    written = {f"zero_shot/{k}": v for k, v in content["figures"].items()}
+    written = {f"zero_shot/{k}": v for k, v in content["metrics"].items()}
     assert written == figures
     assert ("classes" in content) is per_class
     if per_class:

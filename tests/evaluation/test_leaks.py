@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdeov_mm.datasets import OVLVISDataset
-from kdeov_mm.datasets.splits import COCO_BASE, COCO_NOVEL
+from kdeov_mm.datasets.coco import COCO_BASE, COCO_NOVEL
 from kdeov_mm.evaluation import LABEL_SETS, describe_leaks, leak_report
 from kdeov_mm.evaluation.leaks import overlap
 

@@ -9,9 +9,9 @@ from torchvision.ops import box_iou
 
 from kdeov_mm.evaluation import (
     RULES,
+    GroundTruth,
     Predictions,
     Rules,
-    Truth,
     outcomes,
     reliability,
 )
@@ -81,7 +81,7 @@ def test_verdicts_are_those_of_the_rules(seed: int, federated: bool) -> None:
     for i, box in enumerate(found):
         box["score"] = ((i * 7919) % len(found)) / len(found)  # no ties
     rules = Rules("test", federated=federated)
-    got = outcomes(Truth(coco), Predictions.from_coco(found), rules)
+    got = outcomes(GroundTruth(coco), Predictions.from_coco(found), rules)
     assert got.tolist() == slow_outcomes(coco, found, federated)
     assert {*got.tolist()} == {-1, 0, 1}
 
@@ -91,7 +91,9 @@ def test_boxes_beyond_the_caps_do_not_count() -> None:
     right = dict(image_id=1, category_id=1, bbox=[0, 0, 10, 10])
     found = [dict(right, score=0.9), dict(right, score=0.8)]
     rules = Rules("test", per_image=1)
-    assert outcomes(Truth(coco), Predictions.from_coco(found), rules).tolist() == [
+    assert outcomes(
+        GroundTruth(coco), Predictions.from_coco(found), rules
+    ).tolist() == [
         1,
         -1,
     ]
@@ -120,7 +122,7 @@ def test_false_positives_are_counted_on_verified_images_only() -> None:
         dict(image_id=4, category_id=2, bbox=[50, 50, 9, 9], score=0.9),  # it is there
     ]
     groups = {"novel": ["n2"], "base": ["n1"]}
-    truth, boxes = Truth(coco), Predictions.from_coco(found)
+    truth, boxes = GroundTruth(coco), Predictions.from_coco(found)
     report = reliability(truth, boxes, RULES["lvis"], groups)
     assert report["novel"]["questions"] == 2
     assert report["novel"]["at_recall"]["0.5"] == dict(threshold=0.5, per_image=1.0)
@@ -129,7 +131,7 @@ def test_false_positives_are_counted_on_verified_images_only() -> None:
 
 def test_where_all_is_annotated_every_other_image_is_verified() -> None:
     coco = hard_truth(0)
-    truth = Truth(coco)
+    truth = GroundTruth(coco)
     report = reliability(
         truth,
         Predictions.from_coco(truth_as_predictions(coco)),
@@ -172,7 +174,7 @@ def test_no_boxes_at_all_have_no_calibration() -> None:
 def test_a_class_that_is_both_absent_and_unfinished_asks_no_question() -> None:
     coco = one_image(neg_category_ids=[2], not_exhaustive_category_ids=[2])
     found = [dict(image_id=1, category_id=2, bbox=[0, 0, 9, 9], score=0.9)]
-    truth = Truth(coco)
+    truth = GroundTruth(coco)
     report = reliability(
         truth, Predictions.from_coco(found), RULES["lvis"], {"all": truth.names}
     )

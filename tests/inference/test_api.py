@@ -26,13 +26,14 @@ from torch import Tensor
 
 from kdeov_mm import KDEOV
 from kdeov_mm.checkpoints import read_config
-from kdeov_mm.models import KDEOVDetector
-from kdeov_mm.vocabulary import Vocabulary
+from kdeov_mm.models import KDEOVDetector, TextEmbeds
+from kdeov_mm.vocabulary import Vocabulary, as_vocabulary
 
 from ..conftest import EMBED_DIMS, ROOT, WORDS, enliven, make_sample
 from ..models.test_detector import FUSIONS
 from ..models.test_global_head import make_cfg
 
+CLASSES = as_vocabulary(WORDS).words
 JOINT = "kdeov_n_shapes_joint.py"
 SIDE = 160  # of the input, in the joint config
 SIZES = [(SIDE, SIDE), (43, 61), (300, 200), (20, 190), (1, 1), (7, 1000), (3, 6000)]
@@ -90,7 +91,9 @@ def tell_apart(model: KDEOVDetector) -> None:
     model.bbox_head.head_module.embed(feats)
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum
-    model.bbox_head.head_module.log_scale.fill_(1.0)  # few scores are close to 1
+    model.bbox_head.head_module.classifier.logit_scale.fill_(
+        1.0
+    )  # few scores are close to 1
     projection = model.eval().global_head.projection
     embeds: list[Tensor] = []
     with projection.mlp.register_forward_hook(lambda m, i, out: embeds.append(out)):
@@ -308,7 +311,7 @@ def test_no_pictures_have_no_embeddings_and_no_boxes(student: KDEOV) -> None:
 def by_pipeline(student: KDEOV, path: Path) -> Tensor:
     """The embedding of a file that went through the config's test pipeline."""
     pipeline = Compose(student.model.cfg.test_dataloader.dataset.pipeline)
-    data = pipeline(dict(img_path=str(path), img_id=0, text=WORDS))
+    data = pipeline(dict(img_path=str(path), img_id=0, words=CLASSES))
     batch = student.model.data_preprocessor(pseudo_collate([data]))
     with torch.no_grad():
         return student.model(**batch, mode="tensor")["visual_features"]
@@ -351,8 +354,8 @@ NO_PICTURES: tuple[tuple[Any, str], ...] = (
     (np.zeros((2, 3, 8, 10), np.uint8), r"\(H, W, 3\).*got \(3, 8, 10\)"),
     (np.zeros(8, np.uint8), r"\(H, W, 3\).*got \(8,\)"),
     (np.zeros((0, 8, 3), np.uint8), r"\(H, W, 3\).*got \(0, 8, 3\)"),
-    ([7], "a picture is .*got a int"),
-    ([[scene(8, 8)]], "a picture is .*got a list"),
+    ([7], "an image is .*got a int"),
+    ([[scene(8, 8)]], "an image is .*got a list"),
 )
 
 
@@ -407,7 +410,7 @@ def test_logits_are_the_temperature_times_the_cosine(student: KDEOV) -> None:
         dim=-1,
     )
     assert logits.shape == (3, len(WORDS)) and logits.std() > 0
-    scale = student.model.global_head.log_scale.exp().detach()
+    scale = student.model.global_head.classifier.logit_scale.exp().detach()
     torch.testing.assert_close(logits, scale * cosines, **CLOSE)
     torch.testing.assert_close(logits.softmax(1).sum(1), torch.ones(3))
 
@@ -424,7 +427,7 @@ def test_synonyms_are_the_direction_of_their_mean(student: KDEOV) -> None:
     logits = student.zero_shot_classify(picture, names)
     text = student.model.text_encoder(names[1])
     mean = F.normalize(text.mean(0), dim=0)
-    scale = student.model.global_head.log_scale.exp().detach()
+    scale = student.model.global_head.classifier.logit_scale.exp().detach()
     wanted = scale * student.encode_image(picture) @ mean
     assert logits.shape == (1, 2)
     torch.testing.assert_close(logits[:, 1], wanted, **CLOSE)
@@ -583,7 +586,7 @@ def test_boxes_are_those_of_the_test_pipeline(
         path, WORDS, cfg.score_thr, cfg.nms.iou_threshold
     )
     pipeline = Compose(student.model.cfg.test_dataloader.dataset.pipeline)
-    data = pipeline(dict(img_path=str(path), img_id=0, text=WORDS))
+    data = pipeline(dict(img_path=str(path), img_id=0, words=CLASSES))
     with torch.no_grad():
         (wanted,) = student.model.test_step(pseudo_collate([data]))
     sample = wanted.pred_instances
@@ -668,7 +671,7 @@ def test_tensor_mode_says_six_things_of_a_batch(
         assert said["predictions"] is None
     assert (said["logits"] is not None) == (asked and head)
     if asked and head:
-        scale = model.global_head.log_scale.exp()
+        scale = model.global_head.classifier.logit_scale.exp()
         cosines = said["visual_features"] @ said["text_features"].T
         torch.testing.assert_close(said["logits"], scale * cosines)
 
@@ -680,12 +683,13 @@ def test_tensor_mode_scores_a_class_by_the_best_of_its_synonyms(
         teacher=None, distill=None, global_head=make_cfg(), synonyms="max"
     ).eval()
     text = (WORDS[0], WORDS[1:4], WORDS[4])
-    samples = [make_sample(text=text) for _ in range(2)]
+    samples = [make_sample(words=text) for _ in range(2)]
     with torch.no_grad():
         said = model(torch.rand(2, 3, 64, 64), samples, mode="tensor")
     assert said["text_features"].shape == (5, EMBED_DIMS)
     assert said["logits"].shape == (2, 3)
-    each = model.global_head.logits(said["visual_features"], said["text_features"])
+    text = TextEmbeds(said["text_features"])
+    each = model.global_head.logits(said["visual_features"], text)
     torch.testing.assert_close(said["logits"][:, 1], each[:, 1:4].amax(1))
     assert all(level.shape[1] == 3 for level in said["predictions"][0])
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from kdeov_mm import KDEOV
 from kdeov_mm.inference import export
-from kdeov_mm.inference.export import export_onnx, metadata, onnx_model
+from kdeov_mm.inference.export import export_onnx, onnx_model, read_metadata
 from kdeov_mm.models import KDEOVDetector
 from kdeov_mm.vocabulary import Vocabulary
 
@@ -173,7 +173,7 @@ def test_the_file_says_what_a_client_needs(
     student: KDEOVDetector, files: dict[tuple[str, bool], Path]
 ) -> None:
     for (form, nms), path in files.items():
-        about = metadata(open_file(path))
+        about = read_metadata(open_file(path))
         assert about["form"] == form and about["nms"] is nms
         assert about["names"] == ([*WORDS] if form == "folded" else [])
         assert about["encoder"] == student.text_encoder.made_by

@@ -28,17 +28,19 @@ from torch import Tensor
 
 from kdeov_mm import KDEOV
 from kdeov_mm.clip import CLIPTextEncoder
+from kdeov_mm.inference.api import Query
+from kdeov_mm.inference.drawing import Drawings
+from kdeov_mm.inference.images import natural_order, read_image
 from kdeov_mm.inference.inferencer import KDEOVInferencer
-from kdeov_mm.inference.pictures import read_image
-from kdeov_mm.inference.results import Drawings, Result, to_coco, to_supervision
-from kdeov_mm.inference.slices import _starts, find_in_slices
-from kdeov_mm.inference.sources import list_sources, natural_order
+from kdeov_mm.inference.results import Result, to_coco, to_supervision
+from kdeov_mm.inference.slices import _starts, predict_in_slices
+from kdeov_mm.inference.sources import list_sources
 from kdeov_mm.vocabulary import Vocabulary
 
 from ..conftest import ROOT, WORDS, load_tool, make_sample, run_env
 from .test_api import JOINT, assert_same_boxes, save, scene, write_joint
 from .test_api import rows as rows_of_api
-from .test_pictures import every_kind, unreadable
+from .test_images import every_kind, unreadable
 
 PHOTOS = ROOT.parent / "shared/data/photos"
 FRAMES = 7
@@ -153,7 +155,7 @@ def test_inference_equals_the_test_pipeline(inferencer: KDEOVInferencer) -> None
     """The same picture through tools/test.py's data set and through the inferencer."""
     dataset = DATASETS.build(inferencer.cfg.test_dataloader.dataset)
     data = dataset[0]
-    words, path = data["data_samples"].text, data["data_samples"].img_path
+    words, path = data["data_samples"].words, data["data_samples"].img_path
     with torch.no_grad():
         (wanted,) = inferencer.model.test_step(pseudo_collate([data]))
     (result,) = inferencer.stream(path, words)
@@ -290,8 +292,8 @@ def test_a_name_with_a_globs_characters_is_a_file(
         ("rtsp://x.org/live", "rtsp://x.org/live is an address"),
         ("nothing.jpg", "no file or folder nothing.jpg"),
         ("no/*.jpg", "glob no/[*].jpg matches no"),
-        ("empty", "folder empty has no pictures"),
-        ([], "at least one picture"),
+        ("empty", "folder empty has no images"),
+        ([], "at least one image"),
         (3.5, "got a float"),
         (None, "got a NoneType"),
         (np.zeros((4, 4, 4), np.uint8), r"uint8, BGR, got \(4, 4, 4\)"),
@@ -517,7 +519,7 @@ def test_the_answer_and_its_folders_are_mms(
         assert {*said} == {"labels", "scores", "bboxes", "label_names"}
         assert len(said["bboxes"]) == len(said["label_names"]) == len(found)
         assert drawn.dtype == np.uint8
-        assert max(drawn.shape) == max(800, *result.picture.shape)
+        assert max(drawn.shape) == max(800, *result.image.shape)
         written = Drawings(out / "vis").place(result.source)
         assert read_image(written).shape == drawn.shape
     names = [r.source.name for r in results]
@@ -565,7 +567,7 @@ def test_cocos_json_is_loaded_by_pycocotools(
     assert [i.get("frame") for i in images] == [None] * 5 + [0, 3, 6]
     number = 0
     for image, result in zip(images, good, strict=True):
-        assert (image["height"], image["width"]) == result.picture.shape[:2]
+        assert (image["height"], image["width"]) == result.image.shape[:2]
         boxes = coco.loadAnns(coco.getAnnIds(imgIds=image["id"]))
         number += len(boxes)
         found = result.sample.pred_instances
@@ -619,11 +621,9 @@ def test_without_supervision_it_is_said_how_to_get_it(
 class Squares:
     """A student that knows bright squares, a twentieth of the picture at least."""
 
-    def __init__(self) -> None:
-        nms = Config(dict(test_cfg=dict(nms=dict(iou_threshold=0.5))))
-        self.model = Config(dict(bbox_head=nms))
+    query = Query((), None, Config(dict(nms=dict(iou_threshold=0.5))), 0.0)
 
-    def find(self, pictures: Sequence[np.ndarray], *_: Any) -> list[DetDataSample]:
+    def predict(self, pictures: Sequence[np.ndarray], *_: Any) -> list[DetDataSample]:
         return [self._look(picture) for picture in pictures]
 
     def _look(self, picture: np.ndarray) -> DetDataSample:
@@ -665,8 +665,8 @@ def test_slices_find_each_object_once(side: int, seed: int) -> None:
     small = [side // 18, int(overlap * side) - 2 * side // 64 - 4]
     picture, boxes = squares(20, [*small, 200], seed)
     student: Any = Squares()
-    (whole,) = student.find([picture])
-    sample = find_in_slices(student, picture, WORDS, side, overlap)
+    (whole,) = student.predict([picture])
+    sample = predict_in_slices(student, picture, student.query, side, overlap)
     found = sample.pred_instances
     assert len(whole.pred_instances) < len(found) == len(boxes)
     order = bbox_overlaps(boxes, found.bboxes).argmax(1)

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+import benchmark_models as models
+import pages
 from kdeov_mm.models import FoldedDetector
 
 from ..conftest import load_tool
@@ -31,8 +33,9 @@ def test_every_entry_runs(tool: Any, tmp_path: Path) -> None:
 
 def test_closed_set_and_folded_have_the_same_layers(tool: Any) -> None:
     args = tool.parse(["--sizes", "n", "--words", "80"])
-    closed = tool.closed(args, "n", True)
-    folded = tool.ours(args, "n").fold(tool.some_words(80))
+    closed = models.closed(args, "n", True)
+    model = models.ours(args, "n")
+    folded = model.fold(models.random_vocabulary(model, 80))
     assert isinstance(folded, FoldedDetector)
     shapes = [
         [tuple(p.shape) for part in (m.backbone, m.neck) for p in part.parameters()]
@@ -46,15 +49,11 @@ def test_closed_set_and_folded_have_the_same_layers(tool: Any) -> None:
     assert sizes[0] == sizes[1]
 
 
-def test_the_filter_is_held_against_the_exact_result(
-    tool: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_filter_is_held_against_the_exact_result(tool: Any) -> None:
     args = tool.parse(["--words", "200", "--side", "64", "--scenes", "2"])
-    monkeypatch.setattr(tool, "FILTER", 84)  # all places
-    whole = tool.share_kept(args)
+    whole = tool.share_kept(args, locations=84)  # all of them
     assert whole["scores"] == 1.0
-    monkeypatch.setattr(tool, "FILTER", 1)
-    assert tool.share_kept(args)["scores"] < 0.9
+    assert tool.share_kept(args, locations=1)["scores"] < 0.9
 
 
 def test_the_table_is_made_of_the_figures(tool: Any, tmp_path: Path) -> None:
@@ -70,13 +69,17 @@ def test_the_table_is_made_of_the_figures(tool: Any, tmp_path: Path) -> None:
     ]
     speed[1]["memory"] = 123
     report = dict(speed=speed, size=640)
-    lines = tool.table(report)
+    lines = tool.table(report).splitlines()
     assert lines[3] == "| **ours, folded** | 80 | 49 (48 to 50) | 0.98 |  |  | 123 |"
     assert "| 60 (59 to 61) | 1.20 |" in lines[4]
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{tool.BEGIN}\nold\n{tool.END}\nafter\n")
-    tool.fill(page, lines)
+    begin, end = pages.marks("benchmark")
+    page.write_text(f"before\n{begin}old\n{end}\nafter\n")
+    pages.show(page, "benchmark", "".join(f"{line}\n" for line in lines))
     assert page.read_text().splitlines()[2:-2] == lines
+    page.write_text("without marks")
+    with pytest.raises(ValueError, match="begin benchmark"):
+        pages.show(page, "benchmark", "")
     tool.plot(report, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
@@ -84,8 +87,7 @@ def test_the_table_is_made_of_the_figures(tool: Any, tmp_path: Path) -> None:
 def test_the_readme_shows_the_figures_in_docs(tool: Any) -> None:
     report = json.loads(tool.JSON.read_text())
     page = tool.README.read_text()
-    start, end = page.index(tool.BEGIN) + len(tool.BEGIN), page.index(tool.END)
-    assert page[start:end].strip().splitlines() == tool.table(report)
+    assert pages.shown(tool.README, "benchmark") == tool.table(report)
     for key in ("new_words_s", "image_with_text_tower_s"):
         assert f"{report['vocabulary'][key]:.1f} s" in page
     assert f"{report['training']['images_per_s']:.0f} images/s" in page

@@ -21,72 +21,25 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import kdeov_mm  # isort: skip
-
 import matplotlib.pyplot as plt
 import numpy as np
-import onnx
 import onnxruntime
-import open_clip
 import torch
-import torch.nn.functional as F
-from mmcv.cnn.utils import fuse_conv_bn
-from mmdet.registry import MODELS
-from mmdet.structures import DetDataSample
-from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from mmengine.runner import Runner
-from PIL import Image
-from safetensors.torch import save_file
-from torch import Tensor
 
-from kdeov_mm.clip import CLIPTextEncoder
-from kdeov_mm.datasets import shapes
-from kdeov_mm.inference.export import Graph, graph_to_onnx, with_suppression
-from kdeov_mm.models import KDEOVDetector, OVHead
-from kdeov_mm.models.folded import fuse_before_words
-from kdeov_mm.vocabulary import Vocabulary
+from benchmark_models import FOLDED, MANY, MMYOLO, TEST, WIDTH, entries, picture
+from benchmark_parts import share_kept, time_training, time_vocabulary
+from pages import ROOT, read_json, seconds_of, show, write_json
 
 plt.switch_backend("Agg")
-ROOT = Path(__file__).resolve().parents[2]
 JSON = ROOT / "docs/benchmark.json"
-PLOT = ROOT / "docs/benchmark.png"
 README = ROOT / "README.md"
-BEGIN, END = "<!-- begin benchmark -->", "<!-- end benchmark -->"
-OURS = "configs/_base_/models/kdeov_yolov8_n_clip.py"
-CLOSED = "configs/_base_/models/yolov8_n.py"
-WIDTH = dict(n=0.25, s=0.5)
-FILTER = 1000  # promising places, where there are very many words
-TEST = dict(score_thr=0.001, max_per_img=300)
-TRAINED = "configs/kdeov/kdeov_n_shapes.py"
-MMYOLO, FOLDED = "mmyolo YOLOv8, closed-set", "ours, folded"
-MANY = 5000  # words, from which on the filter is used
 KINDS = ("network", "whole")
-Call = Callable[[], int]
-
-
-@dataclass
-class Entry:
-    """A model with its words: what is timed.
-
-    Attributes:
-        name: as in the table.
-        size: n or s.
-        words: K.
-        make: builds it; the calls of :data:`KINDS`, each returns a number of boxes.
-    """
-
-    name: str
-    size: str
-    words: int
-    make: Callable[[], list[Call]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return measure_one(args)
     report: dict[str, Any] = dict(machine=machine(args.device), size=args.side)
     report["command"] = command(args)
-    parts = dict(
+    parts: dict[str, Callable[[argparse.Namespace], Any]] = dict(
         speed=time_models,
         filter=share_kept,
         vocabulary=time_vocabulary,
@@ -105,13 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in args.parts:
         report[name] = parts[name](args)
         print(json.dumps({name: report[name]}, indent=1), flush=True)
-    if args.keep and args.out.exists():
-        report = {**json.loads(args.out.read_text()), **report}
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    if args.keep:
+        report = read_json(args.out, {}) | report
+    write_json(args.out, report)
     if "speed" in report:
         plot(report, args.out.with_suffix(".png"))
     if args.table:
-        fill(README, table(report))
+        show(README, "benchmark", table(report))
     return 0
 
 
@@ -162,233 +115,6 @@ def machine(device: str) -> str:
         f"{torch.get_num_threads()} threads, {platform.machine()}, "
         f"torch {torch.__version__}, onnxruntime {onnxruntime.__version__}"
     )
-
-
-# ------------------------------------------------------------------------ models
-
-
-def config(file: str, size: str) -> Any:
-    """The model config of a file, at n or s."""
-    cfg = Config.fromfile(str(ROOT / file), lazy_import=False)
-    model = cfg.model
-    for part in (model.backbone, model.neck, model.bbox_head.head_module):
-        part.widen_factor = WIDTH[size]
-    model.test_cfg.update(TEST)
-    return model
-
-
-def some_words(number: int) -> tuple[str, ...]:
-    """Names: the classes of the larger world, and made-up things."""
-    marks = (
-        "big",
-        "small",
-        "old",
-        "new",
-        "shiny",
-        "dull",
-        "soft",
-        "hard",
-        "wet",
-        "dry",
-    )
-    known = shapes.WORLD_1203.classes
-    more = (f"{mark} {word}" for mark in marks for word in known)
-    names = [*known, *more, *(f"thing {i}" for i in range(number))]
-    return tuple(names[:number])
-
-
-def ours(args: argparse.Namespace, size: str) -> KDEOVDetector:
-    """Our detector for CLIP ViT-B/32, random weights, and vectors for its words."""
-    torch.manual_seed(0)
-    cfg = config(OURS, size)
-    cfg.update(teacher=None, distill=None)
-    model = MODELS.build(cfg)
-    model.init_weights()
-    names = some_words(max(args.words))
-    rows = F.normalize(torch.randn(len(names), model.text_encoder.embed_dims), dim=1)
-    made_by = model.text_encoder.made_by
-    model.text_encoder.take(
-        Vocabulary(names, vectors=dict(zip(names, rows)), encoder=made_by)
-    )
-    return model.to(args.device).eval()
-
-
-def trained(args: argparse.Namespace) -> KDEOVDetector:
-    """The detector of --checkpoint."""
-    model = kdeov_mm.KDEOV.from_checkpoint(args.checkpoint, args.device).model
-    model.bbox_head.test_cfg.update(TEST)
-    return model
-
-
-def closed(args: argparse.Namespace, size: str, fuse: bool) -> Any:
-    """mmyolo's YOLOv8 for 80 classes, random weights."""
-    torch.manual_seed(0)
-    model = MODELS.build(config(CLOSED, size))
-    model.init_weights()
-    model.to(args.device, memory_format=torch.channels_last).eval()
-    return fuse_conv_bn(model) if fuse else model
-
-
-# ------------------------------------------------------------------------- calls
-
-
-def torch_calls(model: Any, image: np.ndarray, text: Any = None) -> list[Call]:
-    """The network and the whole way of a picture (H, W, 3) uint8 BGR."""
-    meta: dict[str, Any] = dict(
-        img_shape=image.shape[:2], ori_shape=image.shape[:2], scale_factor=(1.0, 1.0)
-    )
-    if text is not None:
-        meta["text"] = text
-    pixels = torch.from_numpy(image).permute(2, 0, 1)
-
-    def data() -> dict[str, Any]:
-        return dict(inputs=[pixels], data_samples=[DetDataSample(metainfo=meta)])
-
-    ready = model.data_preprocessor(data(), False)
-
-    @torch.no_grad()
-    def network() -> int:
-        if text is None:
-            model.bbox_head(model.extract_feat(ready["inputs"]))
-        else:
-            model.bbox_head(model._feats_and_text(ready["inputs"], text))
-        return 0
-
-    @torch.no_grad()
-    def whole() -> int:
-        return len(model.test_step(data())[0].pred_instances)
-
-    # with promising places, the network and the suppression are not apart
-    return [whole if getattr(model.bbox_head, "places", None) else network, whole]
-
-
-def onnx_calls(scratch: Path, name: str, image: np.ndarray, text: Any) -> list[Call]:
-    """The same for the ONNX files NAME.onnx and NAME_nms.onnx."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    providers = onnxruntime.get_available_providers()
-    raw, full = (
-        onnxruntime.InferenceSession(scratch / f"{name}{end}.onnx", options, providers)
-        for end in ("", "_nms")
-    )
-    given = {} if text is None else dict(text=text)
-
-    def ready() -> dict[str, Any]:
-        pixels = image[None, ..., ::-1].transpose(0, 3, 1, 2).astype(np.float32) / 255
-        return dict(images=pixels, **given)
-
-    feed = ready()
-
-    def network() -> int:
-        raw.run(None, feed)
-        return 0
-
-    return [network, lambda: len(full.run(None, ready())[0])]
-
-
-def write_onnx(scratch: Path, name: str, model: Any, text: Any = None) -> None:
-    """NAME.onnx and NAME_nms.onnx, where they are not there yet."""
-    if (scratch / f"{name}_nms.onnx").exists():
-        return
-    if not hasattr(model.bbox_head, "decode"):  # mmyolo's
-        model.bbox_head.decode = partial(OVHead.decode, model.bbox_head)
-    sample = [torch.rand(2, 3, 96, 128), *([] if text is None else [text])]
-    file = graph_to_onnx(Graph(model), sample)
-    whole = with_suppression(file, model.bbox_head.test_cfg)
-    onnx.save(file, scratch / f"{name}.onnx")
-    onnx.save(whole, scratch / f"{name}_nms.onnx")
-
-
-def entries(args: argparse.Namespace, scratch: Path) -> list[Entry]:
-    """All that is timed in this process."""
-    image = picture(args.side)
-    listed: list[Entry] = []
-    for size in args.sizes:
-        listed += entries_of(args, scratch, size, image)
-    if args.checkpoint:
-        for number in args.words:
-            listed.append(
-                Entry(
-                    f"ours, {args.checkpoint.parent.name}",
-                    "n",
-                    number,
-                    lambda k=number: folded_calls(trained(args), k, image),  # type: ignore[misc]
-                )
-            )
-    return listed
-
-
-def entries_of(
-    args: argparse.Namespace, scratch: Path, size: str, image: np.ndarray
-) -> list[Entry]:
-    """Those of one size."""
-    first = args.words[0]
-
-    def add(name: str, words: int, make: Callable[[], list[Call]]) -> None:
-        listed.append(Entry(name, size, words, make))
-
-    def folded(words: int, **options: Any) -> list[Call]:
-        return folded_calls(ours(args, size), words, image, **options)
-
-    def free(words: int) -> list[Call]:
-        return torch_calls(ours(args, size), image, some_words(words))
-
-    def closed_onnx() -> list[Call]:
-        write_onnx(scratch, f"closed_{size}", closed(args, size, True).cpu())
-        return onnx_calls(scratch, f"closed_{size}", image, None)
-
-    def folded_onnx(words: int) -> list[Call]:
-        name = f"folded_{size}_{words}"
-        write_onnx(scratch, name, ours(args, size).fold(some_words(words)).cpu())
-        return onnx_calls(scratch, name, image, None)
-
-    def input_onnx(words: int) -> list[Call]:
-        model = ours(args, size).cpu()
-        text = model.text_encoder(some_words(words))
-        write_onnx(scratch, f"input_{size}", fuse_before_words(model), text[:7])
-        return onnx_calls(scratch, f"input_{size}", image, text.numpy())
-
-    listed: list[Entry] = []
-    add(MMYOLO, 80, lambda: torch_calls(closed(args, size, True), image))
-    add(
-        f"{MMYOLO}, BN apart", 80, lambda: torch_calls(closed(args, size, False), image)
-    )
-    add(f"{FOLDED}, BN apart", first, lambda: folded(first, fuse=False))
-    add(f"{MMYOLO}, ONNX", 80, closed_onnx)
-    for number in args.words:
-        many = number > MANY
-        places = FILTER if many else None
-        add(FOLDED, number, partial(folded, number, places=places))
-        if many:
-            add(f"{FOLDED}, all places", number, partial(folded, number, places=None))
-            continue
-        add("ours, words free", number, partial(free, number))
-        add(f"{FOLDED}, ONNX", number, partial(folded_onnx, number))
-        add("ours, words an input, ONNX", number, partial(input_onnx, number))
-    return listed
-
-
-def folded_calls(
-    model: KDEOVDetector, words: int, image: np.ndarray, **options: Any
-) -> list[Call]:
-    """The calls of a folded detector, with the filter where there are many words."""
-    if "fuse" not in options and words > MANY:
-        options.setdefault("places", FILTER)
-    return torch_calls(model.fold(some_words(words), **options), image)
-
-
-def picture(side: int) -> np.ndarray:
-    """Scenes of the built-in world, side by side: (side, side, 3) uint8 BGR."""
-    tiles = [
-        shapes.draw_scene(shapes.scene_rng(0, 1, i), shapes.WORLD_1203).image
-        for i in range(16)
-    ]
-    rows = [np.concatenate(tiles[i : i + 4], 1) for i in range(0, 16, 4)]
-    whole = Image.fromarray(np.concatenate(rows)).resize((side, side))
-    return np.ascontiguousarray(np.asarray(whole)[..., ::-1])
-
-
-# ------------------------------------------------------------------------- speed
 
 
 class Peer:
@@ -447,46 +173,41 @@ def peers(args: argparse.Namespace) -> Iterator[tuple[str, str, int, str]]:
             yield "YOLOE, folded", size, number, f"yoloe-v8{size}.yaml folded"
 
 
-def seconds_of(call: Call, device: str) -> float:
-    """How long a call takes."""
-    started = time.perf_counter()
-    call()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
 def time_models(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows: milliseconds, median and quartiles of both kinds, and peak memory."""
+    rows: list[dict[str, Any]] = []
+    runs: list[list[Callable[[], float]]] = []  # of each row, both kinds
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        rows: list[dict[str, Any]] = []
-        runs: list[list[Callable[[], float]]] = []
+        # build: ours and mmyolo's in this process, ultralytics' in theirs
         for entry in entries(args, scratch):
             calls = entry.make()
             rows.append(dict(name=entry.name, size=entry.size, words=entry.words))
-            runs.append([partial(seconds_of, call, args.device) for call in calls])
+            runs.append([partial(seconds_of, call) for call in calls])
             print(f"built {rows[-1]}: {calls[1]()} boxes", flush=True)
-        own = len(rows)
+        number_here = len(rows)
         if args.ultralytics:
             peer = Peer(args, scratch)
             for name, size, words, file in peers(args):
                 rows.append(dict(name=name, size=size, words=words))
                 runs.append(peer.add(file, words))
                 print(f"built {rows[-1]} of ultralytics {peer.version}", flush=True)
+
+        # time in turn; the first turn is a warm-up
         times: list[list[list[float]]] = [[[], []] for _ in runs]
         for turn in range(args.rounds + 1):
-            for timed, own_times in zip(runs, times):
-                for call, seconds in zip(timed, own_times):
-                    call()  # threads of the one before may still be spinning
-                    seconds.append(call())
+            for calls_of_row, times_of_row in zip(runs, times):
+                for timed, seconds in zip(calls_of_row, times_of_row):
+                    timed()  # threads of the one before may still be spinning
+                    seconds.append(timed())
             print(f"turn {turn} of {args.rounds}", flush=True)
-        for row, own_times in zip(rows, times):
-            for kind, seconds in zip(KINDS, own_times):
+        for row, times_of_row in zip(rows, times):
+            for kind, seconds in zip(KINDS, times_of_row):
                 quartiles = statistics.quantiles(seconds[1:], n=4)
                 row[kind] = [round(1000 * value, 2) for value in quartiles]
+
         if not args.no_memory:
-            for number, row in enumerate(rows[:own]):
+            for number, row in enumerate(rows[:number_here]):
                 row["memory"] = peak_memory(args, scratch, number)
     return rows
 
@@ -526,139 +247,7 @@ def resident(key: str) -> float:
     raise ValueError(f"this system does not tell {key}")
 
 
-# ------------------------------------------------------------- filter, words, training
-
-
-@torch.no_grad()
-def share_kept(args: argparse.Namespace) -> dict[str, Any]:
-    """How much of the exact result :class:`PromisingPlaces` keeps, over scenes.
-
-    ``scores``: of the 300 best pairs of a place and a word; ``boxes``: of the boxes
-    after the suppression, at most 300, those that come out again within half a pixel.
-    """
-    model = trained(args) if args.checkpoint else ours(args, "n")
-    words = some_words(max(args.words))
-    exact, near = model.fold(words), model.fold(words, places=FILTER)
-    kept: dict[str, list[float]] = dict(scores=[], boxes=[])
-    for i in range(args.scenes):
-        scene = shapes.draw_scene(shapes.scene_rng(0, 1, i), shapes.WORLD_1203)
-        whole = Image.fromarray(scene.image).resize((args.side, args.side))
-        image = np.ascontiguousarray(np.asarray(whole)[..., ::-1])
-        kept["scores"].append(share_of_places(exact, near, image))
-        one, other = (boxes_of(each, image) for each in (exact, near))
-        far = torch.cdist(one.bboxes, other.bboxes, p=torch.inf)
-        far = far + (one.labels[:, None] != other.labels) * 1e4
-        if len(one):
-            kept["boxes"].append((far.amin(1) < 0.5).float().mean().item())
-    return dict(
-        model=str(args.checkpoint or "random weights"),
-        words=len(words),
-        places=FILTER,
-        scenes=args.scenes,
-        **{key: round(statistics.mean(v), 5) for key, v in kept.items() if v},
-        worst_scene={key: round(min(v), 5) for key, v in kept.items() if v},
-    )
-
-
-def boxes_of(model: Any, image: np.ndarray) -> Any:
-    """All that a folded detector finds in a picture."""
-    meta = dict(img_shape=image.shape[:2], ori_shape=image.shape[:2])
-    sample = DetDataSample(metainfo=dict(meta, scale_factor=(1.0, 1.0)))
-    pixels = torch.from_numpy(image).permute(2, 0, 1)
-    return model.test_step(dict(inputs=[pixels], data_samples=[sample]))[
-        0
-    ].pred_instances
-
-
-def share_of_places(exact: Any, near: Any, image: np.ndarray) -> float:
-    """Of the 300 best scores, the share on places that the filter lets through."""
-    pixels = torch.from_numpy(image).permute(2, 0, 1)
-    data = exact.data_preprocessor(dict(inputs=[pixels], data_samples=None), False)
-    module = exact.bbox_head.head_module
-    hidden, layers, _, _ = module.apart(exact.extract_feat(data["inputs"]))
-    rows = [level[0].flatten(1).T for level in hidden]
-    best: list[Tensor] = [torch.zeros(0), torch.zeros(0, dtype=torch.long)]
-    start = 0
-    for level, (kernel, bias) in zip(rows, layers):
-        for part in range(0, len(level), 1000):
-            scores = torch.addmm(bias, level[part : part + 1000], kernel.T).cpu()
-            values, at = scores.flatten().topk(300)
-            best[0] = torch.cat([best[0], values])
-            best[1] = torch.cat([best[1], at // len(kernel) + part + start])
-        start += len(level)
-    places = best[1][best[0].topk(300).indices]
-    return torch.isin(places, near.bbox_head.places(rows).cpu()).float().mean().item()
-
-
-@torch.no_grad()
-def time_vocabulary(args: argparse.Namespace) -> dict[str, float]:
-    """To 80 new words with a text tower of a ViT-B/32's size, random weights."""
-    figures: dict[str, list[float]] = dict(new_words_s=[], cached_words_ms=[])
-    with tempfile.TemporaryDirectory() as folder:
-        save_tower(Path(folder))
-        encoder = CLIPTextEncoder(f"local-dir:{folder}", cache_dir=f"{folder}/cache")
-        model = ours(args, "n")
-        model.text_encoder = encoder
-        image = picture(args.side)
-        words = [word.split(" ", 1)[-1] for word in some_words(13000)][1203:]
-        encoder(["thing"])  # the tower is loaded
-        detector = model.fold(["thing"])
-        for turn in range(6):
-            new = tuple(f"{word} {turn}" for word in dict.fromkeys(words))[:80]
-            started = time.perf_counter()
-            model.fold(new, into=detector)
-            figures["new_words_s"].append(time.perf_counter() - started)
-            started = time.perf_counter()
-            model.fold(new, into=detector)
-            figures["cached_words_ms"].append(1000 * (time.perf_counter() - started))
-        calls = torch_calls(model, image, new)
-        inside = []
-        for _ in range(4):
-            started = time.perf_counter()
-            encoder.encode(new)
-            calls[1]()
-            inside.append(time.perf_counter() - started)
-    figures["image_with_text_tower_s"] = inside
-    return {key: round(statistics.median(v[1:]), 4) for key, v in figures.items()}
-
-
-def save_tower(folder: Path) -> None:
-    """A CLIP ViT-B/32 with random weights, in open_clip's layout."""
-    cfg = open_clip.get_model_config("ViT-B-32")
-    model = open_clip.CLIP(**cfg)
-    save_file(model.state_dict(), str(folder / "open_clip_model.safetensors"))
-    half = dict(mean=[0.5] * 3, std=[0.5] * 3)
-    about = dict(model_cfg=cfg, preprocess_cfg=half)
-    (folder / "open_clip_config.json").write_text(json.dumps(about))
-
-
-def time_training(args: argparse.Namespace) -> dict[str, Any]:
-    """Images per second of the demo's training, and the share of time without data."""
-    cfg = Config.fromfile(str(ROOT / TRAINED), lazy_import=False)
-    cfg.train_cfg = dict(type="IterBasedTrainLoop", max_iters=30, val_interval=10**6)
-    cfg.default_hooks.logger.interval = 1
-    cfg.param_scheduler = None
-    cfg.log_level = "ERROR"
-    with tempfile.TemporaryDirectory() as folder:
-        cfg.work_dir = folder
-        runner = Runner.from_cfg(cfg)
-        runner.train()
-    history = runner.message_hub.log_scalars
-    whole, data = (
-        history[f"train/{key}"].data[0][10:] for key in ("time", "data_time")
-    )
-    return dict(
-        config=TRAINED,
-        batch_size=cfg.train_dataloader.batch_size,
-        images_per_s=round(cfg.train_dataloader.batch_size / statistics.mean(whole), 1),
-        share_waiting_for_data=round(sum(data) / sum(whole), 4),
-    )
-
-
-# -------------------------------------------------------------------------- results
-
-
-def table(report: dict[str, Any]) -> list[str]:
+def table(report: dict[str, Any]) -> str:
     """The README's table: the whole way, and what it is of closed-set YOLOv8's."""
     rows = report["speed"]
     sizes = [size for size in WIDTH if any(row["size"] == size for row in rows)]
@@ -678,17 +267,11 @@ def table(report: dict[str, Any]) -> list[str]:
             ratio = middle / own[80, MMYOLO]["whole"][1]
             cells += [f"{middle:.0f} ({low:.0f} to {high:.0f})", f"{ratio:.2f}"]
             memory += [str(row["memory"])] if "memory" in row else []
-        shown = f"**{name}**" if name.startswith(FOLDED) else name
-        cells = [shown, f"{words:,}", *cells, ", ".join(memory)]
+        # ours in bold
+        label = f"**{name}**" if name.startswith(FOLDED) else name
+        cells = [label, f"{words:,}", *cells, ", ".join(memory)]
         lines.append("| " + " | ".join(cells) + " |")
-    return lines
-
-
-def fill(page: Path, lines: Sequence[str]) -> None:
-    """Put lines between the marks of a page."""
-    content = page.read_text()
-    start, end = content.index(BEGIN) + len(BEGIN), content.index(END)
-    page.write_text(content[:start] + "\n" + "\n".join(lines) + "\n" + content[end:])
+    return "\n".join(lines) + "\n"
 
 
 def plot(report: dict[str, Any], path: Path) -> None:

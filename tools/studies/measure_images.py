@@ -14,7 +14,6 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
+from kdeov_mm.inference.pictures import read_image
 from mmcv.cnn import fuse_conv_bn
 from mmengine.fileio import load
 from torch import Tensor
@@ -34,9 +34,8 @@ from kdeov_mm.clip import CLIPImageTeacher, CLIPTextEncoder
 from kdeov_mm.datasets import shapes
 from kdeov_mm.datasets.shapes_files import write_world
 from kdeov_mm.evaluation import retrieval_recall, zero_shot_accuracy
-from kdeov_mm.inference.pictures import read_image
+from pages import ROOT, read_json, seconds_in_turn, show, write_json
 
-ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "configs/image_text"
 RESULTS, PAGE = FOLDER / "results.json", FOLDER / "README.md"
 WORLD = Path("data/shapes_1000")
@@ -63,11 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("name a checkpoint, or --tables")
         measure(args)
     if args.results.resolve() == RESULTS:
-        page = PAGE.read_text()
-        begin, end = "<!-- begin results -->\n", "<!-- end results -->"
-        before, rest = page.split(begin)
-        table = markdown(load(args.results))
-        PAGE.write_text(f"{before}{begin}{table}{end}{rest.split(end)[1]}")
+        show(PAGE, "results", markdown(load(args.results)))
     return 0
 
 
@@ -76,7 +71,7 @@ def measure(args: argparse.Namespace) -> None:
     if not (args.world / "world.json").is_file():
         write_world(args.world, 0, 1, args.scenes, lambda jobs: tqdm(jobs, "drawing"))
     data = Scenes(args.world, args.scenes)
-    rows = load(args.results) if args.results.exists() else {}
+    rows = read_json(args.results, {})
     teacher = CLIPImageTeacher("shapes")
     rows[TEACHER] = data.figures(
         teacher(data.pixels), teacher.embed_crops(data.pixels, data.boxes, (1.0,))
@@ -95,8 +90,7 @@ def measure(args: argparse.Namespace) -> None:
         )
     for name, row in rows.items():
         print(f"{name}: {json.dumps(row, indent=1)}")
-    args.results.parent.mkdir(parents=True, exist_ok=True)
-    args.results.write_text(json.dumps(rows, indent=1) + "\n")
+    write_json(args.results, rows)
 
 
 class Scenes:
@@ -198,14 +192,9 @@ def tower_times(model: KDEOV, rounds: int) -> dict[str, float]:
             image = image.contiguous(memory_format=torch.channels_last)
             runs[f"{side}"] = partial(tower, image)
         runs["vit"] = partial(vit, torch.rand(batch, 3, 224, 224))
-        took: dict[str, list[float]] = {key: [] for key in runs}
-        for turn in range(rounds + 2):
-            for key, run in runs.items():
-                start = time.perf_counter()
-                run()
-                if turn >= 2:  # the first ones warm up
-                    took[key].append(time.perf_counter() - start)
-        middle = {key: statistics.median(times) for key, times in took.items()}
+        # the first two turns warm up
+        times = seconds_in_turn(list(runs.values()), rounds, 2)
+        middle = {key: statistics.median(t) for key, t in zip(runs, times)}
         for key in middle:
             if key != "vit":
                 figures[f"faster_{key}px_batch{batch}"] = middle["vit"] / middle[key]

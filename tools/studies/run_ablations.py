@@ -17,15 +17,12 @@ import copy
 import hashlib
 import itertools
 import json
-import os
-import platform
 import shlex
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +36,8 @@ from mmengine.runner import Runner
 from kdeov_mm.clip import CachedTeacher
 from kdeov_mm.evaluation import newest_figures
 from kdeov_mm.models import RegionDistillation
+from pages import ROOT, provenance, read_json, seconds_in_turn, show, write_json
 
-ROOT = Path(__file__).resolve().parents[2]
 LEAVES = ROOT / "configs/kdeov/ablations"
 RESULTS = LEAVES / "results.json"
 PLAIN = ROOT / "configs/_base_/models/yolov8_n.py"
@@ -82,7 +79,6 @@ SHORT = {
 }
 NO_PART_OF_A_RUN = ("doctor", "find_unused_parameters")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-PACKAGES = ("torch", "mmengine", "mmdet", "mmyolo", "open_clip_torch")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -138,7 +134,7 @@ def measure_times(configs: Sequence[Path], args: argparse.Namespace) -> None:
         prepare(cfg, args.work_dir)
         times = compare_with_plain(cfg)
         key = {k: v for k, v in run_key(config, 0).items() if k != "seed"}
-        put(args.results, "times", key | times | provenance())
+        put(args.results, "times", key | times | provenance(RESULTS, *PAGES))
         print(
             f"[{number}/{len(configs)}] {key['config']}: step {times['step']:.3f}, "
             f"inference {times['inference']:.3f}",
@@ -166,9 +162,7 @@ def config_hash(config: Path) -> str:
 
 def read_results(path: Path) -> dict[str, Any]:
     """``runs``, one entry a run, and ``times``, one entry a config."""
-    if not path.exists():
-        return dict(runs=[], times=[])
-    return json.loads(path.read_text())
+    return read_json(path, dict(runs=[], times=[]))
 
 
 def put(path: Path, kind: str, entry: dict[str, Any]) -> None:
@@ -183,18 +177,10 @@ def put(path: Path, kind: str, entry: dict[str, Any]) -> None:
     write_json(path, results)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a file; a reader sees the old one or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(content, indent=1) + "\n")
-    scratch.replace(path)
-
-
 def run_one(config: Path, seed: int, work_dir: Path, quick: bool) -> dict[str, Any]:
     """Train and test one row; its figures and where they come from."""
     folder = run_folder(config, seed, work_dir)
-    origin = provenance()
+    origin = provenance(RESULTS, *PAGES)
     cfg = Config.fromfile(config, lazy_import=False)
     prepare(cfg, work_dir)
     options = [f"randomness.seed={seed}"]
@@ -243,18 +229,6 @@ def prepare(cfg: Config, work_dir: Path) -> None:
         call(*shlex.split(command.format_map(Checkpoints())))
 
 
-def provenance() -> dict[str, Any]:
-    """Where a figure comes from."""
-    own = [f":!{page}" for page in (RESULTS.relative_to(ROOT), *PAGES)]
-    changed = git("status", "--short", "--", ".", *own)
-    return dict(
-        commit=git("rev-parse", "HEAD") + ("+changes" if changed else ""),
-        versions={name: version(name) for name in PACKAGES},
-        python=platform.python_version(),
-        hardware=hardware(),
-    )
-
-
 def call(script: str, *args: Any) -> None:
     """Run one of the project's tools; its output is shown when it fails."""
     done = subprocess.run(
@@ -269,22 +243,6 @@ def call(script: str, *args: Any) -> None:
             f"{script} {' '.join(map(str, args))}\nfailed with exit code "
             f"{done.returncode}; its last lines:\n{done.stdout[-3000:]}"
         )
-
-
-def git(*args: str) -> str:
-    """Output of a git command in the project; empty outside a repository."""
-    done = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip()
-
-
-def hardware() -> str:
-    """GPU, or processor and its cores."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return f"{line.split(':')[1].strip()}, {os.cpu_count()} cores"
-    return f"{platform.processor()}, {os.cpu_count()} cores"
 
 
 def summary(run: dict[str, Any]) -> str:
@@ -307,14 +265,14 @@ def compare_with_plain(cfg: Config, rounds: int = 8) -> dict[str, Any]:
     batches = list(itertools.islice(Runner.build_dataloader(loader), 4))
     if isinstance(ours.teacher, CachedTeacher):
         data = DATASETS.build(loader.dataset)
-        ours.teacher.admit(data, ours.pupils, ours.data_preprocessor)
+        ours.teacher.admit(data, ours.distill_heads, ours.data_preprocessor)
     closed = copy.deepcopy(batches)
     for sample in itertools.chain(*(batch["data_samples"] for batch in closed)):
         sample.gt_instances.labels %= 80
     steps = in_turn(Step(plain, closed), Step(ours, batches), rounds)
     image = torch.rand(1, 3, 640, 640, device=DEVICE)
-    words = tuple(batches[0]["data_samples"][0].text)[:80]
-    sample = DetDataSample(metainfo=dict(text=words))
+    words = tuple(batches[0]["data_samples"][0].words)[:80]
+    sample = DetDataSample(metainfo=dict(words=words))
     with torch.no_grad():
         nets = in_turn(
             lambda: plain.eval()(image, mode="tensor"),
@@ -367,17 +325,8 @@ class Step:
 
 def in_turn(first: Any, second: Any, rounds: int, warmup: int = 3) -> list[float]:
     """Ratios second / first of the seconds of two functions called in turn."""
-    ratios = []
-    for _ in range(warmup + rounds):
-        seconds = []
-        for function in (first, second):
-            started = time.perf_counter()
-            function()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - started)
-        ratios.append(seconds[1] / seconds[0])
-    return ratios[warmup:]
+    times = seconds_in_turn([first, second], rounds, warmup)
+    return [mine / other for other, mine in zip(*times)]
 
 
 def quartiles(values: Sequence[float]) -> list[float]:
@@ -391,20 +340,12 @@ def quartiles(values: Sequence[float]) -> list[float]:
 
 def write_tables(results: dict[str, Any]) -> None:
     """Renew the tables in the pages that show results."""
-    for page, name, table in tables(results):
-        path = ROOT / page
-        path.write_text(replaced(path.read_text(), name, table))
+    for page, table in tables(results).items():
+        show(ROOT / page, "ablations", table)
 
 
-def replaced(text: str, name: str, table: str) -> str:
-    """A page with the part between its two marks renewed."""
-    begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
-    before, rest = text.split(begin)
-    return f"{before}{begin}{table}{end}{rest.split(end)[1]}"
-
-
-def tables(results: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Page, mark and content of each generated table."""
+def tables(results: dict[str, Any]) -> dict[str, str]:
+    """Page -> the generated table in it."""
     lines = [
         "| row | what | base | combo | novel | step | inference | parameters |",
         "|---|---|---|---|---|---|---|---|",
@@ -422,10 +363,7 @@ def tables(results: dict[str, Any]) -> list[tuple[str, str, str]]:
         cells = [spread(runs, f"{g}_AP50") for g in ("base", "novel")]
         cells.append(f"{times['step']:.2f}" if times else NOT)
         short.append(f"| {what} | {' | '.join(cells)} |")
-    return [
-        (PAGES[0], "ablations", "\n".join(lines) + "\n"),
-        (PAGES[1], "ablations", "\n".join(short) + "\n"),
-    ]
+    return {page: "\n".join(t) + "\n" for page, t in zip(PAGES, (lines, short))}
 
 
 def of_row(results: dict[str, Any], row: str) -> tuple[list[dict], dict | None]:

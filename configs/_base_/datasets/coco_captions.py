@@ -7,7 +7,6 @@ papers report.
 
 data_root = "data/coco/"
 image_size = 224
-meta_keys = ("img_id", "img_path", "ori_shape", "img_shape", "captions")
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadCaptions"),
@@ -19,12 +18,12 @@ train_pipeline = [
     ),
     dict(type="RandomCrop", crop_size=(image_size, image_size)),
     dict(type="RandomFlip", prob=0.5),
-    dict(type="PackDetInputs", meta_keys=(*meta_keys, "caption")),
+    dict(type="PackInputs"),
 ]
 test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=(image_size, image_size), keep_ratio=True),
-    dict(type="PackDetInputs", meta_keys=meta_keys),
+    dict(type="PackInputs"),
 ]
 train_dataloader = dict(
     batch_size=128,

@@ -5,16 +5,6 @@ docs/data.md says what to download; ``tools/prepare_splits.py coco`` writes the 
 
 data_root = "data/coco/"
 image_size = 640
-meta_keys = (
-    "img_id",
-    "img_path",
-    "ori_shape",
-    "img_shape",
-    "scale_factor",
-    "flip",
-    "flip_direction",
-    "words",
-)
 
 train_pipeline = [
     dict(type="LoadImageFromFile"),
@@ -36,12 +26,12 @@ train_pipeline = [
     dict(type="YOLOXHSVRandomAug"),
     dict(type="RandomFlip", prob=0.5),
     dict(type="Pad", size=(image_size, image_size), pad_val=dict(img=(114, 114, 114))),
-    dict(type="PackDetInputs", meta_keys=meta_keys),
+    dict(type="PackInputs"),
 ]
 test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=(image_size, image_size), keep_ratio=True),
-    dict(type="PackDetInputs", meta_keys=meta_keys),
+    dict(type="PackInputs"),
 ]
 train_dataloader = dict(
     batch_size=16,  # on each of 8 GPUs

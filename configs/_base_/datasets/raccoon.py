@@ -8,16 +8,6 @@ data_root = "data/raccoon/"
 words = ("raccoon",)
 metainfo = dict(classes=words, palette=[(220, 60, 20)])
 image_size = 256
-meta_keys = (
-    "img_id",
-    "img_path",
-    "ori_shape",
-    "img_shape",
-    "scale_factor",
-    "flip",
-    "flip_direction",
-    "words",
-)
 
 train_pipeline = [
     dict(type="LoadImageFromFile"),
@@ -34,14 +24,14 @@ train_pipeline = [
     ),
     dict(type="PhotoMetricDistortion"),
     dict(type="RandomFlip", prob=0.5),
-    dict(type="PackDetInputs", meta_keys=meta_keys),
+    dict(type="PackInputs"),
 ]
 test_pipeline = [  # boxes are loaded after Resize: mmdet.VOCMetric wants the file's
     dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=(image_size, image_size), keep_ratio=True),
     dict(type="LoadAnnotations", with_bbox=True),
     dict(type="LoadWords", words=words),
-    dict(type="PackDetInputs", meta_keys=meta_keys),
+    dict(type="PackInputs"),
 ]
 train_dataloader = dict(
     batch_size=16,

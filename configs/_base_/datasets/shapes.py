@@ -5,28 +5,18 @@ Written by ``python tools/make_shapes.py``.
 
 data_root = "data/shapes/"
 image_size = 160
-meta_keys = (
-    "img_id",
-    "img_path",
-    "ori_shape",
-    "img_shape",
-    "scale_factor",
-    "flip",
-    "flip_direction",
-    "words",
-)
 
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True),
     dict(type="Resize", scale=(image_size, image_size), keep_ratio=True),
     dict(type="RandomFlip", prob=0.5),
-    dict(type="PackDetInputs", meta_keys=meta_keys),
+    dict(type="PackInputs"),
 ]
 test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=(image_size, image_size), keep_ratio=True),
-    dict(type="PackDetInputs", meta_keys=meta_keys),
+    dict(type="PackInputs"),
 ]
 train_dataloader = dict(
     batch_size=16,

@@ -9,10 +9,7 @@ pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="CropToBox"),
     dict(type="Resize", scale=(image_size, image_size), keep_ratio=True),
-    dict(
-        type="PackDetInputs",
-        meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "words", "gt_label"),
-    ),
+    dict(type="PackInputs"),
 ]
 train_dataloader = dict(
     batch_size=32,

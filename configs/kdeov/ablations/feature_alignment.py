@@ -10,7 +10,6 @@ train_pipeline = _base_.train_pipeline
 train_pipeline.insert(
     1, dict(type="LoadCaptions", ann_file="data/shapes/annotations/captions_train.json")
 )
-train_pipeline[-1]["meta_keys"] = (*train_pipeline[-1]["meta_keys"], "caption")
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 model = dict(
     distill=dict(

@@ -1,4 +1,4 @@
-"""Checkpoints, pictures of any kind, drawings."""
+"""Checkpoints, images of any kind, drawings."""
 
 import struct
 from collections.abc import Callable
@@ -11,7 +11,9 @@ from mmengine.config import Config
 from mmengine.structures import InstanceData
 from PIL import Image
 
-from kdeov_mm.inference.pictures import draw, load_model, read_image
+from kdeov_mm.checkpoints import load_model
+from kdeov_mm.inference.drawing import draw
+from kdeov_mm.inference.images import read_image
 
 from ..conftest import WORDS, make_sample
 
@@ -26,16 +28,12 @@ def scene() -> np.ndarray:
     return (rgb * 255).astype(np.uint8)
 
 
-def bgr_of(rgb: np.ndarray) -> np.ndarray:
-    return rgb[..., ::-1]
-
-
 # --------------------------------------------------------------------- reading
 
 
-def test_colour_comes_in_the_order_of_mm(scene: np.ndarray, tmp_path: Path) -> None:
+def test_channels_come_as_red_green_blue(scene: np.ndarray, tmp_path: Path) -> None:
     Image.fromarray(scene).save(tmp_path / "a.png")
-    assert np.array_equal(read_image(tmp_path / "a.png"), bgr_of(scene))
+    assert np.array_equal(read_image(tmp_path / "a.png"), scene)
 
 
 def test_gray_is_the_same_in_all_channels(scene: np.ndarray, tmp_path: Path) -> None:
@@ -56,7 +54,7 @@ def test_a_palette_gives_its_colours(tmp_path: Path) -> None:
     picture = Image.new("P", (4, 4), 1)
     picture.putpalette([0, 0, 0, 10, 20, 30])
     picture.save(tmp_path / "a.png")
-    assert (read_image(tmp_path / "a.png") == [30, 20, 10]).all()
+    assert (read_image(tmp_path / "a.png") == [10, 20, 30]).all()
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
@@ -72,7 +70,7 @@ def test_a_turned_photo_stands_upright(scene: np.ndarray, tmp_path: Path) -> Non
     exif[0x0112] = 6  # "turn 90 degrees clockwise"
     turned = Image.fromarray(scene).transpose(Image.Transpose.ROTATE_90)
     turned.save(tmp_path / "a.png", exif=exif)
-    assert np.array_equal(read_image(tmp_path / "a.png"), bgr_of(scene))
+    assert np.array_equal(read_image(tmp_path / "a.png"), scene)
 
 
 def jpeg(path: Path, scene: np.ndarray) -> Path:
@@ -163,8 +161,8 @@ PALETTE = [(255, 0, 0), (0, 255, 0)] * 3
 
 
 def test_truth_stands_left_of_the_predictions(scene: np.ndarray) -> None:
-    alone = draw(scene, found_sample(truth=False), WORDS, PALETTE, side=320)
-    both = draw(scene, found_sample(truth=True), WORDS, PALETTE, side=320)
+    alone = draw(scene, found_sample(truth=False), WORDS, PALETTE, min_side=320)
+    both = draw(scene, found_sample(truth=True), WORDS, PALETTE, min_side=320)
     assert alone.dtype == np.uint8 and max(alone.shape) == 320
     assert both.shape == (alone.shape[0], 2 * alone.shape[1], 3)
     assert np.array_equal(both[:, alone.shape[1] :], alone)

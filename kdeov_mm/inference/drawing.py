@@ -1,0 +1,147 @@
+"""Boxes and names drawn on images, and files of such drawings."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from matplotlib.font_manager import findfont
+from mmdet.structures import DetDataSample
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ..files import write_whole
+from .results import Result
+from .sources import ImageSource
+from .video import VideoWriter
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")  # that OpenCV writes
+
+
+def draw(
+    image: np.ndarray,
+    sample: DetDataSample,
+    names: Sequence[str],
+    palette: Sequence[tuple[int, int, int]],
+    marked: Collection[str] = (),
+    mark: str = " (novel)",
+    score_threshold: float = 0.3,
+    min_side: int = 800,
+    max_side: float = float("inf"),
+) -> np.ndarray:
+    """Draw ground truth (left, where the sample has it) and predictions.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        sample: boxes in pixels of ``image``; labels index ``names``.
+        names: class names.
+        palette: an RGB colour per class.
+        marked: names to write with ``mark``.
+        score_threshold: predictions below are not drawn.
+        min_side: pixels that the longer side of a small image grows to.
+        max_side: pixels that the longer side of a large image shrinks to.
+
+    Returns:
+        (H', W', 3) uint8 RGB.
+    """
+    longer = max(image.shape[:2])
+    factor = float(np.clip(longer, min_side, max_side)) / longer
+    size = [max(round(n * factor), 1) for n in image.shape[1::-1]]
+    resized = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+    panels = []
+    for key in ("gt_instances", "pred_instances"):
+        if key not in sample:
+            continue
+        found = sample.get(key).cpu()
+        # what is drawn last lies on top: the best
+        if "scores" in found:
+            found = found[found.scores >= score_threshold]
+            found = found[found.scores.argsort()]
+        titles = [names[i] + (mark if names[i] in marked else "") for i in found.labels]
+        if "scores" in found:
+            titles = [f"{t} {s:.2f}" for t, s in zip(titles, found.scores)]
+        colors = [tuple(map(int, palette[i])) for i in found.labels]
+        boxes = torch.as_tensor(found.bboxes) * factor
+        panels.append(_draw_boxes(resized.copy(), boxes, titles, colors))
+    return np.concatenate(panels, 1)
+
+
+def _draw_boxes(
+    image: Image.Image,
+    boxes: Tensor,
+    titles: list[str],
+    colors: list[tuple[int, ...]],
+) -> np.ndarray:
+    """Draw boxes (n, 4), xyxy pixels, and their titles on the image."""
+    pen, (width, height) = ImageDraw.Draw(image), image.size
+    # lines and letters grow with the image, so they are seen when it is shown smaller
+    scale = max((width * height) ** 0.5 / 700, 1)
+    font = ImageFont.truetype(findfont("DejaVu Sans"), round(14 * scale))
+    for (x1, y1, x2, y2), color in zip(boxes.tolist(), colors):
+        box = (x1, y1, max(x1, x2), max(y1, y2))
+        pen.rectangle(box, outline=color, width=round(3 * scale))
+    # titles after all boxes, which would cross them out
+    for (x, y, *_), title in zip(boxes.tolist(), titles):
+        _, _, right, bottom = pen.textbbox((0, 0), title, font)
+        # above the box where there is room, else inside it, never outside the image
+        x = max(min(x, width - right), 0)
+        y = y - bottom if y >= bottom else max(min(y, height - bottom), 0)
+        pen.rectangle((x, y, x + right, y + bottom), fill="black")
+        pen.text((x, y), title, "white", font)
+    return np.asarray(image)
+
+
+class Drawings:
+    """A folder of drawings: an image by its name, a video's frames as one ``.mp4``.
+
+    Files are written atomically. Use it in a ``with``.
+
+    Args:
+        folder: made as needed.
+        every: of a video, one frame in so many is drawn; it plays as long.
+    """
+
+    def __init__(self, folder: Path, every: int = 1) -> None:
+        self.folder = folder
+        self.every = every
+        self._video: VideoWriter | None = None
+
+    def __enter__(self) -> "Drawings":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.finish(keep=error[0] is None)
+
+    def place(self, source: ImageSource) -> Path:
+        """Where a source's drawing is written."""
+        path = self.folder / source.name
+        suffixes = (".mp4",) if source.is_video else IMAGE_SUFFIXES
+        if path.suffix.lower() in suffixes:
+            return path
+        return path.with_name(path.name + suffixes[0])
+
+    def add(self, result: Result, drawing: np.ndarray) -> None:
+        """Write a result's drawing (H, W, 3) uint8 RGB.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        path = self.place(result.source)
+        if self._video and self._video.path != path:
+            self.finish()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not result.source.is_video:
+            encoded = cv2.imencode(path.suffix, drawing[..., ::-1])[1]  # it takes BGR
+            write_whole(path, encoded.tobytes())
+            return
+        if not self._video:
+            fps = (result.source.video_info().fps or 25) / self.every
+            self._video = VideoWriter(path, fps, drawing.shape[1::-1])
+        self._video.write(drawing)
+
+    def finish(self, keep: bool = True) -> None:
+        """Complete the video that was begun, if any; or remove it."""
+        if self._video:
+            self._video.close(keep)
+        self._video = None
