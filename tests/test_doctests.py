@@ -24,9 +24,7 @@ def with_examples() -> list[str]:
 
 
 @pytest.mark.parametrize("name", with_examples())
-def test_the_examples_of_a_module(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_examples_of_a_module(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)  # examples name configs from there
     module = importlib.import_module(name.removesuffix(".__init__"))
     result = doctest.testmod(module, optionflags=FLAGS)
