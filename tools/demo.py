@@ -22,7 +22,7 @@ import torch
 from mmengine.structures import InstanceData
 
 from kdeov_mm.datasets import shapes
-from kdeov_mm.evaluation import newest_figures
+from kdeov_mm.evaluation import newest_metrics
 from kdeov_mm.inference.drawing import draw
 from kdeov_mm.inference.inferencer import KDEOVInferencer
 
@@ -58,7 +58,7 @@ def main() -> None:
         "about half a minute",
     )
     eval_seconds = run("tools/test.py", CONFIG, checkpoint, "--work-dir", WORK / "eval")
-    figures = newest_figures(WORK / "eval")
+    figures = newest_metrics(WORK / "eval")
     say(4, "Drawing ground truth and predictions", "a few seconds")
     pictures = draw_examples(checkpoint, args.pictures)
     report: dict[str, Any] = dict(

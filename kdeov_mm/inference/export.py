@@ -108,7 +108,7 @@ class Graph(nn.Module):
         feats: Any = self.detector.extract_feat(images)
         if vectors is not None:
             text = TextEmbeds(vectors, owner)
-            feats = HeadInput(self.detector.fuse(feats, text), text)
+            feats = HeadInput(self.detector.fused(feats, text), text)
         logits, sides = self.detector.bbox_head(feats)
         scores = torch.cat([level.flatten(2) for level in logits], 2).sigmoid()
         return self.detector.bbox_head.decode(sides), scores

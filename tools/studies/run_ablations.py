@@ -34,7 +34,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from kdeov_mm.clip import CachedTeacher
-from kdeov_mm.evaluation import newest_figures
+from kdeov_mm.evaluation import newest_metrics
 from kdeov_mm.models import RegionDistillation
 from pages import ROOT, provenance, read_json, seconds_in_turn, show, write_json
 
@@ -195,7 +195,7 @@ def run_one(config: Path, seed: int, work_dir: Path, quick: bool) -> dict[str, A
     checkpoint = (folder / "last_checkpoint").read_text().strip()
     arguments = ["--work-dir", folder / "eval", "--cfg-options", *options]
     call("tools/test.py", config, checkpoint, *arguments)
-    figures = newest_figures(folder / "eval")
+    figures = newest_metrics(folder / "eval")
     return dict(
         figures={k.removeprefix("ov/"): v for k, v in figures.items() if "ov/" in k},
         iterations=2 if quick else cfg.train_cfg.max_iters,
