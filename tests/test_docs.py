@@ -11,17 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.runner import Runner
 from PIL import Image
 
 import kdeov_mm
-from kdeov_mm.models import KDEOVDetector
 from kdeov_mm.vocabulary import Vocabulary
 
-from .conftest import EMBED_DIMS, ROOT, make_sample, moved, run_env
+from .conftest import EMBED_DIMS, ROOT, moved, run_env
 from .inference.test_api import scene, write_joint
 from .test_configs import OneStep
 
@@ -176,21 +174,6 @@ def test_files_that_a_page_names_are_there(page: str) -> None:
     links = set(re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text))
     folder = (ROOT / page).parent
     assert [link for link in sorted(links) if not (folder / link).exists()] == []
-
-
-def test_a_loss_of_ones_own(build_detector: Callable[..., KDEOVDetector]) -> None:
-    """The page's head takes part in a step, beside that of the base config."""
-    page = (ROOT / "docs/distillation.md").read_text()
-    exec(block("python", "class MeanDistillation", page), {})
-    config: dict[str, Any] = {}
-    exec(block("python", 'type="MeanDistillation"', page), config)
-    heads = config["model"]["distill"]
-    model = build_detector(**{f"distill.{name}": head for name, head in heads.items()})
-    samples = [make_sample([(4, 4, 40, 40)], [0]), make_sample([(8, 8, 60, 50)], [1])]
-    losses = model.loss(torch.rand(2, 3, 64, 64), samples)
-    assert {"loss_mean_cosine", "loss_region_cosine"} <= set(losses)
-    losses["loss_mean_cosine"].backward()
-    assert any(p.grad is not None and p.grad.any() for p in model.backbone.parameters())
 
 
 def test_the_names_that_the_page_of_names_gives_exist() -> None:

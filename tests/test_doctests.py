@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import logging
 from pathlib import Path
 
 import pytest
@@ -27,5 +28,9 @@ def with_examples() -> list[str]:
 def test_the_examples_of_a_module(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)  # examples name configs from there
     module = importlib.import_module(name.removesuffix(".__init__"))
-    result = doctest.testmod(module, optionflags=FLAGS)
+    logging.disable()  # mmengine's log is on stdout
+    try:
+        result = doctest.testmod(module, optionflags=FLAGS)
+    finally:
+        logging.disable(logging.NOTSET)
     assert result.attempted and not result.failed  # the differences stand above

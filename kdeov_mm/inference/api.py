@@ -57,7 +57,7 @@ class KDEOV:
     >>> student = KDEOV.from_config("configs/kdeov/kdeov_n_shapes_joint.py")
     >>> image = np.zeros((60, 80, 3), np.uint8)
     >>> student.encode_image([image, image]).shape
-    torch.Size([2, 64])
+    torch.Size([2, 128])
     >>> student.zero_shot_classify(image, ["red ring", ("blue star", "star")]).shape
     torch.Size([1, 2])
     >>> (found,) = student.open_vocabulary_detect(image, ["red ring", "blue star"])
