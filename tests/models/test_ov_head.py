@@ -291,8 +291,8 @@ def grads_of_masked(head: OVHead, dtype: torch.dtype) -> Tensor:
         torch.randn(2, 5, s, s, dtype=dtype, requires_grad=True) for s in (8, 4, 2)
     ]
     verified = torch.tensor([True, True, True, False, False])
-    samples = [make_sample(*TRUTH, verified=verified),
-               make_sample(*TRUTH, verified=torch.ones(5, dtype=torch.bool))]  # fmt: skip
+    every = torch.ones_like(verified)
+    samples = [make_sample(*TRUTH, verified=row) for row in (verified, every)]
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         losses = losses_of(head, logits, samples)
     sum(losses.values()).backward()
