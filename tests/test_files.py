@@ -142,9 +142,8 @@ def test_the_refused_process_removes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_second_writer_of_this_process_is_refused(tmp_path: Path) -> None:
-    with locked(tmp_path):
-        with pytest.raises(BlockingIOError), locked(tmp_path):
-            pytest.fail("two writers")
+    with locked(tmp_path), pytest.raises(BlockingIOError), locked(tmp_path):
+        pytest.fail("two writers")
 
 
 def test_the_lock_is_released_after_an_error_and_can_be_taken_again(
