@@ -36,6 +36,7 @@ def teacher_identity(source: CLIPSource) -> dict[str, Any]:
 
 def plain_dataset(dataset: Any) -> Any:
     """The data set inside wrappers that only repeat images."""
+    # of an image they give the same each time
     while type(dataset).__name__ in ("RepeatDataset", "ClassBalancedDataset"):
         dataset = dataset.dataset
     if not isinstance(dataset, BaseDataset):
@@ -132,6 +133,7 @@ def _check_heads(store: EmbeddingStore, heads: Mapping[str, Any]) -> None:
             missing.append("dense maps (--dense)")
         if needs.captions and not manifest["captions"]:
             missing.append("captions (LoadCaptions in the pipeline)")
+        # another head's crops serve as well, if they are the same
         wanted = needs_record(needs)
         if needs.crops and not any(_covers(held, wanted) for held in manifest["needs"]):
             missing.append(f"the crops of {wanted}, but those of {manifest['needs']}")
@@ -179,7 +181,7 @@ class CachedTeacher:
         self._store: EmbeddingStore | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "CachedTeacher":
-        """One teacher for all copies of a student (moving averages): itself."""
+        """One teacher for all copies of a student (moving averages)."""
         return self
 
     def admit(self, dataset: Any, heads: Mapping[str, Any], preprocessor: Any) -> None:
@@ -202,6 +204,7 @@ class CachedTeacher:
                 "pipeline: take them out, or use the live teacher."
             )
         _check_heads(store, heads)
+        # the images and boxes of the training data, and how the student gets them
         dataset = plain_dataset(dataset)
         store.check(pixels=pixel_steps(dataset, self.neutral))
         store.check(data=data_fingerprint(dataset))
@@ -217,9 +220,8 @@ class CachedTeacher:
         """The teacher of these samples; only size and device of the inputs count."""
         if self._store is None:
             raise RuntimeError(
-                "the stored embeddings were not checked against this training: add "
-                "default_hooks=dict(cache=dict(type='EmbeddingCacheHook')) to the "
-                "config."
+                "the stored embeddings were not checked against this training: add to "
+                "the config default_hooks=dict(cache=dict(type='EmbeddingCacheHook'))."
             )
         return StoredBatch(self._store, samples, inputs)
 
@@ -230,9 +232,11 @@ class StoredBatch:
     def __init__(
         self, store: EmbeddingStore, samples: SampleList, inputs: Tensor
     ) -> None:
+        # what the store holds, for messages and checks
         self.folder = store.folder
         self.scales = [tuple(s) for s in store.manifest["scales"]]
         self.has_dense = store.manifest["dense"]
+        # where the embeddings of these images are
         self.ids = [s.metainfo["img_id"] for s in samples]
         self.stored = [store[i] for i in self.ids]
         self.mirrored = [int(bool(s.metainfo.get("flip", False))) for s in samples]
@@ -252,9 +256,8 @@ class StoredBatch:
         padded = [shape for shape in self.shapes if shape != self.size]
         if padded:
             raise ValueError(
-                f"images of {padded[0]} are padded to {self.size}, and "
-                "the stored dense maps are without padding: resize all images to one "
-                "size, a multiple of pad_size_divisor."
+                f"images of {padded[0]} are padded to {self.size}, stored maps not: "
+                "resize all images to one size, a multiple of pad_size_divisor."
             )
         return F.normalize(self._whole("dense"), dim=1)
 
@@ -265,13 +268,14 @@ class StoredBatch:
 
     def captions(self, captions: Sequence[str]) -> Tensor:
         """As :class:`TeacherBatch`; ValueError where the store lacks a caption."""
+        vectors = []
         for caption, image, image_id in zip(captions, self.stored, self.ids):
             if caption not in image.captions:
                 raise ValueError(
                     f"{self.folder} does not hold the caption {caption!r} of image "
                     f"{image_id!r}: make it again with these captions in the pipeline."
                 )
-        vectors = [image.caption(text) for text, image in zip(captions, self.stored)]
+            vectors.append(image.caption(caption))
         return F.normalize(torch.stack(vectors).to(self.device).float(), dim=-1)
 
     def stored_boxes(self, index: int) -> Tensor:
@@ -286,6 +290,7 @@ class StoredBatch:
                 f"{self.folder} holds crops of scales {self.scales}, not of "
                 f"{tuple(scales)}: make it again with this config."
             )
+        # boxes of several heads are stored together, with the index of their scales
         kind: int = self.scales.index(tuple(scales))
         parts = []
         for i, (image, wanted) in enumerate(zip(self.stored, boxes)):
@@ -293,7 +298,7 @@ class StoredBatch:
             asked = self._mirror(wanted.detach().float().cpu(), i)
             apart = torch.cdist(asked, image.boxes, p=torch.inf)  # (n, M)
             apart = apart.masked_fill(image.scales != kind, torch.inf)
-            # min knows no empty store
+            # of no boxes there is no nearest one
             far = asked[:, 0] + torch.inf
             near, which = apart.min(1) if apart.numel() else (far, far)
             if (near > TOLERANCE).any():

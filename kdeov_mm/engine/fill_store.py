@@ -212,7 +212,7 @@ class Embedder:
             every = torch.cat([*groups, torch.zeros(0, 4)])
             counts = torch.tensor([len(b) for b in groups], dtype=torch.long)
             texts = list(dict.fromkeys(self.captions.get(sample.img_id, ())))
-            vectors = self.teacher.embed_captions(texts) if texts else ()
+            vectors = self.teacher.text_encoder.embed_prompts(texts) if texts else ()
             yield Record(
                 boxes=every,
                 scales=torch.arange(len(groups)).repeat_interleave(counts),
