@@ -388,12 +388,21 @@ class OVHead(YOLOv8Head):
         size), it is the parent's.
         """
         cfg = self.test_cfg if cfg is None else cfg
-        self.num_classes = cls_scores[0].shape[1]
         metas = batch_img_metas or []
-        # the parent does what the fast way does not
+        # the parent does what the fast way does not; it reads the number of words from
+        # an attribute, of a copy of the head, so that threads do not meet there
         if not with_nms or not is_simple(cfg):
-            return super().predict_by_feat(
-                cls_scores, bbox_preds, objectnesses, metas, cfg, rescale, with_nms
+            head = copy.copy(self)
+            head.num_classes = cls_scores[0].shape[1]
+            return YOLOv8Head.predict_by_feat(
+                head,
+                cls_scores,
+                bbox_preds,
+                objectnesses,
+                metas,
+                cfg,
+                rescale,
+                with_nms,
             )
         # scores above the threshold first, then suppression of the best boxes
         boxes = self.decode(bbox_preds)
