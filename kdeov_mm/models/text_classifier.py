@@ -81,6 +81,8 @@ class TextClassifier(nn.Module):
         background: bool = False,
     ) -> None:
         super().__init__()
+        if background and embed_dims < 1:
+            raise ValueError("background needs embed_dims, the dimension of the text")
         if learn_scale:
             self.logit_scale = nn.Parameter(initial_logit_scale())
         else:
@@ -95,9 +97,10 @@ class TextClassifier(nn.Module):
 
     def scale(self) -> Tensor:
         """The inverse temperature, a scalar of at most 100."""
-        if self.training:
-            with torch.no_grad():
-                self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+        if self.training and self.logit_scale.requires_grad:
+            # by `data`: a step may ask several times before its gradients are computed
+            self.logit_scale.data.clamp_(max=MAX_LOGIT_SCALE)
+            return self.logit_scale.exp()
         return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
 
     def forward(self, embeds: Tensor, text: TextEmbeds) -> Tensor:
