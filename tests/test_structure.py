@@ -24,9 +24,6 @@ GUESSES = {
     'if hasattr(hashlib, "file_digest")': "Python 3.10 has no file_digest",
     'and getattr(tower, "text_pool_type", None) == "argmax"': "open_clip: towers of "
     "other packages have no such attribute",
-    'if not hasattr(dataset, "pipeline") or not hasattr(dataset, "get_data_info"):': (
-        "mmengine's wrappers of data sets have neither"
-    ),
 }
 
 WITHOUT = """

@@ -14,7 +14,7 @@ import json
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -90,7 +90,8 @@ def make_splits(
     files that were written; `say` gets each line of the report.
     """
     listed = read_ids(minival_ids) if minival_ids else set()
-    manifest, todo = read_manifest(folder), {}
+    manifest = read_manifest(folder)
+    todo: dict[Split, Entry] = {}
     sources = dict.fromkeys(split.source for split in SPLITS[dataset])
     there = {n: fingerprint(folder / n) for n in sources if (folder / n).is_file()}
     if not there:
@@ -286,6 +287,7 @@ def read_manifest(folder: Path) -> dict[str, Entry]:
 
 def read_annotations(source: Source) -> Iterator[dict[str, Any]]:
     """The annotations of a stock file, each with a known image and category."""
+    known: dict[str, Container[int]]
     known = dict(image_id=source.images, category_id=source.groups)
     for record in read_records(source.path, "annotations", ("id", *known)):
         for key, ids in known.items():

@@ -65,6 +65,7 @@ def find(
         took = time.perf_counter() - start
     except (OSError, ValueError) as error:  # of the text tower, too
         return Answer(None, [], str(error))
+    # the drawing, at most as large as a browser needs
     boxes, scores = found["boxes"].cpu(), found["scores"].cpu()
     instances = InstanceData(bboxes=boxes, scores=scores, labels=found["labels"].cpu())
     drawing = draw(
@@ -174,6 +175,7 @@ class FolderSearch:
             OSError: the folder cannot be listed, or another process indexes it.
             ValueError: it has no image that can be read.
         """
+        # by embeddings, which need not be computed again; or by boxes
         if self.embeds:
             self.index = self.index or ImageIndex(self.model, self.folder)
             number = self.index.update(progress)["images"]

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
+from mmengine.dataset import BaseDataset
 from torch import Tensor
 
 from .source import CLIPSource
@@ -40,7 +41,7 @@ def plain_dataset(dataset: Any) -> Any:
     """The data set inside wrappers that only repeat images."""
     while type(dataset).__name__ in ("RepeatDataset", "ClassBalancedDataset"):
         dataset = dataset.dataset
-    if not hasattr(dataset, "pipeline") or not hasattr(dataset, "get_data_info"):
+    if not isinstance(dataset, BaseDataset):
         raise StoreMismatch(
             f"a store is of one data set, not of a {type(dataset).__name__}: give each "
             "data set its own config and store, or use the live teacher."
@@ -81,7 +82,7 @@ def pixel_steps(dataset: Any, neutral: Sequence[str] = ()) -> list[str]:
         raise StoreMismatch(
             f"{flips} RandomFlip steps and meta_keys {tuple(packed)}: stored "
             "embeddings need to know whether an image was mirrored. Use one RandomFlip "
-            "at most, and name 'img_id' and 'flip' among meta_keys of PackDetInputs."
+            "at most, and name 'img_id' and 'flip' among meta_keys of PackInputs."
         )
     return steps
 

@@ -130,6 +130,7 @@ class GroundTruth:
             np.array([a["image_id"] for a in self.boxes], np.int64),
             np.array([a["category_id"] for a in self.boxes], np.int64),
         )
+        # LVIS's lists; a file without any is not LVIS's
         self.lists_absent = any("neg_category_ids" in i for i in images)
         self.negative = self._listed(images, "neg_category_ids")
         self.unfinished = self._listed(images, "not_exhaustive_category_ids")
@@ -147,6 +148,7 @@ class GroundTruth:
     def _listed(self, images: Sequence[Record], key: str) -> Array:
         """Sorted pairs that the images list under a key."""
         asked = set(self.categories.tolist())
+        # (image id, category id) of the classes asked for
         rows = [(i["id"], c) for i in images for c in i.get(key) or () if c in asked]
         ids = np.array(rows, np.int64).reshape(-1, 2)
         return np.unique(self.pair(ids[:, 0], ids[:, 1]))
@@ -156,14 +158,15 @@ class GroundTruth:
         if not federated:
             return np.arange(len(self.boxes))
         # the official lvis drops annotations without an area
-        areas = (min(_area(b), np.prod(b["bbox"][2:])) for b in self.boxes)
-        return np.flatnonzero([area > 0 for area in areas]).astype(int)
+        sides = [min(b["bbox"][2], b["bbox"][3], b.get("area", 1)) for b in self.boxes]
+        return np.flatnonzero(np.array(sides) > 0)
 
     def absent(self, federated: bool) -> Array:
         """Sorted pairs whose class is verified not to be in the image.
 
         LVIS lists them; where all is annotated, it is every class without a box.
         """
+        # an image's own classes, and the unfinished ones, are not verified
         listed = self.negative
         if not federated:
             listed = np.arange(len(self.images) * len(self.categories))
@@ -200,6 +203,7 @@ def average_precision(
     >>> average_precision(GroundTruth(coco), predictions, RULES["coco"])
     {'AP': 0.5, 'AP50': 1.0, 'AP75': 0.0}
     """
+    # (10, 101, K), of which groups are columns
     table = precision_table(ground_truth, predictions, rules)
     metrics = summary(ground_truth, table, groups or {})
     for kind in "rcf" if rules.federated else "":
@@ -242,6 +246,7 @@ def summary(
         "AP50": _mean_precision(table[0]),
         "AP75": _mean_precision(table[5]),
     }
+    # IoU 0.5 is the first of ten, 0.75 the sixth
     for group, names in groups.items():
         part = table[:, :, [ground_truth.names.index(n) for n in names]]
         metrics[f"{group}_AP"] = _mean_precision(part)
@@ -288,6 +293,7 @@ def counted(ground_truth: GroundTruth, predictions: Predictions, rules: Rules) -
     Raises:
         ValueError: a score is NaN, or a box no number; names the images.
     """
+    # NaN would be ranked anywhere, and match anything
     images, _, boxes, scores = predictions
     wrong = np.isnan(scores) | ~np.isfinite(boxes).all(1)
     if wrong.any():
@@ -296,6 +302,7 @@ def counted(ground_truth: GroundTruth, predictions: Predictions, rules: Rules) -
             f"the images {np.unique(images[wrong])[:5].tolist()}: has the training "
             "diverged?"
         )
+    # a pair // K is its image, a pair % K its class
     pairs = ground_truth.pair(images, predictions.categories)
     number = len(ground_truth.categories)
     keep = np.ones(len(pairs), bool)
@@ -316,6 +323,7 @@ def counted(ground_truth: GroundTruth, predictions: Predictions, rules: Rules) -
 
 def _rank_in_order(key: Array) -> Array:
     """0, 1, 2, ... within each stretch of equal keys, none of them below 0."""
+    # where each stretch begins, repeated over its length
     first = np.flatnonzero(np.diff(key, prepend=-1))
     return np.arange(len(key)) - np.repeat(first, np.diff(first, append=len(key)))
 
@@ -347,20 +355,22 @@ def _runs(
     labels, target_labels = pairs % number, targets % number
     sizes = np.bincount(target_labels, minlength=number)
     for start, stop in _chunks(np.bincount(labels, minlength=number), sizes):
+        # records of the objects and of the predictions, each with its pair
         theirs = slice(*np.searchsorted(target_labels, (start, stop)))
         objects = [
             dict(_target(ground_truth.boxes[i], rules.federated), pair=pair)
             for i, pair in zip(known[theirs], targets[theirs].tolist())
         ]
         mine = slice(*np.searchsorted(labels, (start, stop)))
-        columns = predictions.boxes[rows[mine]], predictions.scores[rows[mine]]
-        columns = (column.tolist() for column in (*columns, pairs[mine]))
+        boxes, scores = predictions.boxes[rows[mine]], predictions.scores[rows[mine]]
+        columns = (column.tolist() for column in (boxes, scores, pairs[mine]))
         detections = [
             dict(bbox=box, area=box[2] * box[3], score=score, iscrowd=0, pair=pair)
             for box, score, pair in zip(*columns)
         ]
         some = range(start, stop)
         run = _matcher(objects, detections, some, ground_truth, rules.federated)
+        # by default COCO's ten, 0.50 to 0.95
         if iou is not None:
             run.params.iouThrs = np.array(iou)
         run.evaluate()
@@ -370,6 +380,7 @@ def _runs(
 
 def _chunks(boxes: Array, objects: Array) -> Iterator[tuple[int, int]]:
     """Ranges of classes with so few boxes and pairs that their evaluation is small."""
+    # memory grows with the boxes, and with images (of the widest class) * classes
     start, total, widest = 0, 0, 0
     for label, (count, width) in enumerate(zip(boxes, boxes + objects)):
         total, widest = total + count, max(widest, width)
@@ -392,6 +403,7 @@ def _matcher(
     Each class sees only images where it has a box, numbered anew in their order:
     the pairs of an image and a class that has none there are most of the work.
     """
+    # the pairs that have a box, by class, and the rank of each in its class
     number = len(ground_truth.categories)
     pairs = np.array([b["pair"] for b in (*objects, *detections)], np.int64)
     pairs, counts = np.unique(pairs, return_counts=True)
@@ -426,6 +438,7 @@ def _matcher(
         content.createIndex()
         return content
 
+    # both sides see the same images and classes
     run = COCOeval_faster(
         index(objects),
         index(detections),
@@ -444,15 +457,12 @@ def _target(box: Record, federated: bool) -> dict[str, Any]:
 
     An area beyond all ranges is ignored too, and matched as any object, not as a crowd.
     """
-    area, crowd = _area(box), int(box.get("iscrowd", 0))
+    # 2e10 is beyond all ranges of area
+    width, height = box["bbox"][2:]
+    area, crowd = box.get("area", width * height), int(box.get("iscrowd", 0))
     if federated:
         area, crowd = 2e10 if box.get("ignore") else area, 0
     return dict(bbox=box["bbox"], area=area, iscrowd=crowd)
-
-
-def _area(box: Record) -> float:
-    width, height = box["bbox"][2:]
-    return box.get("area", width * height)
 
 
 def _check_unique(values: Sequence[Any], what: str, advice: str) -> None:
@@ -474,6 +484,7 @@ def _ids(values: Sequence[Any], what: str) -> Array:
 
 def _index(known: Array, ids: Array, what: str) -> Array:
     """Positions of ids in a sorted array."""
+    # searchsorted finds where an id would stand: it has to stand there
     where = np.searchsorted(known, ids).clip(max=max(len(known) - 1, 0))
     if len(ids) and (not len(known) or (known[where] != ids).any()):
         wrong = np.setdiff1d(ids, known)[:5].tolist()

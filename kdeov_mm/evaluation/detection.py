@@ -66,6 +66,7 @@ class OpenVocabularyMetric(ProtocolMetric):
             ValueError: a class of the data set is not in the file, or an image that
                 was tested is not.
         """
+        # annotations of the classes that were asked; results of an image once
         names, groups = self.class_names, self.groups
         ground_truth = GroundTruth(self.annotations, names)
         results = self.unique(results)
@@ -79,6 +80,7 @@ class OpenVocabularyMetric(ProtocolMetric):
         predictions = _predictions(results, ground_truth, names)
         for kind in "rcf":  # LVIS's rules have metrics of their own for them
             groups.pop(kind, None)
+        # metrics by each of the rules; those of the first have plain keys
         size = f"{len(results)} images, {len(names)} words"
         lines: list[str] = []
         metrics: dict[str, float] = {}
@@ -99,6 +101,7 @@ class OpenVocabularyMetric(ProtocolMetric):
             max_boxes_of_an_image=most,
             metrics=by_rules,
         )
+        # false positives and calibration, by the first rules
         if self.reliability:
             groups = {"all": tuple(ground_truth.names), **groups}
             first = RULES[self.rules[0]]
@@ -116,6 +119,7 @@ def _predictions(
     results: list, ground_truth: GroundTruth, names: Sequence[str]
 ) -> Predictions:
     """Boxes as xywh, labels as category ids, by name."""
+    # lists of N_b boxes per image -> all N
     images, boxes, scores, labels = zip(*results)
     index = np.concatenate(labels).astype(int)  # (N,) into names
     if len(index) and not 0 <= index.min() <= index.max() < len(names):
@@ -123,6 +127,7 @@ def _predictions(
             f"labels from {index.min()} to {index.max()} for {len(names)} words: "
             "the model was asked for other words than the data set has"
         )
+    # a label is the index of a word, a category id is the file's
     ids = dict(zip(ground_truth.names, ground_truth.categories.tolist()))
     # (N, 4) xyxy -> xywh, in float64
     xywh = np.concatenate([np.zeros((0, 4)), *boxes])
@@ -141,6 +146,7 @@ def _describe(group: str, values: dict[str, Any]) -> list[str]:
         f"Reliability of {group}: {values['objects']} objects, "
         f"{values['questions']} pairs of an image and a class verified absent"
     ]
+    # what a threshold costs on images without the class
     for recall, at in values["at_recall"].items():
         if at["per_image"] is None:
             lines.append(f"  recall {recall} is not reached")
@@ -149,6 +155,7 @@ def _describe(group: str, values: dict[str, Any]) -> list[str]:
                 f"  {at['per_image']:.4f} false positives per image without the "
                 f"asked class, at recall {recall} (score {at['threshold']:.3f})"
             )
+    # what a score promises
     curve = values["calibration"]
     right = "none" if curve["at_0.7"] is None else f"{curve['at_0.7']:.3f}"
     error = "none" if curve["ece"] is None else f"{curve['ece']:.4f}"
@@ -171,6 +178,7 @@ def _flat(group: str, values: dict[str, Any]) -> dict[str, float]:
 
 def _numpy(values: Any) -> np.ndarray:
     if isinstance(values, Tensor):
+        # numpy has no bfloat16
         values = values.float() if values.is_floating_point() else values
         values = values.cpu().numpy()
     return np.asarray(values)

@@ -97,6 +97,7 @@ def retrieval_recall(
     _check_gallery(images, captions, owner)
     images, captions = _unit(images, "image"), _unit(captions, "caption")
     ranks = dict(zip(("i2t", "t2i"), retrieval_ranks(images, captions, owner, block)))
+    # found at k: fewer than k wrong answers come before
     metrics: dict[str, float] = {}
     for way, before in ranks.items():
         for k in ks:
@@ -117,6 +118,7 @@ def _check_gallery(images: Tensor, captions: Tensor, owner: Tensor) -> None:
             f"expected the owner of each of {len(captions)} captions, at least one, "
             f"got {tuple(owner.shape)}"
         )
+    # captions of each image
     counts = torch.bincount(owner.clamp(min=0), minlength=len(images))
     if owner.min() < 0 or len(counts) > len(images) or not counts.all():
         raise ValueError(
@@ -135,6 +137,7 @@ def _unit(embeds: Tensor, kind: str) -> Tensor:
             f"{int(wrong.sum())} {kind} embeddings have no direction (zeros, NaN or "
             f"infinity), the first is number {int(wrong.nonzero()[0])}"
         )
+    # CLIP's are unit vectors: no second copy of a large gallery
     if embeds.dtype == torch.float32 and (norm - 1).abs().max() < 1e-5:
         return embeds
     return embeds.float() / norm[:, None]
@@ -163,6 +166,7 @@ def zero_shot_accuracy(
         ValueError: shapes that do not agree, a label that is no class, or a ranking
             that is too short.
     """
+    # a ranking may be as short as the largest k
     need = min(max(ks), num_classes)
     if ranking.ndim != 2 or len(ranking) != len(labels) or ranking.shape[1] < need:
         raise ValueError(
@@ -175,6 +179,7 @@ def zero_shot_accuracy(
             f"{num_classes} classes"
         )
     right = ranking == labels[:, None]  # (N, R)
+    # per class; 0 / 0 is NaN where it has no image
     count = torch.bincount(labels, minlength=num_classes).double()
     return {
         k: torch.bincount(labels, right[:, :k].any(1).double(), minlength=num_classes)
@@ -216,6 +221,7 @@ class RetrievalMetric(ProtocolMetric):
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Metrics of :func:`retrieval_recall`."""
         _, images, captions = zip(*self.unique(results))
+        # image i owns the captions of its sample
         counts = torch.tensor([len(own) for own in captions])
         metrics = retrieval_recall(
             torch.stack(images),
@@ -223,6 +229,7 @@ class RetrievalMetric(ProtocolMetric):
             torch.arange(len(images)).repeat_interleave(counts),
             self.ks,
         )
+        # the gallery's sizes belong to the protocol
         gallery = {key: int(metrics.pop(key)) for key in ("images", "captions")}
         size = f"gallery: {gallery['images']} images, {gallery['captions']} captions"
         self.report(self.section(size, metrics), gallery=gallery, metrics=metrics)
@@ -256,6 +263,7 @@ class ZeroShotMetric(ProtocolMetric):
                     f"image {sample.get('img_id')} has no label, or was asked no words:"
                     " use PackInputs, or name 'gt_label' and 'words' among meta_keys."
                 )
+            # more than five are never asked for
             best = sample["ranking"][:5].cpu()
             self.results.append((sample["img_id"], best, sample["gt_label"]))
 
@@ -278,6 +286,7 @@ class ZeroShotMetric(ProtocolMetric):
                 right = (rate[which] * images[which]).sum() / images[which].sum()
                 metrics[f"{lead}top{k}"] = right.item()
                 metrics[f"{lead}mean_top{k}"] = rate[which].mean().item()
+        # the file also has each class that has an image
         content: dict[str, Any] = dict(images=len(labels), words=len(names))
         if self.per_class:
             content["classes"] = {

@@ -35,24 +35,21 @@ LABEL_SETS: Mapping[str, tuple[str, ...]] = {
     "imagenet-1k": tuple(IMAGENET_CLASSNAMES),
 }
 # names of one thing, as _spellings writes them
-_SAME = [
-    line.split()
-    for line in (
-        "airplane aeroplane plane airliner",
-        "bus autobus minibus",
-        "cat kitty kitten",
-        "couch sofa",
-        "motorcycle motorbike",
-        "tv television tvmonitor",
-        "cellphone mobilephone cellulartelephone",
-        "donut doughnut",
-        "tie necktie",
-        "keyboard computerkeyboard",
-        "hairdrier hairdryer",
-        "remote remotecontrol",
-        "cow cattle ox",
-    )
-]
+_SAME = (
+    {"airplane", "aeroplane", "plane", "airliner"},
+    {"bus", "autobus", "minibus"},
+    {"cat", "kitty", "kitten"},
+    {"couch", "sofa"},
+    {"motorcycle", "motorbike"},
+    {"tv", "television", "tvmonitor"},
+    {"cellphone", "mobilephone", "cellulartelephone"},
+    {"donut", "doughnut"},
+    {"tie", "necktie"},
+    {"keyboard", "computerkeyboard"},
+    {"hairdrier", "hairdryer"},
+    {"remote", "remotecontrol"},
+    {"cow", "cattle", "ox"},
+)
 
 
 def leak_report(
@@ -69,18 +66,18 @@ def leak_report(
             instead of what its config says.
 
     Returns:
-        ``found``: per label set (``trained_on`` is the last training's) the novel
-        classes in it, novel name -> its name there. ``began_with``: files of weights.
-        ``unclear``: what is not known, in sentences. ``clean``: False where a novel
-        class was found, else True, or None where something is unclear.
+        ``found``: label set (``trained_on``: the last training's) -> novel name -> its
+        name there. ``began_with``: files of weights. ``unclear``: what is not known.
+        ``clean``: False where a novel class was found, None where something is unclear.
 
     Raises:
-        ValueError: an argument names a label set that is not known.
+        ValueError: ``declared`` names a label set that is not known.
     """
     if unknown := [name for name in declared or () if name not in LABEL_SETS]:
         raise ValueError(f"label sets {unknown} are not known; known: {[*LABEL_SETS]}")
     content = CheckpointLoader.load_checkpoint(str(checkpoint), map_location="cpu")
     meta = content.get("meta") or {} if isinstance(content, Mapping) else {}
+    # the config is read, never run
     config = read_config(meta.get("cfg"))
     files = [] if config is None else _weight_files(config)
     unclear = []
@@ -101,24 +98,17 @@ def leak_report(
             f"it declares the label sets {unknown}, which are not known here; known: "
             f"{[*LABEL_SETS]}"
         )
-    for name in declared or ():
-        if name in LABEL_SETS:
-            kinds = name == "imagenet-1k"
-            leaks[name] = overlap(novel, LABEL_SETS[name], kinds)
+    for name in [name for name in declared or () if name in LABEL_SETS]:
+        leaks[name] = overlap(novel, LABEL_SETS[name], kinds=name == "imagenet-1k")
     if declared is None:
         unclear += _undeclared(config, files)
     if config is not None and _is_mixture(config.get("train_dataloader")):
         unclear.append("it was trained on several data sets, and names one's classes")
     # a leak is certain; that there is none only where nothing is unclear
     clean: bool | None = not any(leaks.values())
-    return dict(
-        checkpoint=str(checkpoint),
-        novel=len(novel),
-        found=leaks,
-        began_with=files,
-        unclear=unclear,
-        clean=None if clean and unclear else clean,
-    )
+    clean = None if clean and unclear else clean
+    report = dict(checkpoint=str(checkpoint), novel=len(novel), found=leaks)
+    return dict(report, began_with=files, unclear=unclear, clean=clean)
 
 
 def _undeclared(config: Mapping[str, Any] | None, files: list[str]) -> list[str]:
@@ -182,6 +172,7 @@ def _forms(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def _spellings(text: str) -> tuple[str, ...]:
     singular = {"s": "", "es": "", "ies": "y", "ves": "f"}
     forms: dict[str, None] = {}
+    # "monitor/tv" is the whole, "monitor" and "tv"
     for part in (text, *text.split("/")):
         letters = re.sub(r"[^\w]|_", "", part)
         forms[letters] = None
@@ -189,15 +180,17 @@ def _spellings(text: str) -> tuple[str, ...]:
         for end, instead in (*singular.items(), ("ves", "fe")):
             if letters.endswith(end) and len(letters) > len(end) + 2:
                 forms[letters.removesuffix(end) + instead] = None
+    # and the other names of the same thing
     for form in [*forms]:
         for same in _SAME:
             if form in same:
-                forms.update(dict.fromkeys(same))
+                forms.update(dict.fromkeys(sorted(same)))
     return tuple(filter(None, forms))
 
 
 def _weight_files(config: Mapping[str, Any]) -> list[str]:
     """Weights that the student began with: not those of CLIP."""
+    # of another checkpoint, and of parts of the model
     files = [str(config["load_from"])] if config.get("load_from") else []
 
     def walk(value: Any) -> None:
@@ -224,6 +217,7 @@ def _is_mixture(value: Any) -> bool:
 
 def describe_leaks(report: Mapping[str, Any]) -> str:
     """The report as lines."""
+    # the novel classes by label set, with their names there where they differ
     lines = [f"Leak report of {report['checkpoint']}, {report['novel']} novel classes:"]
     for source, hits in report["found"].items():
         what = "boxes in training" if source == "trained_on" else f"'{source}'"
@@ -232,6 +226,7 @@ def describe_leaks(report: Mapping[str, Any]) -> str:
             for name, there in hits.items()
         )
         lines.append(f"  {what}: {f'{len(hits)} novel: {named}' if hits else 'none'}")
+    # then what is not known, and what follows from all of it
     lines += [f"  {sentence}" for sentence in report["unclear"]]
     verdict = {
         True: "no novel class is among the declared labels",

@@ -65,6 +65,7 @@ class ProtocolMetric(BaseMetric):
         """Log lines; write the content and the protocol to the file."""
         MMLogger.get_current_instance().info("\n".join(lines))
         if self.out_file:
+            # mm's loggers keep the metrics only, without what they mean
             content = _no_nan(dict(protocol=self.protocol, **content))
             Path(self.out_file).parent.mkdir(parents=True, exist_ok=True)
             text = json.dumps(content, indent=1, allow_nan=False)

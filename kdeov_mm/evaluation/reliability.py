@@ -32,6 +32,7 @@ def reliability(
     scores, number = predictions.scores, len(ground_truth.names)
     verdicts = outcomes(ground_truth, predictions, rules)  # (N,) 1, 0 or -1
     pairs = ground_truth.pair(predictions.images, predictions.categories)
+    # the pairs that ask a question: the class is verified not to be in the image
     absent = ground_truth.absent(rules.federated)
     # crowds, and what LVIS ignores, are not to be found
     flag = "ignore" if rules.federated else "iscrowd"
@@ -52,6 +53,7 @@ def reliability(
             int(asked[object_labels].sum()),
             int(asked[absent % number].sum()),
         )
+        # what does not count says nothing of its score either
         counts = mine & (verdicts >= 0)
         result[group]["calibration"] = calibration(
             scores[counts], verdicts[counts] == 1
@@ -81,6 +83,7 @@ def false_positives(
         ``objects``, ``questions`` and for each recall of ``RECALLS`` the threshold and
         the false positives per question; None where that recall is never reached.
     """
+    # the k-th best right box sets the threshold at which k objects are found
     ranked = -np.sort(-right)
     at: dict[str, dict[str, float | None]] = {}
     for recall in RECALLS:
@@ -114,12 +117,14 @@ def calibration(scores: Array, right: Array) -> dict[str, Any]:
         and share of right ones; and ``at_0.7``, the share of right boxes among scores
         from 0.65 to 0.75 (None where there is none).
     """
+    # a score of 1.0 belongs to the last bin
     which = (scores * BINS).astype(int).clip(0, BINS - 1)
     # (BINS,) boxes, their mean score, the share of right ones; 0 in an empty bin
     boxes = np.bincount(which, minlength=BINS)
     score = np.bincount(which, scores, BINS) / boxes.clip(1)
     share = np.bincount(which, right.astype(float), BINS) / boxes.clip(1)
     error = (boxes * abs(score - share)).sum() / max(len(scores), 1)
+    # 0.7 in the middle, which is an end of two of the bins
     near = (scores >= 0.65) & (scores < 0.75)
     columns = zip(boxes.tolist(), score.tolist(), share.tolist())
     return {

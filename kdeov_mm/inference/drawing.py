@@ -45,10 +45,12 @@ def draw(
     Returns:
         (H', W', 3) uint8 RGB.
     """
+    # small images grow, so that names can be read
     longer = max(image.shape[:2])
     factor = float(np.clip(longer, min_side, max_side)) / longer
     size = [max(round(n * factor), 1) for n in image.shape[1::-1]]
     resized = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+    # a panel for ground truth, one for predictions
     panels = []
     for key in ("gt_instances", "pred_instances"):
         if key not in sample:
@@ -128,6 +130,7 @@ class Drawings:
             OSError: it cannot be written.
         """
         path = self.place(result.source)
+        # frames come in order: another source ends a video
         if self._video and self._video.path != path:
             self.finish()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,6 +139,7 @@ class Drawings:
             write_whole(path, encoded.tobytes())
             return
         if not self._video:
+            # left-out frames do not make it shorter; 25 where the file does not say
             fps = (result.source.video_info().fps or 25) / self.every
             self._video = VideoWriter(path, fps, drawing.shape[1::-1])
         self._video.write(drawing)

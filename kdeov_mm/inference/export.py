@@ -42,7 +42,7 @@ from ..models.postprocess import (
 )
 from ..models.student import Student
 from ..vocabulary import Asked, Vocabulary, as_vocabulary
-from .api import normalisation, test_size
+from .api import input_size, normalisation
 
 try:
     import onnx
@@ -108,7 +108,7 @@ class Graph(nn.Module):
         feats: Any = self.detector.extract_feat(images)
         if vectors is not None:
             text = TextEmbeds(vectors, owner)
-            feats = HeadInput(self.detector.fuse(feats, text), text)
+            feats = HeadInput(self.detector.fused(feats, text), text)
         logits, sides = self.detector.bbox_head(feats)
         scores = torch.cat([level.flatten(2) for level in logits], 2).sigmoid()
         return self.detector.bbox_head.decode(sides), scores
@@ -150,6 +150,7 @@ def export_onnx(
             "synonyms='max' has several vectors for a class, the input `text` has one: "
             "fold the words in, or export the model with synonyms='mean'."
         )
+    # traced on the CPU, in a copy where the detector is elsewhere
     vocabulary = None if words is None else as_vocabulary(words)
     if detector.training or next(detector.parameters()).device.type != "cpu":
         detector = copy.deepcopy(detector).cpu().eval()
@@ -225,6 +226,7 @@ def _check(
     file: Any, detector: KDEOVDetector, vocabulary: Vocabulary | None
 ) -> dict[str, float]:
     """Differences of the file to the detector, at several sizes, batches and words."""
+    # one image and a batch of three, sizes and words other than in the trace
     session = _session(file.SerializeToString())
     worst = dict(boxes=0.0, scores=0.0)
     for shape, number in (((1, 3, 160, 160), 1), ((3, 3, 64, 224), 33)):
@@ -241,6 +243,7 @@ def _check(
         for key, one, other in zip(worst, expected, session.run(None, feed)):
             difference = float(np.abs(one.numpy() - other).max())
             worst[key] = float(np.maximum(worst[key], difference))  # NaN stays
+    # also refused: NaN
     if not all(value <= TOLERANCE for value in worst.values()):
         raise ValueError(
             f"onnxruntime does not say what PyTorch does: differences {worst}, at most "
@@ -280,6 +283,7 @@ def with_suppression(file: Any, test_cfg: Any) -> Any:
     inputs = [value for value in end.graph.input if value.name not in constants]
     del end.graph.input[:]
     end.graph.input.extend(inputs)
+    # merging needs one version of the format
     end.ir_version = file.ir_version
     # outputs of the one are inputs of the other
     start = onnx.compose.add_prefix(file, "detector_", rename_inputs=False)
@@ -294,6 +298,7 @@ def _metadata(
     size: int | None,
 ) -> dict[str, str]:
     """What a client needs to know, as strings of JSON."""
+    # thresholds are those of the suppression in the graph, or a client's to apply
     cfg = detector.bbox_head.test_cfg
     names = [own[0] for own in vocabulary.words] if vocabulary else []
     return {
@@ -305,7 +310,7 @@ def _metadata(
             encoder=detector.text_encoder.made_by,
             embed_dims=detector.text_encoder.embed_dims,
             normalisation=normalisation(detector.data_preprocessor),
-            size=size or test_size(detector.cfg),
+            size=size or input_size(detector.cfg),
             stride=detector.data_preprocessor.pad_size_divisor,
             nms=nms,
             score_threshold=float(cfg.get("score_thr", 0)),
@@ -356,6 +361,7 @@ class ONNXDetector(Student, BaseDetector):
         self.test_cfg = test_cfg
         if not self.metadata["nms"]:
             check_simple(test_cfg)
+        # pixels or vectors of another kind would give wrong boxes without an error
         own = dict(
             normalisation=normalisation(self.data_preprocessor),
             encoder=self.text_encoder.made_by,
@@ -377,6 +383,7 @@ class ONNXDetector(Student, BaseDetector):
             ValueError: samples that ask for other words than those folded in.
         """
         words = words_of(batch_data_samples)
+        # words: an input of the file, or those it was made for
         names = [own[0] for own in words]
         feed = dict(images=batch_inputs.cpu().numpy())
         if self.metadata["form"] == VOCABULARY:
@@ -387,6 +394,7 @@ class ONNXDetector(Student, BaseDetector):
                 f"{self.metadata['names'][:3]} ..., the samples ask for {len(names)}, "
                 f"{names[:3]} ...: export it for these, or use the vocabulary form."
             )
+        # boxes, image by image
         outputs = [torch.from_numpy(array) for array in self.session.run(None, feed)]
         results = []
         for i, sample in enumerate(batch_data_samples):

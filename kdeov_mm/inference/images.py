@@ -42,9 +42,11 @@ def read_image(path: str | Path) -> np.ndarray:
 def to_rgb(image: Image.Image) -> np.ndarray:
     """Any PIL image as (H, W, 3) uint8 RGB; see :func:`read_image`."""
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits of gray, which PIL would clip at 255
+    # 16 bits of gray, which PIL would clip at 255
+    if image.mode.startswith("I"):
         gray = np.asarray(image).astype(np.float64) / 257
         image = Image.fromarray(gray.clip(0, 255).astype(np.uint8))
+    # what is transparent shows a white page
     if "A" in image.mode or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -66,6 +68,7 @@ def as_rgb(image: Any) -> np.ndarray:
         return read_image(image)
     if isinstance(image, Image.Image):
         return to_rgb(image)
+    # what is in memory is checked: a wrong layout would be a wrong image
     if isinstance(image, Tensor):
         image = _tensor_to_array(image)
     if not isinstance(image, np.ndarray):

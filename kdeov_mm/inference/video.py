@@ -44,9 +44,10 @@ def read_frames(video: Path | int, every: int = 1) -> Iterator[tuple[int, np.nda
     """
     capture, number = _open(video), 0
     claimed = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    # grabbing passes a frame by, which is cheaper than decoding it
     try:
         while capture.grab():
-            if number % every == 0:  # only what is asked for is decoded
+            if number % every == 0:
                 good, frame = capture.retrieve()
                 if not good:
                     break
@@ -54,6 +55,7 @@ def read_frames(video: Path | int, every: int = 1) -> Iterator[tuple[int, np.nda
             number += 1
     finally:
         capture.release()
+    # a damaged file ends early, and claims more
     if not number:
         raise OSError(f"cannot read video {video}: it has no frame")
     if number < claimed:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from kdeov_mm.evaluation import RULES, Predictions, Truth, average_precision
+from kdeov_mm.evaluation import RULES, GroundTruth, Predictions, average_precision
 
 KEYS = ("AP", "AP50", "AP75", "APr", "APc", "APf")
 
@@ -132,7 +132,7 @@ def evaluate(
 
 
 def ours(path: Path, results: list[dict[str, Any]]) -> dict[str, float]:
-    truth = Truth(json.loads(path.read_text()))
+    truth = GroundTruth(json.loads(path.read_text()))
     figures = average_precision(truth, Predictions.from_coco(results), RULES["lvis"])
     return {key: figures[key] for key in KEYS}
 

@@ -147,12 +147,14 @@ class Distillation(nn.Module):
         """
         factor, losses = self.batch_factor(batch_size), {}
         for name, distance in self.distances.items():
-            if len(embeds):
-                values = distance(embeds, targets)  # (N,)
-                mean = values.mean() if weights is None else (values * weights).sum()
-            else:  # nothing to learn, and a gradient for every process
-                mean = embeds.sum() * 0
-            losses[f"loss_{self.kind}_{name}"] = mean * distance.loss_weight * factor
+            if not len(embeds):  # nothing to learn, but a gradient in every process
+                loss = embeds.sum() * 0
+            elif weights is None:
+                loss = distance(embeds, targets).mean() * factor
+            else:
+                loss = (distance(embeds, targets) * (weights * factor)).sum()
+            weight: Any = distance.loss_weight
+            losses[f"loss_{self.kind}_{name}"] = loss * weight
         return losses
 
     @staticmethod
