@@ -98,7 +98,7 @@ class TextClassifier(nn.Module):
     def scale(self) -> Tensor:
         """The inverse temperature, a scalar of at most 100."""
         # the parameter itself, since a clamp of the value alone has no gradient beyond;
-        # by `data`, since a step may ask several times before its gradients are computed
+        # by `data`, since a step may read it several times before its backward pass
         if self.training and self.logit_scale.requires_grad:
             self.logit_scale.data.clamp_(max=MAX_LOGIT_SCALE)
             return self.logit_scale.exp()

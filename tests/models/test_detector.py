@@ -1,4 +1,4 @@
-"""The student as a whole, its guests, and what it keeps."""
+"""The detector as a whole: its parts, losses, predictions, and threads."""
 
 import threading
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def make_batch() -> tuple[Tensor, list[DetDataSample]]:
     ]
 
 
-# ---------------------------------------------------------------------- guests
+# ------------------------------------------------------- the frozen CLIP beside it
 
 
 def test_the_clip_is_no_part_of_the_student(build_detector: Build) -> None:
@@ -225,9 +225,9 @@ def test_samples_of_two_data_sets_share_a_batch(build_detector: Build) -> None:
 def test_initialising_leaves_parameters_where_they_are(build_detector: Build) -> None:
     """mmengine moves the model to its device first and initialises it then."""
     model = build_detector()
-    places = {name: p.data_ptr() for name, p in model.named_parameters()}
+    pointers = {name: p.data_ptr() for name, p in model.named_parameters()}
     model.init_weights()
-    assert places == {name: p.data_ptr() for name, p in model.named_parameters()}
+    assert pointers == {name: p.data_ptr() for name, p in model.named_parameters()}
 
 
 # ---------------------------------------------------------- calls are independent
