@@ -95,6 +95,7 @@ class TextClassifier(nn.Module):
 
     def scale(self) -> Tensor:
         """The inverse temperature, a scalar of at most 100."""
+        # the parameter itself, since a clamp of the value alone has no gradient beyond
         if self.training:
             with torch.no_grad():
                 self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
@@ -103,12 +104,14 @@ class TextClassifier(nn.Module):
     def forward(self, embeds: Tensor, text: TextEmbeds) -> Tensor:
         """Embeddings (N, D) and K classes -> logits (N, K), or (N, K + 1) with a
         background, which comes last; no bias of a level is added."""
+        # all words, then the best word of each class
         weight, offset = self._weight(text.vectors)
         logits = embeds @ weight.T + offset
         if text.owner is not None:
             logits = max_over_synonyms(logits, text.owner)
         if self.background is None:
             return logits
+        # the background competes as one more class
         unit = F.normalize(self.background, dim=0)
         return torch.cat([logits, self.scale() * (embeds @ unit)[:, None]], 1)
 
@@ -116,6 +119,7 @@ class TextClassifier(nn.Module):
         """Vectors (W, D) -> for each level the 1x1 convolution of embeddings."""
         if self.bias is None:
             raise ValueError("a classifier of levels needs num_biases, one for each")
+        # one kernel for all levels, a bias for each
         weight, offset = self._weight(vectors)
         # len() would fix the number of words in an exported graph
         biases = (offset + self.bias[:, None]).expand(-1, vectors.shape[0])
@@ -135,6 +139,7 @@ class TextClassifier(nn.Module):
         Returns:
             For each level the convolution of features x: (W, C) and (W,), float32.
         """
+        # in full precision: products of several matrices round visibly in half
         with torch.autocast(vectors.device.type, enabled=False):
             return [
                 Linear1x1(
@@ -149,6 +154,7 @@ class TextClassifier(nn.Module):
         scale = self.scale()
         if self.adapter is None:
             return scale * vectors, 0.0
+        # FiLM of the embedding is another vector and a bias for each word
         adapted, offset = self.adapter(vectors)
         return scale * adapted, scale * offset
 
@@ -166,6 +172,7 @@ def max_over_synonyms(
     Returns:
         (B, K, ...)
     """
+    # the class of each logit, as a map of indices; the number of classes is static
     index = owner.view(-1, *[1] * (logits.ndim - 2)).expand_as(logits)
     number = int(owner[-1]) + 1 if num_classes is None else num_classes
     shape = (logits.shape[0], number, *logits.shape[2:])
@@ -179,6 +186,7 @@ def rename_old_keys(state: dict[str, Any], prefix: str, *_: Any) -> None:
 
     A pre-hook for ``load_state_dict`` of the module that holds the ``classifier``.
     """
+    # the parameters were those of the head itself
     names = {"log_scale": "logit_scale", "bias": "bias"}
     for key in [k for k in state if k.startswith(prefix)]:
         name = key.removeprefix(prefix)
