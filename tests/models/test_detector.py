@@ -9,8 +9,8 @@ import torch
 from mmdet.structures import DetDataSample
 from torch import Tensor
 
+from kdeov_mm.clip.teacher import undo_normalisation
 from kdeov_mm.models import KDEOVDetector
-from kdeov_mm.models.pixels import undo_normalisation
 
 from ..conftest import EMBED_DIMS, WORDS, make_sample, write_clip
 
@@ -80,7 +80,7 @@ def test_distillation_of_bgr_pixels_is_refused(build_detector: Build) -> None:
         (None, None),
     ],
 )
-def test_the_teacher_sees_the_picture_as_rgb_in_0_to_1(
+def test_the_teacher_sees_the_image_as_rgb_in_0_to_1(
     build_detector: Build, mean: Any, std: Any
 ) -> None:
     model = build_detector(
@@ -152,16 +152,16 @@ def test_bfloat16_training_is_finite(build_detector: Build) -> None:
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("text", [("one word",), ("one word", "another")])
+@pytest.mark.parametrize("words", [("one word",), ("one word", "another")])
 def test_few_words_are_enough_to_train_and_test(
-    build_detector: Build, text: tuple[str, ...]
+    build_detector: Build, words: tuple[str, ...]
 ) -> None:
     model = build_detector()
     images = torch.rand(1, 3, 64, 64)
-    sample = make_sample(TRUTH[0][:1], [len(text) - 1], text)
+    sample = make_sample(TRUTH[0][:1], [len(words) - 1], words)
     losses = model.loss(images, [sample])
     assert all(value.isfinite() for value in losses.values())
-    model.eval()(images, [make_sample(text=text)], mode="predict")
+    model.eval()(images, [make_sample(words=words)], mode="predict")
 
 
 # ------------------------------------------------------------------ predictions
@@ -190,7 +190,7 @@ def test_predictions_are_in_pixels_of_the_file(lively: KDEOVDetector) -> None:
 
 
 def test_a_test_batch_with_two_vocabularies_is_refused(lively: KDEOVDetector) -> None:
-    samples = [make_sample(), make_sample(text=("other", "words"))]
+    samples = [make_sample(), make_sample(words=("other", "words"))]
     with pytest.raises(ValueError, match="one vocabulary, got 2"):
         lively(torch.rand(2, 3, 64, 64), samples, mode="predict")
 
@@ -213,7 +213,7 @@ def test_a_head_of_another_dimension_than_the_clips_is_refused(
 def test_samples_of_two_data_sets_share_a_batch(build_detector: Build) -> None:
     """Only one of the two leaves a word unverified."""
     model = build_detector(teacher=None, distill=None)
-    some, more = make_sample(*TRUTH, text=WORDS[:3]), make_sample(*TRUTH, text=WORDS)
+    some, more = make_sample(*TRUTH, words=WORDS[:3]), make_sample(*TRUTH, words=WORDS)
     losses = model.loss(torch.rand(2, 3, 64, 64), [some, more])
     assert losses["loss_cls"].isfinite() and losses["loss_cls"] > 0
 

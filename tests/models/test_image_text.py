@@ -13,7 +13,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner, load_checkpoint
 from torch import Tensor
 
-from kdeov_mm.models import GlobalHead, ImageTextModel
+from kdeov_mm.models import GlobalHead, ImageTextModel, StudentBatch
 from kdeov_mm.models.pixels import crop_to_fit, frozen_statistics, untouched
 
 from ..conftest import EMBED_DIMS, ROOT, WORDS, make_sample
@@ -293,7 +293,7 @@ def test_calibration_teaches_the_temperature_and_nothing_else(
     loss = model(**labelled(model), mode="loss")["loss_global_calibration"]
     loss.backward()
     moved = {n for n, p in model.named_parameters() if p.grad is not None}
-    assert moved == {"global_head.log_scale"}
+    assert moved == {"global_head.classifier.logit_scale"}
 
 
 def test_images_without_any_region_give_a_loss_of_zero(
@@ -415,7 +415,8 @@ def test_smaller_crops_are_more_for_the_same_cost(joint: Callable[..., Any]) -> 
         return feats, torch.ones(number, 2)
 
     regions = [torch.rand(100, 4) for _ in range(4)]
-    embeds, which = head._embed_crops(regions, see, 64 * 64)
+    student = StudentBatch((), [make_sample()] * 4, crop_features=see)
+    embeds, which = head._embed_crops(regions, student)
     assert seen == {32: 8, 64: 2}  # half of 4 images each
     assert len(embeds) == 10 and which.max() < 400
     assert len(set(which[:8].tolist())) == 8
