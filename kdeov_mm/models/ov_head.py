@@ -166,8 +166,9 @@ class OVHeadModule(YOLOv8HeadModule):
         """All but the last product, in the order that costs the least."""
         hidden, *boxes = self.trunk(x.feats)
         vectors, owner = x.text
-        # features times the folded matrix, or embeddings times the vectors
-        if self.folds and self._folding_is_cheaper(len(vectors)):
+        # features times the folded matrix, or embeddings times the vectors; `len`
+        # would fix the number of words in an exported graph
+        if self.folds and self._folding_is_cheaper(vectors.shape[0]):
             return SplitOutput(hidden, self.folded(vectors), owner, boxes)
         layers = self.classifier.layers(vectors)
         return SplitOutput(self._project(hidden), layers, owner, boxes)
@@ -183,7 +184,7 @@ class OVHeadModule(YOLOv8HeadModule):
     @torch.no_grad()
     def final_layers(self, vectors: Tensor) -> list[nn.Sequential]:
         """Vectors (W, D) -> for each level what follows the trunk, as convolutions."""
-        if self.folds and self._folding_is_cheaper(len(vectors)):
+        if self.folds and self._folding_is_cheaper(vectors.shape[0]):
             return [nn.Sequential(self._conv(each)) for each in self.folded(vectors)]
         # the projection stays; without L2 norm, sqrt(D) goes into the kernel
         unit = [UnitLength()] if self.l2_norm else []
