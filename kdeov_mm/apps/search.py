@@ -206,10 +206,6 @@ class ImageIndex:
         index.add(matrix)
         return [*good], index
 
-    def prepare(self) -> None:
-        """Load what queries need, so that the first is as quick as the others."""
-        self.search("image", 1)
-
     def search(self, words: str | Tensor, top: int = 12) -> list[Hit]:
         """The images nearest to words.
 
