@@ -376,7 +376,10 @@ def as_vocabulary(words: Asked | None) -> Vocabulary:
         return Vocabulary.load(words)
     if isinstance(words, str):
         words = [word.strip() for word in words.split(",")]
-    every = [(own,) if isinstance(own, str) else tuple(own) for own in words or ()]
+    every = [
+        (own,) if isinstance(own, str) or not isinstance(own, Iterable) else tuple(own)
+        for own in (() if words is None else words)
+    ]
     if not every or not all(every):
         raise ValueError(
             "expected at least one class, and at least one word for each: a list of "

@@ -42,7 +42,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.images < 1:
         parser.error("--images needs at least one")
+    # configs name their data relative to the project
     os.chdir(ROOT)
+    # each step is a tool that users run by hand, too
     say(1, "Writing the built-in world to data/shapes", "about 1 minute, once")
     run("tools/make_shapes.py", "--root", DATA)
     say(
@@ -58,9 +60,11 @@ def main() -> None:
         "about half a minute",
     )
     eval_seconds = run("tools/test.py", CONFIG, checkpoint, "--work-dir", WORK / "eval")
+    # its folder has an evaluation for each run of the demo
     figures = newest_metrics(WORK / "eval")
     say(4, "Drawing ground truth and predictions", "a few seconds")
     drawings = draw_examples(checkpoint, args.images)
+    # what `make demo` shows, and keeps
     report: dict[str, Any] = dict(
         protocol=protocol(),
         base_ap50=figures["ov/base_AP50"],
@@ -115,17 +119,20 @@ def draw_examples(checkpoint: Path, count: int) -> list[str]:
         objects.setdefault(ann["image_id"], []).append(
             (names[ann["category_id"]], ann["bbox"])
         )
+    # the images with the most novel objects; of equally many, the first
     novel = set(shapes.NOVEL_CLASSES)
     images = sorted(
         truth["images"],
         key=lambda i: (-sum(n in novel for n, _ in objects.get(i["id"], ())), i["id"]),
     )[:count]
     paths = [DATA / "images/val" / Path(i["file_name"]).name for i in images]
+    # all words are asked, and those without boxes in training are marked
     inferencer = KDEOVInferencer(CONFIG, checkpoint, "cpu")
     drawings = []
     for image, found in zip(images, inferencer.stream(paths, shapes.CLASSES)):
         if found.sample is None or found.image is None or found.path is None:
             raise SystemExit(found.error)
+        # ground truth and predictions side by side
         found.sample.gt_instances = to_instances(objects[image["id"]])
         drawing = draw(
             found.image,
@@ -150,6 +157,7 @@ def to_instances(objects: Sequence[tuple[str, list[float]]]) -> InstanceData:
 
 def print_table(report: dict[str, Any]) -> None:
     """The result in a few lines."""
+    # the three groups, from seen to unseen
     rows = [
         ("base: 200 classes with boxes in training", "base_ap50"),
         ("combo: 40 new combinations of seen concepts", "combo_ap50"),

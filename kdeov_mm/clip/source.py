@@ -177,9 +177,8 @@ def file_sha256(path: Path) -> str:
 @lru_cache(maxsize=16)
 def _sha256(path: Path, mtime_ns: int) -> str:
     """Hash of a file; ``mtime_ns`` makes an edited file a new key."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else hashlib.sha256(file.read()).hexdigest()
-        )
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

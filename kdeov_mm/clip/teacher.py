@@ -12,7 +12,6 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from .source import CLIPSource
-from .teacher_batch import LiveBatch
 from .text import CLIPTextEncoder
 
 
@@ -68,7 +67,7 @@ class CLIPImageTeacher:
 
     def for_batch(
         self, inputs: Tensor, samples: SampleList, preprocessor: Any
-    ) -> LiveBatch:
+    ) -> "LiveBatch":
         """The teacher of a student's inputs.
 
         Args:
@@ -253,3 +252,43 @@ def undo_normalisation(
         image[:, height:] = 0
         image[..., width:] = 0
     return pixels
+
+
+class LiveBatch:
+    """The answers of a teacher in memory.
+
+    Args:
+        teacher: embeds.
+        pixels: (B, 3, H, W), RGB in [0, 1].
+        shapes: height and width of each image in ``pixels``, without its padding.
+    """
+
+    def __init__(
+        self,
+        teacher: CLIPImageTeacher,
+        pixels: Tensor,
+        shapes: Sequence[tuple[int, ...]],
+    ) -> None:
+        self.teacher = teacher
+        self.pixels = pixels
+        self.shapes = shapes
+
+    def images(self) -> Tensor:
+        """As :class:`TeacherBatch`."""
+        return self.teacher.embed_images(self.pixels, self.shapes)
+
+    def crops(self, boxes: Sequence[Tensor], scales: Sequence[float]) -> Tensor:
+        """As :class:`TeacherBatch`."""
+        return self.teacher.embed_crops(self.pixels, boxes, scales)
+
+    def dense(self) -> Tensor:
+        """As :class:`TeacherBatch`."""
+        return self.teacher.embed_dense(self.pixels)
+
+    def captions(self, captions: Sequence[str]) -> Tensor:
+        """As :class:`TeacherBatch`."""
+        return self.teacher.embed_captions(captions, self.pixels.device)
+
+    def stored_boxes(self, index: int) -> Tensor:
+        """None: a student with such boxes is refused before."""
+        raise ValueError("a live teacher has no stored boxes")

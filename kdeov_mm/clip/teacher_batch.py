@@ -1,12 +1,9 @@
-"""What a teacher says of one batch: live or from the store, by the same methods."""
+"""The answers of a teacher for one batch: the same live and from a store."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from .teacher import CLIPImageTeacher
 
 
 class TeacherBatch(Protocol):
@@ -35,43 +32,3 @@ class TeacherBatch(Protocol):
 
     def stored_boxes(self, index: int) -> Tensor:
         """An earlier student's boxes (n, 4) in the image of this index."""
-
-
-class LiveBatch:
-    """The answers of a teacher in memory.
-
-    Args:
-        teacher: embeds.
-        pixels: (B, 3, H, W), RGB in [0, 1].
-        shapes: height and width of each image in ``pixels``, without its padding.
-    """
-
-    def __init__(
-        self,
-        teacher: "CLIPImageTeacher",
-        pixels: Tensor,
-        shapes: Sequence[tuple[int, ...]],
-    ) -> None:
-        self.teacher = teacher
-        self.pixels = pixels
-        self.shapes = shapes
-
-    def images(self) -> Tensor:
-        """As :class:`TeacherBatch`."""
-        return self.teacher.embed_images(self.pixels, self.shapes)
-
-    def crops(self, boxes: Sequence[Tensor], scales: Sequence[float]) -> Tensor:
-        """As :class:`TeacherBatch`."""
-        return self.teacher.embed_crops(self.pixels, boxes, scales)
-
-    def dense(self) -> Tensor:
-        """As :class:`TeacherBatch`."""
-        return self.teacher.embed_dense(self.pixels)
-
-    def captions(self, captions: Sequence[str]) -> Tensor:
-        """As :class:`TeacherBatch`."""
-        return self.teacher.embed_captions(captions, self.pixels.device)
-
-    def stored_boxes(self, index: int) -> Tensor:
-        """None: a student with such boxes is refused before."""
-        raise ValueError("a live teacher has no stored boxes")

@@ -188,9 +188,11 @@ class CLIPTextEncoder:
             print_log(
                 f"Loading the text tower of CLIP '{self.source.model}'", "current"
             )
-            self._tower = self.source.load()
-            del self._tower.visual  # 60 % of a ViT-B/32
+            tower = self.source.load()
+            del tower.visual  # 60 % of a ViT-B/32
+            # the tower last: another thread that finds it uses the tokenizer, too
             self._tokenize = self.source.tokenizer()
+            self._tower = tower
         return self._tower
 
     @torch.no_grad()
