@@ -69,7 +69,7 @@ def pixel_steps(dataset: Any, neutral: Sequence[str] = ()) -> list[str]:
             _check_flip(step)
         elif name not in (*NEUTRAL_STEPS, *neutral):
             raise StoreMismatch(
-                f"{name} does not go with stored embeddings: it may change the picture "
+                f"{name} does not go with stored embeddings: it may change the image "
                 "or its boxes from step to step, so that an embedding made once is not "
                 "that of what the student sees. Take it out of the pipeline, or use "
                 "the live teacher (CLIPImageTeacher). If it changes neither pixels nor "
@@ -208,7 +208,7 @@ class CachedTeacher:
         store.check(format=FORMAT, teacher=teacher_identity(self.source))
         if preprocessor.batch_augments:
             raise StoreMismatch(
-                "batch_augments of the data preprocessor change the picture after the "
+                "batch_augments of the data preprocessor change the image after the "
                 "pipeline: take them out, or use the live teacher."
             )
         _check_heads(store, heads)

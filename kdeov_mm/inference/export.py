@@ -415,11 +415,7 @@ class ONNXDetector(Student, BaseDetector):
         return self.add_pred_to_datasample(batch_data_samples, results)
 
     def _only_predicts(self, *_: Any) -> Any:
-        """What mmdet asks of a detector, and no file has.
-
-        Raises:
-            NotImplementedError: always.
-        """
+        """What mmdet asks of a detector, and no file has."""
         raise NotImplementedError("an ONNX file only predicts")
 
     extract_feat = loss = _forward = _only_predicts

@@ -166,7 +166,8 @@ class OVHeadModule(YOLOv8HeadModule):
         """All but the last product, in the order that costs the least."""
         hidden, *boxes = self.trunk(x.feats)
         vectors, owner = x.text
-        # features times the folded matrix, or embeddings times the vectors
+        # features times the folded matrix, or embeddings times the vectors; `len`
+        # would fix the number of words in an exported graph
         if self.folds and self._folding_is_cheaper(vectors.shape[0]):
             return SplitOutput(hidden, self.folded(vectors), owner, boxes)
         layers = self.classifier.layers(vectors)
