@@ -186,8 +186,8 @@ def sha256(data: bytes) -> str:
 
 def prepare(out: Path, about: dict[str, Any], restart: bool) -> None:
     """Make the folder, or see that it is of the same settings."""
-    # begun anew: only what a former run has written is removed
     manifest = out / "settings.json"
+    # begun anew: only what a former run has written is removed
     if restart and manifest.exists():
         with locked(out):
             for folder in ("parts", "vis"):

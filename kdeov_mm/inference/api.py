@@ -299,7 +299,7 @@ class KDEOV:
             sides: pixels that their longer sides are resized to.
             ask: inputs (B, 3, h, w) and B samples -> B answers.
         """
-        answers: dict[int, T] = {}
+        answers: dict[int, T] = {}  # by the number of the image
 
         def pass_on(batch: list[tuple[int, Tensor, DetDataSample]]) -> None:
             which, inputs, samples = zip(*batch)
@@ -312,6 +312,7 @@ class KDEOV:
             waiting[inputs.shape].append((i, inputs, sample))
             if len(waiting[inputs.shape]) == self.batch_size:
                 pass_on(waiting.pop(inputs.shape))
+        # what did not fill a batch
         for batch in waiting.values():
             pass_on(batch)
         return [answers[i] for i in range(len(images))]
