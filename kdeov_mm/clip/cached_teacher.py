@@ -67,18 +67,10 @@ def pixel_steps(dataset: Any, neutral: Sequence[str] = ()) -> list[str]:
         # any other step may be random, unless it is known not to be
         elif name not in (*NEUTRAL_STEPS, *neutral):
             raise StoreMismatch(
-<<<<<<< HEAD
-                f"{name} does not go with stored embeddings: it may change the image "
-                "or its boxes from step to step, so that an embedding made once is not "
-                "that of what the student sees. Take it out of the pipeline, or use "
-                "the live teacher (CLIPImageTeacher). If it changes neither pixels nor "
-                f"boxes, say so: teacher.neutral=('{name}',)."
-=======
                 f"{name} does not go with stored embeddings, because it may change the "
                 "image or its boxes from step to step. Take it out of the pipeline, or "
                 "use the live teacher (CLIPImageTeacher). If it changes neither pixels "
                 f"nor boxes, say so: teacher.neutral=('{name}',)."
->>>>>>> room-tclip
             )
         if name in PACKING:
             packed = step.meta_keys

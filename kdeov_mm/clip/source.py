@@ -177,16 +177,9 @@ def file_sha256(path: Path) -> str:
 
 @lru_cache(maxsize=16)
 def _sha256(path: Path, mtime_ns: int) -> str:
-<<<<<<< HEAD
-    """Hash of a file; ``mtime_ns`` makes an edited file a new key."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-=======
     # an edited file has another time, so that it is read again
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
->>>>>>> room-tclip
             digest.update(block)
     return digest.hexdigest()
