@@ -1,4 +1,4 @@
-"""The whole story in one go: world, training, evaluation, pictures, report.
+"""The whole story in one go: world, training, evaluation, drawings, report.
 
     python tools/demo.py
 
@@ -37,11 +37,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument(
-        "--pictures", type=int, default=6, help="validation images to draw"
+        "--images", type=int, default=6, help="validation images to draw"
     )
     args = parser.parse_args()
-    if args.pictures < 1:
-        parser.error("--pictures needs at least one")
+    if args.images < 1:
+        parser.error("--images needs at least one")
     # configs name their data relative to the project
     os.chdir(ROOT)
     # each step is a tool that users run by hand, too
@@ -63,7 +63,7 @@ def main() -> None:
     # its folder has an evaluation for each run of the demo
     figures = newest_metrics(WORK / "eval")
     say(4, "Drawing ground truth and predictions", "a few seconds")
-    pictures = draw_examples(checkpoint, args.pictures)
+    drawings = draw_examples(checkpoint, args.images)
     # what `make demo` shows, and keeps
     report: dict[str, Any] = dict(
         protocol=protocol(),
@@ -75,7 +75,7 @@ def main() -> None:
         eval_seconds=round(eval_seconds, 1),
         config=CONFIG,
         checkpoint=relative(checkpoint),
-        pictures=pictures,
+        drawings=drawings,
     )
     (WORK / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     print_table(report)
@@ -111,7 +111,7 @@ def relative(path: Path) -> str:
 
 
 def draw_examples(checkpoint: Path, count: int) -> list[str]:
-    """Pictures of the validation images with the most novel objects."""
+    """Drawings of the validation images with the most novel objects."""
     truth = json.loads((DATA / "annotations/instances_val.json").read_text())
     names = {c["id"]: c["name"] for c in truth["categories"]}
     objects: dict[int, list[tuple[str, list[float]]]] = {}
@@ -128,13 +128,13 @@ def draw_examples(checkpoint: Path, count: int) -> list[str]:
     paths = [DATA / "images/val" / Path(i["file_name"]).name for i in images]
     # all words are asked, and those without boxes in training are marked
     inferencer = KDEOVInferencer(CONFIG, checkpoint, "cpu")
-    pictures = []
+    drawings = []
     for image, found in zip(images, inferencer.stream(paths, shapes.CLASSES)):
         if found.sample is None or found.image is None or found.path is None:
             raise SystemExit(found.error)
         # ground truth and predictions side by side
         found.sample.gt_instances = to_instances(objects[image["id"]])
-        picture = draw(
+        drawing = draw(
             found.image,
             found.sample,
             shapes.CLASSES,
@@ -142,9 +142,9 @@ def draw_examples(checkpoint: Path, count: int) -> list[str]:
             marked=novel,
         )
         target = WORK / f"val_{found.path.stem}.png"
-        cv2.imwrite(str(target), np.ascontiguousarray(picture[..., ::-1]))
-        pictures.append(str(target))
-    return pictures
+        cv2.imwrite(str(target), np.ascontiguousarray(drawing[..., ::-1]))
+        drawings.append(str(target))
+    return drawings
 
 
 def to_instances(objects: Sequence[tuple[str, list[float]]]) -> InstanceData:
@@ -167,8 +167,8 @@ def print_table(report: dict[str, Any]) -> None:
     for label, key in rows:
         print(f"{label:<56}{report[key]:.3f}")
     print(
-        f"\nReport:   {WORK / 'report.json'}\nPictures: "
-        f"{report['pictures'][0]} and {len(report['pictures']) - 1} more "
+        f"\nReport:   {WORK / 'report.json'}\nDrawings: "
+        f"{report['drawings'][0]} and {len(report['drawings']) - 1} more "
         "(left: truth, right: student)"
     )
 

@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from kdeov_mm.files import locked, write_whole
+from kdeov_mm.files import claim, locked, write_whole
 from kdeov_mm.inference.drawing import Drawings
 from kdeov_mm.inference.inferencer import KDEOVInferencer
 from kdeov_mm.inference.results import coco_record, join_coco
@@ -186,31 +186,16 @@ def sha256(data: bytes) -> str:
 
 def prepare(out: Path, about: dict[str, Any], restart: bool) -> None:
     """Make the folder, or see that it is of the same settings."""
-    out.mkdir(parents=True, exist_ok=True)
-    # three cases: a new folder, one to begin anew, one to continue
     manifest = out / "settings.json"
-    if not manifest.exists():
-        if any(path.suffix != ".tmp" for path in out.iterdir()):
-            raise ValueError(
-                f"{out} is not empty and holds no detections: name another --out."
-            )
-    elif restart:
+    # begun anew: only what a former run has written is removed
+    if restart and manifest.exists():
         with locked(out):
             for folder in ("parts", "vis"):
                 shutil.rmtree(out / folder, ignore_errors=True)
             (out / "detections.json").unlink(missing_ok=True)
             manifest.unlink()
-    else:
-        try:
-            held = json.loads(manifest.read_text())
-        except ValueError as error:
-            raise ValueError(f"{manifest} is damaged ({error}): --restart") from error
-        if other := [key for key in about if held.get(key) != about[key]]:
-            raise ValueError(
-                f"{out} has results of other settings ({', '.join(other)}): begin anew "
-                "with --restart, or name another --out."
-            )
-    write_whole(manifest, json.dumps(about, indent=1).encode())
+    advice = "begin anew with --restart, or name another --out."
+    claim(manifest, "detections", about, advice)
 
 
 def part_file(out: Path, source: ImageSource) -> Path:

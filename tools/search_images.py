@@ -97,7 +97,7 @@ def open_index(args: argparse.Namespace) -> ImageIndex:
     for name, error in bad[:5]:
         print(f"  {name}: {error}", file=sys.stderr)
     # the first search would wait for the words' encoder otherwise
-    index.prepare()
+    index.search("image", 1)
     return index
 
 

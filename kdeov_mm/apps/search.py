@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..files import locked, write_whole
+from ..files import claim, locked
 from ..inference.api import KDEOV, normalisation
 from ..inference.images import image_files, in_batches, read_image
 from ..vectors import read_vectors, write_vectors
@@ -82,20 +82,8 @@ class ImageIndex:
         key = hashlib.sha256(json.dumps(metadata).encode()).hexdigest()[:12]
         default = Path("work_dirs/search") / f"{self.folder.name}-{key}"
         self.store = Path(store) if store else default
-        self.store.mkdir(parents=True, exist_ok=True)
-        # a folder of other things is left alone
-        manifest = self.store / "index.json"
-        if not manifest.exists():
-            if any(path.suffix != ".tmp" for path in self.store.iterdir()):
-                raise ValueError(
-                    f"{self.store} is not empty and holds no index: name another place."
-                )
-            write_whole(manifest, json.dumps(metadata, indent=1).encode())
-        if (held := _read_json(manifest)) != metadata:
-            raise ValueError(
-                f"the index {self.store} is of {held}, asked for {metadata}: name "
-                "another place, or delete it."
-            )
+        advice = "name another place, or delete it."
+        claim(self.store / "index.json", "index", metadata, advice)
         self.entries = self._stored()
 
     def _stored(self) -> dict[str, Entry]:
@@ -218,10 +206,6 @@ class ImageIndex:
         index.add(matrix)
         return [*good], index
 
-    def prepare(self) -> None:
-        """Load what queries need, so that the first is as quick as the others."""
-        self.search("image", 1)
-
     def search(self, words: str | Tensor, top: int = 12) -> list[Hit]:
         """The images nearest to words.
 
@@ -318,10 +302,3 @@ def _read_part(path: Path) -> dict[str, Entry]:
         )
         for name, stamp in metadata["stamps"].items()
     }
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): delete the index") from error

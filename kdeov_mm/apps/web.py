@@ -1,7 +1,7 @@
 """The local web page: an image and words in, boxes out; a folder searched by words."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +140,10 @@ def _search_tab(search: FolderSearch) -> None:
         words: str,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[list[tuple[Image.Image, str]], str]:
-        bar: Callable[[Iterable], Iterable] = lambda paths: progress.tqdm(  # noqa: E731
-            paths, desc="looking at images", unit="images"
-        )
+        def bar(paths: Iterable) -> Iterator:
+            # a generator, because Gradio's bar fails when it is asked beyond its end
+            yield from progress.tqdm(paths, desc="looking at images", unit="images")
+
         # what is wrong is said on the page
         try:
             start = time.perf_counter()

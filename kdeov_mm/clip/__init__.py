@@ -6,15 +6,3 @@ from .store import EmbeddingStore, StoreMismatch
 from .teacher import CLIPImageTeacher, LiveBatch
 from .teacher_batch import TeacherBatch
 from .text import CLIPTextEncoder
-
-__all__ = [
-    "CLIPImageTeacher",
-    "CLIPSource",
-    "CLIPTextEncoder",
-    "CachedTeacher",
-    "EmbeddingStore",
-    "LiveBatch",
-    "StoreMismatch",
-    "TEACHERS",
-    "TeacherBatch",
-]

@@ -1,7 +1,6 @@
 """KDEOV: images and words in one object."""
 
 import copy
-import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,11 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 import mmcv
 import numpy as np
 import torch
-from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, SampleList
 from mmengine.config import Config, ConfigDict
-from mmengine.logging import print_log
-from mmengine.registry import init_default_scope
 from PIL import Image
 from torch import Tensor
 
@@ -88,21 +84,7 @@ class KDEOV:
         Raises:
             FileNotFoundError: there is no such config or checkpoint.
         """
-        if checkpoint is not None:
-            return cls(load_model(config, checkpoint, device))
-        if not isinstance(config, Config):
-            config = Config.fromfile(config, lazy_import=False)
-        # random weights are what a wrong path would give, so they are announced
-        print_log(
-            "KDEOV.from_config without a checkpoint: the student is NOT TRAINED.",
-            "current",
-            level=logging.WARNING,
-        )
-        init_default_scope(config.get("default_scope", "mmdet"))
-        model = MODELS.build(config.model)
-        model.init_weights()
-        model.cfg = config
-        return cls(model.to(device))
+        return cls(load_model(config, checkpoint, device))
 
     @classmethod
     def from_checkpoint(cls, checkpoint: str | Path, device: str = "cpu") -> "KDEOV":
@@ -317,7 +299,7 @@ class KDEOV:
             sides: pixels that their longer sides are resized to.
             ask: inputs (B, 3, h, w) and B samples -> B answers.
         """
-        answers: dict[int, T] = {}
+        answers: dict[int, T] = {}  # by the number of the image
 
         def pass_on(batch: list[tuple[int, Tensor, DetDataSample]]) -> None:
             which, inputs, samples = zip(*batch)
@@ -330,6 +312,7 @@ class KDEOV:
             waiting[inputs.shape].append((i, inputs, sample))
             if len(waiting[inputs.shape]) == self.batch_size:
                 pass_on(waiting.pop(inputs.shape))
+        # what did not fill a batch
         for batch in waiting.values():
             pass_on(batch)
         return [answers[i] for i in range(len(images))]

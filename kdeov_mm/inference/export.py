@@ -185,6 +185,7 @@ def graph_to_onnx(graph: Graph, sample: Sequence[Tensor]) -> Any:
     Raises:
         ValueError: a size that should be free became fixed.
     """
+    # sizes that a client may choose: of images, and of vectors
     free: list[dict[int, Any]] = [
         {0: Dim("batch"), 2: 32 * Dim("rows"), 3: 32 * Dim("columns")},
         {0: Dim("words")},
@@ -359,6 +360,7 @@ class ONNXDetector(Student, BaseDetector):
         self.metadata = read_metadata(self.session)
         self.text_encoder = MODELS.build(text_encoder)
         self.test_cfg = test_cfg
+        # without suppression in the graph it is done here
         if not self.metadata["nms"]:
             check_simple(test_cfg)
         # pixels or vectors of another kind would give wrong boxes without an error
@@ -415,11 +417,7 @@ class ONNXDetector(Student, BaseDetector):
         return self.add_pred_to_datasample(batch_data_samples, results)
 
     def _only_predicts(self, *_: Any) -> Any:
-        """What mmdet asks of a detector, and no file has.
-
-        Raises:
-            NotImplementedError: always.
-        """
+        """What mmdet asks of a detector, and no file has."""
         raise NotImplementedError("an ONNX file only predicts")
 
     extract_feat = loss = _forward = _only_predicts

@@ -143,13 +143,10 @@ def natural_order(paths: Iterable[Path]) -> list[Path]:
     """
 
     def key(path: Path) -> list[tuple[list[str | int], str]]:
-        # of "a10b" the list ["a", 10, "b"]: every second piece is a number
-        pieces = [re.split("([0-9]+)", part.lower()) for part in path.parts]
-        numbered: list[list[str | int]] = [
-            [int(piece) if i % 2 else piece for i, piece in enumerate(part)]
-            for part in pieces
-        ]
-        return [*zip(numbered, path.parts)]
+        # "a10b" -> ["a", 10, "b"]: every second piece is a number
+        split = [re.split("([0-9]+)", part.lower()) for part in path.parts]
+        numbers = [[int(n) if i % 2 else n for i, n in enumerate(s)] for s in split]
+        return [*zip(numbers, path.parts)]
 
     return sorted(paths, key=key)
 

@@ -69,7 +69,7 @@ def _starts(length: int, side: int, overlap: float) -> list[int]:
 def _is_whole(
     boxes: Tensor, x: int, y: int, side: int, shape: tuple[int, int]
 ) -> Tensor:
-    """Which of a tile's boxes (n, 4), xyxy of the picture, no inner border cuts."""
+    """Which of a tile's boxes (n, 4), xyxy of the image, no inner border cuts."""
     height, width = shape
     # boxes of what is cut end at the border or a little before it
     near = side / 64

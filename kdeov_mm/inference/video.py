@@ -1,4 +1,4 @@
-"""Videos: their frames as RGB arrays one by one, and an .mp4 of frames."""
+"""Videos: their frames as RGB arrays, one by one."""
 
 import logging
 from collections.abc import Iterator
@@ -74,36 +74,3 @@ def _open(video: Path | int) -> cv2.VideoCapture:
         name = f"of camera {video}" if isinstance(video, int) else video
         raise OSError(f"cannot read video {name}")
     return capture
-
-
-class VideoWriter:
-    """An ``.mp4`` of frames, which is there once :meth:`close` has been called.
-
-    Args:
-        path: of the file.
-        fps: frames per second.
-        size: width and height; of odd ones the codec drops the last row or column.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-
-    def __init__(self, path: Path, fps: float, size: tuple[int, ...]) -> None:
-        self.path = path
-        self._scratch = path.with_suffix(".part.mp4")
-        codec = cv2.VideoWriter.fourcc(*"mp4v")
-        self._writer = cv2.VideoWriter(str(self._scratch), codec, fps, size)
-        if not self._writer.isOpened():
-            raise OSError(f"cannot write the video {path}, {size} px, {fps} fps")
-
-    def write(self, frame: np.ndarray) -> None:
-        """Add a frame (H, W, 3) uint8 RGB."""
-        self._writer.write(np.ascontiguousarray(frame[..., ::-1]))  # it takes BGR
-
-    def close(self, keep: bool = True) -> None:
-        """Put the file in its place, or remove it where it is not to be kept."""
-        self._writer.release()
-        if keep:
-            self._scratch.replace(self.path)
-        else:
-            self._scratch.unlink(missing_ok=True)

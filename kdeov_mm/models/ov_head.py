@@ -166,7 +166,8 @@ class OVHeadModule(YOLOv8HeadModule):
         """All but the last product, in the order that costs the least."""
         hidden, *boxes = self.trunk(x.feats)
         vectors, owner = x.text
-        # features times the folded matrix, or embeddings times the vectors
+        # features times the folded matrix, or embeddings times the vectors; `len`
+        # would fix the number of words in an exported graph
         if self.folds and self._folding_is_cheaper(vectors.shape[0]):
             return SplitOutput(hidden, self.folded(vectors), owner, boxes)
         layers = self.classifier.layers(vectors)
@@ -388,11 +389,13 @@ class OVHead(YOLOv8Head):
         size), it is the parent's.
         """
         cfg = self.test_cfg if cfg is None else cfg
-        self.num_classes = cls_scores[0].shape[1]
         metas = batch_img_metas or []
-        # the parent does what the fast way does not
         if not with_nms or not is_simple(cfg):
-            return super().predict_by_feat(
+            # the parent keeps the number of classes, and the grid of its last image, in
+            # the head: each call has its own, or threads would change one another's
+            head = copy.copy(self)
+            head.num_classes = cls_scores[0].shape[1]
+            return super(OVHead, head).predict_by_feat(
                 cls_scores, bbox_preds, objectnesses, metas, cfg, rescale, with_nms
             )
         # scores above the threshold first, then suppression of the best boxes

@@ -81,6 +81,8 @@ class TextClassifier(nn.Module):
         background: bool = False,
     ) -> None:
         super().__init__()
+        if background and embed_dims < 1:
+            raise ValueError("background needs embed_dims, the dimension of the text")
         if learn_scale:
             self.logit_scale = nn.Parameter(initial_logit_scale())
         else:
@@ -95,10 +97,11 @@ class TextClassifier(nn.Module):
 
     def scale(self) -> Tensor:
         """The inverse temperature, a scalar of at most 100."""
-        # the parameter itself, since a clamp of the value alone has no gradient beyond
-        if self.training:
-            with torch.no_grad():
-                self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+        # the parameter itself, since a clamp of the value alone has no gradient beyond;
+        # by `data`, since a step may read it several times before its backward pass
+        if self.training and self.logit_scale.requires_grad:
+            self.logit_scale.data.clamp_(max=MAX_LOGIT_SCALE)
+            return self.logit_scale.exp()
         return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
 
     def forward(self, embeds: Tensor, text: TextEmbeds) -> Tensor:

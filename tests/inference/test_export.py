@@ -327,7 +327,7 @@ def test_the_client_finds_what_the_detector_finds(
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
     small = Image.fromarray(noise).resize((size[1] // 3 + 1, size[0] // 3 + 1))
-    picture = np.asarray(small.resize(size[::-1]))
+    image = np.asarray(small.resize(size[::-1]))
     own = client()
     session, about = own.load(files[form, nms])
     asked: Any = ()
@@ -340,9 +340,9 @@ def test_the_client_finds_what_the_detector_finds(
         asked = own.load_words(path, about)
     else:
         words = WORDS
-    (found,) = KDEOV(student).open_vocabulary_detect(picture, words, 0.1, 0.5)
+    (found,) = KDEOV(student).open_vocabulary_detect(image, words, 0.1, 0.5)
     boxes, scores, names = own.detect(
-        session, about, picture, *asked, score_threshold=0.1
+        session, about, image, *asked, score_threshold=0.1
     )
     # OpenCV resizes in whole numbers: pixels differ by one, scores by a little
     assert abs(len(boxes) - len(found["boxes"])) <= 4

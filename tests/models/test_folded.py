@@ -375,10 +375,10 @@ def test_images_of_any_kind_through_the_api(
     pipeline = [dict(type="Resize", scale=(96, 96), keep_ratio=True)]
     loader = dict(dataset=dict(pipeline=pipeline))
     model.cfg = Config(dict(test_dataloader=loader))
-    picture = torch.randint(0, 255, (60, 90, 3), dtype=torch.uint8).numpy()
+    image = torch.randint(0, 255, (60, 90, 3), dtype=torch.uint8).numpy()
     words = (WORDS[0], [WORDS[1], "azure box"])
-    (one,) = KDEOV(model).open_vocabulary_detect(picture, words)
-    (other,) = KDEOV(model.fold(words)).open_vocabulary_detect(picture)
+    (one,) = KDEOV(model).open_vocabulary_detect(image, words)
+    (other,) = KDEOV(model.fold(words)).open_vocabulary_detect(image)
     assert one["names"] == other["names"] and len(one["names"]) > 5
     torch.testing.assert_close(one["boxes"], other["boxes"], atol=1e-2, rtol=0)
 

@@ -39,15 +39,13 @@ def build(load_config: Callable[..., Config]) -> Callable[..., ImageTextModel]:
 
 
 def batch(model: Any, number: int = 3, **meta: Any) -> dict[str, Any]:
-    """Noise pictures through the model's preprocessor."""
-    pictures = [
-        torch.randint(256, (3, 64, 64), dtype=torch.uint8) for _ in range(number)
-    ]
+    """Noise images through the model's preprocessor."""
+    images = [torch.randint(256, (3, 64, 64), dtype=torch.uint8) for _ in range(number)]
     samples = [
         make_sample(caption=f"thing {i}", captions=(f"thing {i}", "another"), **meta)
         for i in range(number)
     ]
-    return model.data_preprocessor(dict(inputs=pictures, data_samples=samples), True)
+    return model.data_preprocessor(dict(inputs=images, data_samples=samples), True)
 
 
 @pytest.mark.parametrize("kind", BACKBONES)
@@ -252,9 +250,9 @@ def joint(build_detector: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def labelled(model: Any, boxes: Any = ((8.0, 8, 40, 40),)) -> dict[str, Any]:
-    pictures = [torch.randint(256, (3, 64, 64), dtype=torch.uint8) for _ in range(2)]
-    samples = [make_sample(boxes, [1] * len(boxes)) for _ in pictures]
-    return model.data_preprocessor(dict(inputs=pictures, data_samples=samples), True)
+    images = [torch.randint(256, (3, 64, 64), dtype=torch.uint8) for _ in range(2)]
+    samples = [make_sample(boxes, [1] * len(boxes)) for _ in images]
+    return model.data_preprocessor(dict(inputs=images, data_samples=samples), True)
 
 
 def test_a_frozen_detector_stays_as_it_is_to_the_bit(

@@ -543,6 +543,7 @@ def test_unusual_settings_are_the_parents(head: OVHead, change: dict[str, Any]) 
     cfg = Config({**settings, **change})
     metas = [dict(ori_shape=(200, 200), scale_factor=(1.0, 1.0))] * 2
     got = head.predict_by_feat(logits, sides, batch_img_metas=metas, cfg=cfg)
+    head.num_classes = 5
     wanted = YOLOv8Head.predict_by_feat(
         head, logits, sides, batch_img_metas=metas, cfg=cfg
     )

@@ -1,6 +1,7 @@
 """Which words are asked: in a training step, in a test batch."""
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,6 +137,18 @@ def test_samples_without_words_are_refused_with_advice() -> None:
     empty.set_metainfo(dict(words=()))
     with pytest.raises(ValueError, match="no words at all"):
         RandomVocabulary()([empty])
+
+
+@pytest.mark.parametrize(
+    "words", ["red ball", ("red ball", "blue cube"), ["a", ("b",)]]
+)
+def test_words_that_are_no_tuples_are_refused_with_advice(words: Any) -> None:
+    """A string is a sequence of words too, of one letter each."""
+    sample = make_sample(BOXES, [0, 1])
+    sample.set_metainfo(dict(words=words))
+    for refuses in (RandomVocabulary(), words_of):
+        with pytest.raises(ValueError, match="a tuple of words for each class"):
+            refuses([sample])
 
 
 def test_a_test_batch_shares_one_vocabulary() -> None:
