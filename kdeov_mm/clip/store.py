@@ -7,7 +7,6 @@ mirrored. ``tools/cache_embeddings.py`` fills a store.
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..files import locked, write_whole
+from ..files import write_whole
 from ..vectors import VectorFile, write_vectors
 
 FORMAT = 2
@@ -107,10 +106,6 @@ class EmbeddingStore:
     def shard_file(self, number: int) -> Path:
         """Where a shard is, or will be."""
         return self.folder / f"shard-{number:05d}.safetensors"
-
-    def locked(self) -> AbstractContextManager[None]:
-        """Keep other writers out."""
-        return locked(self.folder)
 
     def write_shard(
         self, number: int, ids: Sequence[Any], records: Sequence[Record]

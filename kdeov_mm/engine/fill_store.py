@@ -25,6 +25,7 @@ from ..clip.cached_teacher import (
 )
 from ..clip.source import file_sha256
 from ..clip.store import FORMAT, Record
+from ..files import locked
 from ..models import KDEOVDetector, words_of
 from ..models.pixels import frozen_statistics
 
@@ -64,7 +65,7 @@ def fill_store(
     manifest = embedder.manifest() | dict(images=count, shard_size=shard_size)
     store = EmbeddingStore(folder, manifest)
 
-    with store.locked(), tqdm(total=count, desc="embedding", unit="image") as bar:
+    with locked(store.folder), tqdm(total=count, desc="embedding", unit="image") as bar:
         kept = 0
         for number in range(store.num_shards):
             begin = number * shard_size
