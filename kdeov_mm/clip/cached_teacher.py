@@ -50,12 +50,8 @@ def plain_dataset(dataset: Any) -> Any:
 def pixel_steps(dataset: Any, neutral: Sequence[str] = ()) -> list[str]:
     """The steps of a data set's pipeline that decide its pixels.
 
-    Args:
-        dataset: an mm data set.
-        neutral: further steps that change neither pixels nor boxes.
-
-    Raises:
-        StoreMismatch: a step makes other pixels each time, or is not known.
+    StoreMismatch where a step makes other pixels each time, or is neither known nor
+    said to be ``neutral``.
     """
     steps, flips, packed = [], 0, ()
     for step in dataset.pipeline.transforms:
@@ -90,9 +86,8 @@ def _check_flip(step: Any) -> None:
     given = step.direction
     if {*(given if isinstance(given, list) else [given])} - {"horizontal", None}:
         raise StoreMismatch(
-            f"RandomFlip with direction {step.direction}: a store holds images as they "
-            "are and mirrored left to right, no others. Use direction='horizontal', or "
-            "the live teacher."
+            f"RandomFlip with direction {given}: a store holds images mirrored left to "
+            "right, no others. Use direction='horizontal', or the live teacher."
         )
 
 
@@ -140,8 +135,7 @@ def _check_heads(store: EmbeddingStore, heads: Mapping[str, Any]) -> None:
         if missing:
             raise StoreMismatch(
                 f"the head {name} needs what the store {store.folder} does not hold: "
-                f"{'; '.join(missing)}. Make it again with this config: "
-                "tools/cache_embeddings.py."
+                f"{'; '.join(missing)}. Make it again (tools/cache_embeddings.py)."
             )
 
 
@@ -185,12 +179,7 @@ class CachedTeacher:
         return self
 
     def admit(self, dataset: Any, heads: Mapping[str, Any], preprocessor: Any) -> None:
-        """Check that the store serves a training, before it.
-
-        Args:
-            dataset: the training data.
-            heads: the distillation heads, by name.
-            preprocessor: the student's.
+        """Check that the store serves a training with these data and heads.
 
         Raises:
             StoreMismatch, FileNotFoundError: it does not, and why; there is none.
@@ -200,8 +189,8 @@ class CachedTeacher:
         store.check(format=FORMAT, teacher=teacher_identity(self.source))
         if preprocessor.batch_augments:
             raise StoreMismatch(
-                "batch_augments of the data preprocessor change the image after the "
-                "pipeline: take them out, or use the live teacher."
+                "batch_augments of the data preprocessor change the images: take them "
+                "out, or use the live teacher."
             )
         _check_heads(store, heads)
         # the images and boxes of the training data, and how the student gets them
@@ -212,7 +201,7 @@ class CachedTeacher:
         self._store = store
 
     def check_heads(self, heads: Mapping[str, Any]) -> None:
-        """Nothing here: :meth:`admit` compares them with the store before training."""
+        """Nothing: :meth:`admit` compares them with the store before training."""
 
     def for_batch(
         self, inputs: Tensor, samples: SampleList, preprocessor: Any
@@ -280,6 +269,7 @@ class StoredBatch:
 
     def stored_boxes(self, index: int) -> Tensor:
         """As :class:`TeacherBatch`."""
+        # the store has them for the image as it is
         image = self.stored[index]
         return self._mirror(image.boxes[image.stored], index)
 
@@ -311,7 +301,7 @@ class StoredBatch:
         return F.normalize(torch.cat(parts).to(self.device).float(), dim=-1)
 
     def _mirror(self, boxes: Tensor, index: int) -> Tensor:
-        """Boxes (n, 4) of an image, mirrored if it is."""
+        # twice is as before: the same for boxes to and from the store
         return mirrored(boxes, self.shapes[index][1]) if self.mirrored[index] else boxes
 
 

@@ -66,21 +66,16 @@ class CLIPSource:
         return path.stem
 
     def weights_file(self) -> Path:
-        """The local weights file; a tag is downloaded once by open_clip.
-
-        Raises:
-            FileNotFoundError, ValueError: no weights are named or there; those of the
-                tag want another activation.
-        """
+        """The local weights file; a tag is downloaded once by open_clip."""
         # a folder brings its weights
         if self.folder is not None:
             files = sorted(self.folder.glob("open_clip_model*.safetensors"))
             files += sorted(self.folder.glob("open_clip_pytorch_model*.bin"))
             if files:
                 return files[0]
+            name = "open_clip_model.safetensors"
             raise FileNotFoundError(
-                f"{self.folder} holds no open_clip weights "
-                "(open_clip_model.safetensors)."
+                f"{self.folder} holds no open_clip weights ({name})"
             )
         # others need a file, or a tag that open_clip knows
         if self.pretrained and Path(self.pretrained).is_file():
@@ -117,6 +112,7 @@ class CLIPSource:
 
     def _folder_config(self) -> dict[str, Any]:
         folder = self.folder or Path()
+        # open_clip's own file: model_cfg and preprocess_cfg
         return json.loads((folder / "open_clip_config.json").read_text())
 
     def weights_hash(self) -> str:

@@ -56,8 +56,7 @@ class EmbeddingStore:
         manifest: what it must hold; None takes what it does.
 
     Raises:
-        FileNotFoundError, StoreMismatch: there is no store, and no manifest to begin
-            one; it holds something else.
+        FileNotFoundError, StoreMismatch: there is none, or one of something else.
     """
 
     def __init__(
@@ -190,12 +189,7 @@ class EmbeddingStore:
         return images
 
     def __getitem__(self, image_id: Any) -> "StoredImage":
-        """An image's part of the store.
-
-        Raises:
-            KeyError, ValueError, FileNotFoundError: the store has no such image, or a
-                shard is damaged or missing.
-        """
+        """An image's part of the store; KeyError where there is none."""
         if image_id not in self._images:
             raise KeyError(f"{self.folder} holds no image {image_id!r}")
         return self._images[image_id]

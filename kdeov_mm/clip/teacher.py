@@ -215,6 +215,7 @@ class LiveBatch(NamedTuple):
 
     def images(self) -> Tensor:
         """As :class:`TeacherBatch`."""
+        # without their padding, which would be read as a part of the image
         sizes = [(shape[0], shape[1]) for shape in self.shapes]
         embeds: dict[int, Tensor] = {}
         # images of one size pass the teacher together

@@ -121,11 +121,7 @@ class CLIPTextEncoder:
         return self.cache_dir / f"text-{key[:16]}.safetensors"
 
     def __call__(self, names: Sequence[str]) -> Tensor:
-        """K words, cleaned by :func:`clean_name` -> (K, D) float32 unit vectors.
-
-        Raises:
-            ValueError: no words, an empty one, or one that cannot be embedded here.
-        """
+        """K words, cleaned by :func:`clean_name` -> (K, D) float32 unit vectors."""
         if isinstance(names, str):
             raise ValueError(f"expected a list of words, got the string {names!r}")
         words = [clean_name(name) for name in names]
@@ -185,14 +181,9 @@ class CLIPTextEncoder:
         prompts: Sequence[str] | Tensor,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Embed N sentences, or tokens (N, context), as they are, without the cache.
+        """N sentences, or tokens (N, context), as they are -> (N, D) unit vectors.
 
-        Args:
-            prompts: the sentences.
-            device: where the tower computes, and the vectors are.
-
-        Returns:
-            (N, D) float32 unit vectors.
+        The cache is not used; the tower computes, in float32, on ``device``.
         """
         # tokens, of one length
         tower = self._load().to(device)
