@@ -20,7 +20,7 @@ from kdeov_mm.checkpoints import load_model, read_checkpoint, read_config
 @pytest.mark.parametrize(
     "text, expected",
     [
-        ("a = 1\nb = 'x'\nc = [1, (2, None)]\n", dict(a=1, b="x", c=[1, (2, None)])),
+        ("a = 1\nb = 'x'\nc = [1, (2.5, None)]", dict(a=1, b="x", c=[1, (2.5, None)])),
         ("a = -1\nb = -0.5\nc = +2\nd = 1 + 2j", dict(a=-1, b=-0.5, c=2, d=1 + 2j)),
         ("a = {'x': {1, 2}, 3: b'y'}", dict(a={"x": {1, 2}, 3: b"y"})),
         ("a = 'x' 'y'\n# nothing\n\nb = True", dict(a="xy", b=True)),
@@ -62,7 +62,9 @@ def test_infinities_are_numbers_wherever_they_stand(strict: bool) -> None:
 @pytest.mark.parametrize("strict", [False, True])
 def test_what_mmengine_writes_is_read(strict: bool) -> None:
     content = dict(
-        model=dict(type="A", scale=(640, 640), least=float("-inf"), flags=[None, True]),
+        model=dict(
+            type="A", scale=(640, 640), factor=float("-inf"), flags=[None, True]
+        ),
         pipeline=[dict(type="B", prob=[0.5, 0.25]), dict(type="C", names={"a b": 1})],
     )
     cfg = Config(content)

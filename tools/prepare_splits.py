@@ -4,30 +4,27 @@ COCO's 48 base and 17 novel classes are those of OVR-CNN (Zareian et al., CVPR 2
 LVIS's base classes are its 866 frequent and common ones, its novel classes the 337
 rare ones, as in ViLD (Gu et al., ICLR 2022).
 
-A stock file is streamed, once for each of its lists: images are held as compact JSON,
-annotations never. kdeov_mm is not imported, because torch needs more memory than that.
+A stock file is streamed, once for each of its lists and then for each split; ids alone
+are held. kdeov_mm is not imported, because torch needs more memory than that.
 """
 
 import argparse
 import hashlib
 import json
 import shutil
-import sys
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
+from itertools import groupby, pairwise
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import ijson  # takes the fastest of its backends by itself
 from tqdm import tqdm
 
-CLASS_LISTS = Path(__file__).parents[1] / "kdeov_mm/datasets/coco_groups.json"
-COCO_GROUPS = {
-    name: group
-    for group, names in json.loads(CLASS_LISTS.read_text()).items()
-    for name in names
-}
+ROOT = Path(__file__).parents[1]
+COCO_LISTS = json.loads((ROOT / "kdeov_mm/datasets/coco_groups.json").read_text())
+COCO_GROUPS = {name: group for group, names in COCO_LISTS.items() for name in names}
 COUNTS = {  # categories by group; LVIS's are frequent, common, rare
     "coco": dict(base=48, novel=17, other=15),
     "lvis": dict(f=405, c=461, r=337),
@@ -39,14 +36,14 @@ STOCK = {  # images, boxes
     "lvis_v1_val.json": (19_809, 244_707),
 }
 COCO_TRAIN, COCO_VAL, LVIS_TRAIN, LVIS_VAL = STOCK
-DOWNLOADS = {
-    "coco": "annotations_trainval2017.zip from https://cocodataset.org/#download",
-    "lvis": "lvis_v1_train.json.zip and lvis_v1_val.json.zip from "
-    "https://www.lvisdataset.org/dataset",
-}
+PAGES = dict(coco="https://cocodataset.org", lvis="https://www.lvisdataset.org")
 MANIFEST, FORMAT = "splits.json", 1
+LISTS_OF_CATEGORIES = {"neg_category_ids", "not_exhaustive_category_ids"}
 MAX_ABSENT = 0.1  # of the ids listed for minival; 191 of 5,000 are in stock files
-Entry = dict[str, Any]  # an output's entry in the manifest
+dumps = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, separators=(",", ":")
+).encode
+Record = dict[str, Any]  # a category, an image, an output's entry in the manifest
 
 
 class Split(NamedTuple):
@@ -56,15 +53,6 @@ class Split(NamedTuple):
     source: str
     groups: tuple[str, ...]
     images: str = "all"  # or "boxed" (with a box that is kept), "listed" by the user
-
-
-class Source(NamedTuple):
-    """What is held of a stock file: by category id, and images as compact JSON."""
-
-    path: Path
-    categories: dict[int, dict[str, Any]]
-    groups: dict[int, str]
-    images: dict[int, bytes]
 
 
 SPLITS = {
@@ -91,35 +79,34 @@ def make_splits(
     """
     listed = read_ids(minival_ids) if minival_ids else set()
     manifest = read_manifest(folder)
-    todo: dict[Split, Entry] = {}
-    sources = dict.fromkeys(split.source for split in SPLITS[dataset])
-    there = {n: fingerprint(folder / n) for n in sources if (folder / n).is_file()}
-    if not there:
-        files = f"{', '.join(sources)}: download and unpack {DOWNLOADS[dataset]}."
+    names = dict.fromkeys(split.source for split in SPLITS[dataset])
+    sources = {n: fingerprint(folder / n) for n in names if (folder / n).is_file()}
+    if not sources:
+        files = f"{', '.join(names)}: unpack the zip files of {PAGES[dataset]}."
         raise FileNotFoundError(f"{folder} holds none of {files}")
+    todo: dict[Split, Record] = {}
     for split in SPLITS[dataset]:
         ids = sorted(listed) if split.images == "listed" else None
-        if split.source not in there:
+        if split.source not in sources:
             say(f"{split.name}: not made, {split.source} is not in {folder}")
         elif ids == []:
             say(f"{split.name}: not made, the list of its image ids was not given")
         else:
-            digest = ids and hashlib.sha256(dumps(ids)).hexdigest()
-            source = dict(there[split.source], file=split.source)
+            digest = ids and hashlib.sha256(dumps(ids).encode()).hexdigest()
+            source = dict(sources[split.source], file=split.source)
             recipe = dict(format=FORMAT, source=source, ids_sha256=digest)
-            entry = manifest.get(split.name, {})
-            if state := why_make(folder / split.name, recipe, entry):
+            state = state_of(folder / split.name, recipe, manifest.get(split.name, {}))
+            say(f"{split.name}: {state}")
+            if state.startswith("to be made"):
                 todo[split] = recipe
-            say(f"{split.name}: {state or 'already there, whole; ' + describe(entry)}")
-    free = shutil.disk_usage(folder).free
-    if free < (need := sum(recipe["source"]["bytes"] for recipe in todo.values())):
-        raise OSError(
-            f"{folder} has {free / 1e6:,.0f} MB free, the splits may need "
-            f"{need / 1e6:,.0f} MB: make room, and run again."
-        )
-    for name in dict.fromkeys(split.source for split in todo):
-        stock = read_source(folder / name, dataset)
-        for split in (split for split in todo if split.source == name):
+    free = shutil.disk_usage(folder).free / 1e6
+    need = sum(recipe["source"]["bytes"] for recipe in todo.values()) / 1e6
+    if free < need:
+        free_and_need = f"{free:,.0f} MB free, the splits may need {need:,.0f} MB"
+        raise OSError(f"{folder} has {free_and_need}: make room, and run again.")
+    for name, splits in groupby(todo, lambda split: split.source):
+        stock = Source(folder / name, dataset)
+        for split in splits:
             entry = make(split, todo[split], stock, listed)
             say(f"{split.name}: written; {describe(entry)}")
     return [split.name for split in todo]
@@ -128,79 +115,59 @@ def make_splits(
 def read_ids(path: Path) -> set[int]:
     """Image ids: one per line, a JSON list, or the images of an annotation file."""
     with path.open("rb") as file:
-        prefix = {b"{": "images.item.id", b"[": "item"}.get(file.read(64).lstrip()[:1])
-    with reading(path, "ids") as stream:
-        if prefix:
-            ids = list(ijson.items(stream, prefix))
-        else:
-            words = stream.read().decode(errors="replace").split()
-            ids = [int(word) if word.isdecimal() else word for word in words]
+        start = file.read(64).lstrip()[:1]
+    if prefix := {b"{": "images.item.id", b"[": "item"}.get(start):
+        ids = list(items(path, prefix))
+    else:
+        words = path.read_text(errors="replace").split()
+        ids = [int(word) if word.isdecimal() else word for word in words]
     wrong = [i for i in ids if type(i) is not int]
     if wrong or not ids:
-        raise ValueError(
-            f"{path}: expected image ids, one per line, or a JSON list of them, or an "
-            f"annotation file with images; found {str((wrong or ['none'])[0])[:40]!r}."
-        )
+        forms = "one per line, a JSON list, or an annotation file with images"
+        found = str((wrong or ["none"])[0])[:40]
+        raise ValueError(f"{path}: expected image ids, {forms}; found {found!r}.")
     return set(ids)
 
 
-def why_make(path: Path, recipe: Entry, entry: Entry) -> str:
-    """Why an output is to be made; empty when it is there as it should be."""
-    if not path.exists():
-        return "to be made"
-    if not entry:
-        raise FileExistsError(
-            f"{path} is in the way: {MANIFEST} beside it does not list it, so it was "
-            "not made here. Move it away, or delete it."
-        )
-    if any(entry.get(key) != value for key, value in recipe.items()):
-        return "to be made again, its source has changed (or the ids, or this tool)"
-    if any(entry.get(key) != value for key, value in fingerprint(path).items()):
-        return "to be made again, it was edited or damaged: its checksum differs"
-    return ""
+class Source:
+    """A stock file whose categories and images are checked; their ids."""
 
-
-def read_source(path: Path, dataset: str) -> Source:
-    """Check the categories and images of a stock file, and hold them."""
-    categories = {record["id"]: record for record in read_records(path, "categories")}
-    names = Counter(str(record.get("name")) for record in categories.values())
-    if twice := [name for name, number in names.items() if number > 1]:
-        raise refusal(path, f"category names are there twice: {twice[:5]}")
-    groups = {
-        i: COCO_GROUPS.get(str(record.get("name")), "unknown")
-        if dataset == "coco"
-        else str(record.get("frequency", "unknown"))
-        for i, record in categories.items()
-    }
-    if (counts := dict(Counter(groups.values()))) != COUNTS[dataset]:
-        unknown = [name for name in names if name not in COCO_GROUPS][:3] or "none"
-        reason = f"its categories are not {dataset.upper()}'s {COUNTS[dataset]}, but "
-        raise refusal(path, f"{reason}{counts}; not among COCO's 80 are {unknown}")
-    images = {record["id"]: dumps(record) for record in read_records(path, "images")}
-    # A validation file under a training file's name would be trained and tested on.
-    if len(images) != STOCK[path.name][0]:
+    def __init__(self, path: Path, dataset: str) -> None:
+        self.path = path
+        self.categories = {c["id"]: c for c in read_records(path, "categories")}
+        names = {i: str(c.get("name")) for i, c in self.categories.items()}
+        if twice := [name for name, n in Counter(names.values()).items() if n > 1]:
+            raise refusal(path, f"category names are there twice: {twice[:5]}")
+        self.groups = {i: COCO_GROUPS.get(name, "unknown") for i, name in names.items()}
+        if dataset == "lvis":
+            for i, category in self.categories.items():
+                self.groups[i] = str(category.get("frequency", "unknown"))
+        if (counts := dict(Counter(self.groups.values()))) != COUNTS[dataset]:
+            wanted = f"{dataset.upper()}'s {COUNTS[dataset]}, but {counts}"
+            others = [n for n in names.values() if n not in COCO_GROUPS][:3] or "none"
+            wrong = f"its categories are not {wanted}; not COCO's are {others}"
+            raise refusal(path, wrong)
+        self.images = {image["id"] for image in read_records(path, "images")}
+        # a validation file under a training file's name would be trained and tested on
         for name, (number, _) in STOCK.items():
-            if number == len(images):
+            if number == len(self.images) != STOCK[path.name][0]:
                 raise refusal(path, f"it has the {number:,} images of {name}")
-    return Source(path, categories, groups, images)
 
 
-def make(split: Split, recipe: Entry, source: Source, listed: set[int]) -> Entry:
+def make(split: Split, recipe: Record, source: Source, listed: set[int]) -> Record:
     """Write a split, whole or not at all, and list it; its entry in the manifest."""
-    chosen = listed if split.images == "listed" else set()
-    absent = len(chosen - source.images.keys())
+    chosen = listed if split.images == "listed" else source.images
+    absent = len(chosen - source.images)
     if absent > MAX_ABSENT * len(chosen):
         raise ValueError(
             f"{absent:,} of the {len(chosen):,} listed image ids are not in "
-            f"{source.path}, more than {MAX_ABSENT:.0%}: the list is not LVIS "
-            "minival's, whose images are those of COCO's val2017."
+            f"{source.path}, more than {MAX_ABSENT:.0%}: they are not LVIS minival's."
         )
     path = source.path.with_name(split.name)
     with moved_into(path) as partial:
-        with partial.open("wb") as file:
-            counts = write(file, split, source, chosen)
+        counts = write(partial, split, source, chosen)
         entry = {**recipe, **fingerprint(partial), **counts, "ids_absent": absent}
-        # Listed before it is there, so that no file of ours seems someone else's.
+        # listed before it is there, so that no file of ours seems someone else's
         splits = {**read_manifest(path.parent), split.name: entry}
         with moved_into(path.with_name(MANIFEST)) as manifest:
             text = json.dumps(dict(splits=splits), indent=2, sort_keys=True)
@@ -208,55 +175,52 @@ def make(split: Split, recipe: Entry, source: Source, listed: set[int]) -> Entry
     return entry
 
 
-def write(file: IO[bytes], split: Split, source: Source, chosen: set[int]) -> Entry:
-    """Write a split, of the images `chosen` or of all; its numbers."""
+def write(path: Path, split: Split, source: Source, chosen: set[int]) -> Record:
+    """Write a split of the images `chosen`; its numbers."""
     groups = {i: g for i, g in source.groups.items() if g in split.groups}
-    boxes = Counter(dict.fromkeys(split.groups, 0))
-    boxed: set[int] = set()
-    total = 0
-
-    def annotations() -> Iterator[bytes]:
-        nonlocal total
-        for record in read_annotations(source):
-            total += 1
-            image, group = record["image_id"], groups.get(record["category_id"])
-            if group and (not chosen or image in chosen):
-                boxes[group] += 1
-                boxed.add(image)
-                yield dumps(record)
-
     info = dict(description=f"{split.name}, made from {split.source}")
     head = dict(info=info, categories=[source.categories[i] for i in groups])
-    file.write(dumps(head)[:-1])  # its closing brace comes at the end
-    write_list(file, "annotations", annotations())
-    # Images come last, because only now is it known which have a box.
-    kept = dict(all=source.images.keys(), boxed=boxed, listed=chosen)[split.images]
-    records = (record for i, record in source.images.items() if i in kept)
-    images = write_list(file, "images", (only_ids_of(groups, r) for r in records))
-    file.write(b"}")
-    counts = dict(images=images, boxes=dict(boxes), categories=len(groups))
-    return dict(counts, source_images=len(source.images), source_boxes=total)
+    known = dict(image_id=source.images, category_id=source.groups)
+    boxes = Counter(dict.fromkeys(split.groups, 0))
+    boxed: set[int] = set()
+    total = images = 0
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.write(dumps(head)[:-1] + ',"annotations":[')
+        for record in read_records(source.path, "annotations", **known):
+            total += 1
+            group = groups.get(record["category_id"])
+            if group and record["image_id"] in chosen:
+                file.write("," * bool(boxed) + dumps(record))
+                boxes[group] += 1
+                boxed.add(record["image_id"])
+        # images come last, because only now is it known which have a box
+        kept = boxed if split.images == "boxed" else chosen
+        file.write('],"images":[')
+        for record in read_records(source.path, "images"):
+            if record["id"] in kept:
+                for key in record.keys() & LISTS_OF_CATEGORIES:
+                    record[key] = [i for i in record[key] if i in groups]
+                file.write("," * bool(images) + dumps(record))
+                images += 1
+        file.write("]}")
+    sources = dict(source_images=len(source.images), source_boxes=total)
+    return dict(sources, images=images, boxes=dict(boxes), categories=len(groups))
 
 
-def write_list(file: IO[bytes], key: str, records: Iterable[bytes]) -> int:
-    """Write a top-level list, one record at a time; their number."""
-    number = 0
-    file.write(f',"{key}":['.encode())
-    for number, record in enumerate(records, start=1):
-        file.write(b"," + record if number > 1 else record)
-    file.write(b"]")
-    return number
+def state_of(path: Path, recipe: Record, entry: Record) -> str:
+    """Whether an output is to be made, and why; or what is there, in words."""
+    if not path.exists():
+        return "to be made"
+    if not entry:
+        raise FileExistsError(f"{path} is not listed in {MANIFEST}. Move it away.")
+    if {**entry, **recipe} != entry:
+        return "to be made again, its source has changed (or the ids, or this tool)"
+    if {**entry, **fingerprint(path)} != entry:
+        return "to be made again, it was edited or damaged"
+    return f"already there, whole; {describe(entry)}"
 
 
-def only_ids_of(groups: dict[int, str], image: bytes) -> bytes:
-    """An image whose lists of category ids (LVIS has them) name kept ones only."""
-    record = json.loads(image)
-    for key in {*record} & {"neg_category_ids", "not_exhaustive_category_ids"}:
-        record[key] = [i for i in record[key] if i in groups]
-    return dumps(record)
-
-
-def describe(entry: Entry) -> str:
+def describe(entry: Record) -> str:
     """A manifest entry in words."""
     boxes = ", ".join(f"{number:,} {group}" for group, number in entry["boxes"].items())
     text = f"{entry['images']:,} images, boxes: {boxes}; "
@@ -270,88 +234,65 @@ def describe(entry: Entry) -> str:
     return f"{text}{name}: {f'{here}, as the stock file' if here == stock else other}"
 
 
-def read_manifest(folder: Path) -> dict[str, Entry]:
+def read_manifest(folder: Path) -> dict[str, Record]:
     """Output name to entry, from the manifest in `folder`; empty if none is there."""
     path = folder / MANIFEST
-    if not path.exists():
-        return {}
     try:
-        splits = json.loads(path.read_bytes())["splits"]
-        return {name: dict(entry) for name, entry in splits.items()}
+        content = json.loads(path.read_bytes()) if path.exists() else dict(splits={})
+        return {name: dict(entry) for name, entry in content["splits"].items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is no manifest of splits, or was damaged ({error!r}): move it and "
-            "the splits beside it away, and run again."
-        ) from error
+        reason = f"{path} is no manifest of splits, or was damaged ({error!r})"
+        advice = "move it and the splits beside it away, and run again."
+        raise ValueError(f"{reason}: {advice}") from error
 
 
-def read_annotations(source: Source) -> Iterator[dict[str, Any]]:
-    """The annotations of a stock file, each with a known image and category."""
-    known: dict[str, Container[int]]
-    known = dict(image_id=source.images, category_id=source.groups)
-    for record in read_records(source.path, "annotations", ("id", *known)):
-        for key, ids in known.items():
-            if record[key] not in ids:
-                reason = f"annotation {record['id']} has unknown {key} {record[key]}"
-                raise refusal(source.path, reason)
+def read_records(path: Path, key: str, **known: Container[int]) -> Iterator[Record]:
+    """Stream a top-level list: records with an id of their own, and known others."""
+    ids: list[int] = []  # a set would need twice the memory
+    for record in items(path, f"{key}.item"):
+        fields = record if isinstance(record, dict) else {}
+        if lacking := [n for n in ("id", *known) if type(fields.get(n)) is not int]:
+            reason = f"one of its {key!r} has no whole number {lacking[0]!r}, only "
+            raise refusal(path, f"{reason}{list(fields)}")
+        if unknown := [n for n in known if record[n] not in known[n]]:
+            reason = f"one of its {key!r} has unknown {unknown[0]} "
+            raise refusal(path, f"{reason}{record[unknown[0]]}")
+        ids.append(record["id"])
         yield record
-
-
-def read_records(
-    path: Path, key: str, ids: Sequence[str] = ("id",)
-) -> Iterator[dict[str, Any]]:
-    """Stream the records of a top-level list; each has its ids, and its own once."""
-    seen: set[int] = set()
-    with reading(path, key) as stream:
-        for record in ijson.items(stream, f"{key}.item", use_float=True):
-            fields = record if isinstance(record, dict) else {}
-            if lacking := [n for n in ids if type(fields.get(n)) is not int]:
-                reason = f"one of its {key!r} has no whole number {lacking[0]!r}"
-                raise refusal(path, f"{reason}, only {list(fields)}")
-            if record["id"] in seen:
-                raise refusal(path, f"id {record['id']} is twice among its {key!r}")
-            seen.add(record["id"])
-            yield record
-    if not seen:
+    if not ids:
         raise refusal(path, f"it has no {key!r}, or an empty list, as a captions file")
+    ids.sort()
+    if twice := [i for i, following in pairwise(ids) if i == following]:
+        raise refusal(path, f"id {twice[0]} is twice among its {key!r}")
 
 
 def refusal(path: Path, reason: str) -> ValueError:
-    return ValueError(
-        f"{path}: {reason}. Expected the instances file as it was published; see "
-        "docs/data.md for which, and where from."
-    )
+    expected = "Expected the instances file as it was published: see docs/data.md."
+    return ValueError(f"{path}: {reason}. {expected}")
 
 
-class Stream:
-    """A file that shows how far it was read, and knows when it was read to its end."""
+def items(path: Path, prefix: str) -> Iterator[Any]:
+    """Stream the values at a prefix of a JSON file."""
+    found, reason = ijson.sendable_list(), "is not JSON"
+    parser = ijson.items_coro(found, prefix, use_float=True)
+    try:
+        for block in blocks(path, prefix):
+            parser.send(block)
+            yield from found
+            found.clear()
+        reason = f"ends early, after {path.stat().st_size:,} bytes: download it again"
+        parser.close()
+    except ijson.JSONError as error:
+        raise ValueError(f"{path} {reason}: {str(error).splitlines()[0]}.") from error
 
-    def __init__(self, file: IO[bytes], bar: tqdm) -> None:
-        self.file, self.bar, self.ended = file, bar, False
 
-    def read(self, size: int = -1) -> bytes:
-        """Some bytes."""
-        data = self.file.read(size)
-        self.bar.update(len(data))
-        self.ended = not data
-        return data
-
-
-@contextmanager
-def reading(path: Path, what: str) -> Iterator[Stream]:
-    """The file with a progress bar (on a terminal); JSON errors get its name."""
+def blocks(path: Path, what: str) -> Iterator[bytes]:
+    """The bytes of a file; a terminal shows how far it was read."""
+    bar: Record = dict(desc=f"{path.name}, {what}", disable=None, leave=False)
     size = path.stat().st_size
-    style: dict[str, Any] = dict(unit="B", unit_scale=True, disable=None, leave=False)
-    bar = tqdm(total=size, desc=f"{path.name}, {what}", **style)
-    with path.open("rb") as file, bar:
-        stream = Stream(file, bar)
-        try:
-            yield stream
-        except ijson.JSONError as error:
-            reason = f"is not JSON: {str(error).splitlines()[0]}"
-            if stream.ended:
-                reason = f"ends early, after {size:,} bytes: download it again"
-            raise ValueError(f"{path} {reason}.") from error
+    with path.open("rb") as file, tqdm.wrapattr(file, "read", size, **bar) as stream:
+        while block := stream.read(2**16):
+            yield block
 
 
 @contextmanager
@@ -365,34 +306,20 @@ def moved_into(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def fingerprint(path: Path) -> Entry:
+def fingerprint(path: Path) -> Record:
     digest = hashlib.sha256()
-    with reading(path, "checksum") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
+    for block in blocks(path, "checksum"):
+        digest.update(block)
     return dict(sha256=digest.hexdigest(), bytes=path.stat().st_size)
 
 
-ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-
-
-def dumps(value: Any) -> bytes:
-    return ENCODER.encode(value).encode()
-
-
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dataset", choices=SPLITS)
-    parser.add_argument(
-        "--root", type=Path, help="its annotations/ has the stock files (data/DATASET)"
-    )
-    parser.add_argument(
-        "--minival-ids",
-        type=Path,
-        metavar="FILE",
-        help="image ids of LVIS minival: one per line, a JSON list, or an annotation "
-        "file of these images, as COCO's instances_val2017.json",
-    )
+    root = "its annotations/ has the stock files (data/DATASET)"
+    parser.add_argument("--root", type=Path, help=root)
+    ids = "LVIS minival's image ids: one per line, a JSON list, or an annotation file"
+    parser.add_argument("--minival-ids", type=Path, metavar="FILE", help=ids)
     args = parser.parse_args()
     if args.minival_ids and args.dataset != "lvis":
         parser.error("--minival-ids is for lvis")
@@ -400,13 +327,8 @@ def main() -> int:
     try:
         make_splits(args.dataset, folder, args.minival_ids, tqdm.write)
     except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; what was not written whole is not there", file=sys.stderr)
-        return 130
-    return 0
+        parser.exit(1, f"{error}\n")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

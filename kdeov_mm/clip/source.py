@@ -23,13 +23,12 @@ class CLIPSource:
     """One CLIP: its architecture and the file that holds its weights.
 
     Args:
-        model: ``'shapes'`` or ``'shapes-1203'`` (the tiny CLIPs shipped with
-            this package), an open_clip architecture name (``'ViT-B-32'``), an
-            open_clip JSON model config (``'my_clip.json'``), or
-            ``'local-dir:FOLDER'`` as open_clip writes them.
-        pretrained: a local weights file or an open_clip tag (``'openai'``;
-            open_clip downloads it). Not used for those two and
-            ``'local-dir:'``, which bring their weights.
+        model: ``'shapes'`` or ``'shapes-1203'`` (the tiny CLIPs of this package),
+            ``'local-dir:FOLDER'`` as open_clip writes them (both bring their weights),
+            an open_clip architecture name (``'ViT-B-32'``), or an open_clip JSON model
+            config (``'my_clip.json'``).
+        pretrained: a local weights file or an open_clip tag (``'openai'``; open_clip
+            downloads it).
     """
 
     model: str
@@ -56,6 +55,7 @@ class CLIPSource:
             return f"local-dir:{self.folder}"
         if not self.model.endswith(".json"):
             return self.model
+        # a config file becomes one of open_clip's names
         path = Path(self.model)
         if not path.is_file():
             raise FileNotFoundError(
@@ -72,6 +72,7 @@ class CLIPSource:
             FileNotFoundError: no weights are named, or the file is missing.
             ValueError: the tag's weights want another activation.
         """
+        # a folder brings its weights
         if self.folder is not None:
             files = sorted(self.folder.glob("open_clip_model*.safetensors"))
             files += sorted(self.folder.glob("open_clip_pytorch_model*.bin"))
@@ -81,21 +82,19 @@ class CLIPSource:
                     "(open_clip_model.safetensors)."
                 )
             return files[0]
-        if self.pretrained is None:
+        # others need a file, or a tag that open_clip knows
+        if self.pretrained and Path(self.pretrained).is_file():
+            return Path(self.pretrained)
+        tag = open_clip.get_pretrained_cfg(self.model, self.pretrained or "")
+        if not tag:
+            found = f"pretrained='{self.pretrained}' is neither a file nor a tag of it"
             raise FileNotFoundError(
-                f"CLIP '{self.model}' has no weights: set `pretrained` to a "
+                f"CLIP '{self.model}' has no weights"
+                f"{f' ({found})' if self.pretrained else ''}: set `pretrained` to a "
                 "local file or to one of the tags "
                 f"{open_clip.list_pretrained_tags_by_model(self.model)}."
             )
-        if Path(self.pretrained).is_file():
-            return Path(self.pretrained)
-        tag = open_clip.get_pretrained_cfg(self.model, self.pretrained)
-        if not tag:
-            raise FileNotFoundError(
-                f"pretrained='{self.pretrained}' is neither a file nor a tag "
-                f"of CLIP '{self.model}'; its tags are "
-                f"{open_clip.list_pretrained_tags_by_model(self.model)}."
-            )
+        # with the wrong activation the vectors are wrong, and nothing else tells
         quick = [bool(c.get("quick_gelu")) for c in (tag, self.model_config())]
         if quick[0] != quick[1]:
             raise ValueError(
@@ -128,7 +127,8 @@ class CLIPSource:
     @property
     def identity(self) -> dict[str, str]:
         """Hashes of architecture and weights, wherever the files are."""
-        weights = self.weights_hash()  # first: its message names what is missing
+        # weights first: their message names what is missing
+        weights = self.weights_hash()
         config = json.dumps(self.model_config(), sort_keys=True)
         return {
             "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
@@ -151,6 +151,7 @@ class CLIPSource:
         """``mean`` and ``std`` (3 values, RGB in [0, 1]) of the image tower."""
         if self.folder is not None:
             return self._folder_config()["preprocess_cfg"]
+        # other sources may say nothing, and most CLIPs take OpenAI's
         if self.model.endswith(".json"):
             known = json.loads(Path(self.model).read_text()).get("preprocess_cfg", {})
         else:
@@ -176,9 +177,9 @@ def file_sha256(path: Path) -> str:
 
 @lru_cache(maxsize=16)
 def _sha256(path: Path, mtime_ns: int) -> str:
-    """Hash of a file; ``mtime_ns`` makes an edited file a new key."""
+    # an edited file has another time, so that it is read again
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(2**20):
+        while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

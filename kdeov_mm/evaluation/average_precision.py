@@ -158,8 +158,8 @@ class GroundTruth:
         if not federated:
             return np.arange(len(self.boxes))
         # the official lvis drops annotations without an area
-        sides = [min(b["bbox"][2], b["bbox"][3], b.get("area", 1)) for b in self.boxes]
-        return np.flatnonzero(np.array(sides) > 0)
+        areas = [min(b.get("area", 1), b["bbox"][2] * b["bbox"][3]) for b in self.boxes]
+        return np.flatnonzero(np.array(areas) > 0)
 
     def absent(self, federated: bool) -> Array:
         """Sorted pairs whose class is verified not to be in the image.

@@ -390,7 +390,6 @@ class OVHead(YOLOv8Head):
         """
         cfg = self.test_cfg if cfg is None else cfg
         metas = batch_img_metas or []
-        # the parent does what the fast way does not
         if not with_nms or not is_simple(cfg):
             # the parent keeps the number of classes, and the grid of its last image, in
             # the head: each call has its own, or threads would change one another's

@@ -459,17 +459,17 @@ def test_an_interrupted_run_leaves_nothing(
     path, other = put(tmp_path, "coco")
     other.unlink()
     before = contents(tmp_path)
-    annotations, left = splits.read_annotations, [record]
+    records, left = splits.read_records, [record]
 
-    def interrupted(source: Any) -> Iterable[Record]:
-        for item in annotations(source):
-            left[0] -= 1
+    def interrupted(path: Path, key: str, **known: Any) -> Iterable[Record]:
+        for item in records(path, key, **known):
+            left[0] -= key == "annotations"
             if not left[0]:
                 raise KeyboardInterrupt
             yield item
 
     with monkeypatch.context() as patch:
-        patch.setattr(splits, "read_annotations", interrupted)
+        patch.setattr(splits, "read_records", interrupted)
         with pytest.raises(KeyboardInterrupt):
             make("coco", tmp_path)
     assert contents(tmp_path) == before
@@ -477,7 +477,7 @@ def test_an_interrupted_run_leaves_nothing(
     good = contents(tmp_path)
     path.write_text(json.dumps(coco_file(5)))
     left[0] = record
-    monkeypatch.setattr(splits, "read_annotations", interrupted)
+    monkeypatch.setattr(splits, "read_records", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make("coco", tmp_path)
     assert contents(tmp_path) == {**good, path.name: path.read_bytes()}
