@@ -69,6 +69,8 @@ class KDEOVInferencer(DetInferencer):
     ) -> None:
         # mm would take a path that does not exist for a name of its model zoo
         if isinstance(model, (str, Path)):
+            if not Path(model).is_file():
+                raise FileNotFoundError(f"config {model} does not exist")
             model = Config.fromfile(model, lazy_import=False)
         super().__init__(model, weights, device, scope, palette, show_progress)
         self.cfg = self.model.cfg
