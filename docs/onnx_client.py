@@ -1,10 +1,10 @@
 """Words to boxes with an exported file: numpy and onnxruntime, nothing else.
 
-    python docs/onnx_client.py dogs.onnx picture.npy
-    python docs/onnx_client.py any.onnx picture.npy words.safetensors
+    python docs/onnx_client.py dogs.onnx image.npy
+    python docs/onnx_client.py any.onnx image.npy words.safetensors
 
-A picture is an array (H, W, 3) of uint8, RGB; files other than .npy need Pillow. It is
-resized in float, and by OpenCV in whole numbers: scores of resized pictures differ from
+An image is an array (H, W, 3) of uint8, RGB; files other than .npy need Pillow. It is
+resized in float, and by OpenCV in whole numbers: scores of resized images differ from
 those of kdeov_mm in the third digit.
 """
 
@@ -28,10 +28,13 @@ def load_words(path, about):
     data = Path(path).read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
-    entry = header["vectors"]
-    begin, end = (start + offset for offset in entry["data_offsets"])
-    rows = np.frombuffer(data[begin:end], "<f4").reshape(entry["shape"])
-    vocabulary = json.loads(header["__metadata__"]["vocabulary"])
+    tensor = header["vectors"]
+    begin, end = (start + offset for offset in tensor["data_offsets"])
+    rows = np.frombuffer(data[begin:end], "<f4").reshape(tensor["shape"])
+    metadata = header["__metadata__"]
+    # files of version 0.1.0 have no "about"
+    entry = "about" if "about" in metadata else "vocabulary"
+    vocabulary = json.loads(metadata[entry])
     keys = ("config_sha256", "weights_sha256", "templates")
     if "weights_sha256" not in about["encoder"]:
         keys = ("model", "pretrained", "templates")
@@ -94,7 +97,7 @@ def suppress(boxes, scores, threshold):
 
 
 def detect(session, about, image, names=None, vectors=None, score_threshold=0.3):
-    """Boxes (n, 4) xyxy in pixels of the picture, scores (n,), names; best first."""
+    """Boxes (n, 4) xyxy in pixels of the image, scores (n,), names; best first."""
     images, factors = prepare(image, about)
     feed = {"images": images}
     if about["form"] == "vocabulary":
@@ -127,14 +130,14 @@ def main():
     """Read the command line, print boxes."""
     if len(sys.argv) not in (3, 4):
         sys.exit(__doc__)
-    model, picture, *words = sys.argv[1:]
+    model, file, *words = sys.argv[1:]
     session, about = load(model)
-    if picture.endswith(".npy"):
-        image = np.load(picture)
+    if file.endswith(".npy"):
+        image = np.load(file)
     else:
         from PIL import Image, ImageOps
 
-        image = ImageOps.exif_transpose(Image.open(picture)).convert("RGB")
+        image = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
         image = np.asarray(image)
     asked = load_words(words[0], about) if words else ()
     for box, score, name in zip(*detect(session, about, image, *asked)):

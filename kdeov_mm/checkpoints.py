@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -9,6 +10,7 @@ from typing import Any
 
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader
@@ -22,18 +24,34 @@ PLAIN = (ast.Constant, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.UnaryOp, ast.
 
 
 def load_model(
-    config: str | Path | Config, checkpoint: str | Path, device: str = "cpu"
+    config: str | Path | Config, checkpoint: str | Path | None, device: str = "cpu"
 ) -> Any:
-    """Build a trained model for inference; ``model.cfg`` is its config.
+    """Build a model for inference; ``model.cfg`` is its config.
+
+    Args:
+        config: of the model.
+        checkpoint: its weights; None: it is not trained, which is logged.
+        device: where it runs.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
         ValueError: it is of another model: most weights are missing.
     """
-    content = read_checkpoint(checkpoint)
     if not isinstance(config, Config):
         config = Config.fromfile(config, lazy_import=False)
     init_default_scope(config.get("default_scope", "mmdet"))
+    if checkpoint is None:
+        # random weights are what a wrong path would give, so they are announced
+        print_log(
+            "no checkpoint was given: the student is NOT TRAINED.",
+            "current",
+            level=logging.WARNING,
+        )
+        model = MODELS.build(config.model)
+        model.init_weights()
+        model.cfg = config
+        return model.to(device).eval()
+    content = read_checkpoint(checkpoint)
     # the checkpoint brings the backbone's weights: nothing else is to be loaded
     if config.model.backbone.get("init_cfg"):
         config = copy.deepcopy(config)

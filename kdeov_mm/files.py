@@ -1,10 +1,12 @@
 """Files written atomically, and folders that one process at a time may write."""
 
+import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -44,3 +46,34 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def claim(manifest: Path, kind: str, settings: Mapping[str, Any], advice: str) -> None:
+    """Make a folder for results of some settings, or check that it is one.
+
+    Args:
+        manifest: the file in the folder that holds the settings.
+        kind: what the folder holds, e.g. ``'index'``.
+        settings: what results depend on, as JSON.
+        advice: what to do where the folder is of other settings.
+
+    Raises:
+        ValueError: it has other files, results of other settings, or is damaged.
+    """
+    folder = manifest.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    # a folder of other things is left alone
+    if not manifest.exists():
+        if any(file.suffix != ".tmp" for file in folder.iterdir()):
+            raise ValueError(
+                f"{folder} is not empty and holds no {kind}: name another folder."
+            )
+        write_whole(manifest, json.dumps(settings, indent=1).encode())
+    try:
+        held = json.loads(manifest.read_text())
+    except ValueError as error:
+        raise ValueError(f"{manifest} is damaged ({error}): {advice}") from error
+    if other := [key for key in settings if held.get(key) != settings[key]]:
+        raise ValueError(
+            f"{folder} is of other settings ({', '.join(other)}): {advice}"
+        )

@@ -48,7 +48,7 @@ class VectorFile:
             raise
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path} is damaged, or no file of vectors ({error})"
+                f"{path} is damaged, or has another format ({error})"
             ) from error
         if found != kind:
             raise ValueError(f"{path} holds {found!r}, expected {kind!r}")
@@ -68,8 +68,9 @@ class VectorFile:
             tensors = {name: self.file.get_tensor(name) for name in names}
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{self.path} is damaged ({error})") from error
+        # vocabularies of version 0.1.0 have neither kind nor checksum
         written = self.metadata.get("sha256")
-        if written and written != _digest(tensors, self.metadata):
+        if "kind" in self.metadata and written != _digest(tensors, self.metadata):
             raise ValueError(f"{self.path} is damaged: its checksum differs")
         return tensors
 

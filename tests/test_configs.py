@@ -187,7 +187,7 @@ def test_voc_boxes_of_other_classes_stay_out(
     for dataset in (train, test):
         for i in range(len(dataset)):
             assert len(dataset.get_data_info(i)["instances"]) == 1  # of two objects
-            assert dataset[i]["data_samples"].text == ("raccoon",)
+            assert dataset[i]["data_samples"].words == (("raccoon",),)
     (box,) = (instance["bbox"] for instance in test.get_data_info(0)["instances"])
     truth = test[0]["data_samples"].gt_instances.bboxes.tensor
     assert truth.tolist() == [box]  # pixels of the file, as VOCMetric wants

@@ -2,11 +2,14 @@
 
 import doctest
 import importlib
+import logging
 from pathlib import Path
 
 import pytest
 
 import kdeov_mm
+
+from .conftest import ROOT
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
@@ -22,10 +25,12 @@ def with_examples() -> list[str]:
 
 
 @pytest.mark.parametrize("name", with_examples())
-def test_the_examples_of_a_module(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)  # an example may write files
+def test_the_examples_of_a_module(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # examples name configs from there
     module = importlib.import_module(name.removesuffix(".__init__"))
-    result = doctest.testmod(module, optionflags=FLAGS)
+    logging.disable()  # mmengine's log is on stdout
+    try:
+        result = doctest.testmod(module, optionflags=FLAGS)
+    finally:
+        logging.disable(logging.NOTSET)
     assert result.attempted and not result.failed  # the differences stand above

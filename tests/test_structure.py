@@ -21,7 +21,6 @@ MAX_LINES = 60
 
 # What may be asked of an object that is not ours: line -> why there is no other way.
 GUESSES = {
-    'if hasattr(hashlib, "file_digest")': "Python 3.10 has no file_digest",
     'and getattr(tower, "text_pool_type", None) == "argmax"': "open_clip: towers of "
     "other packages have no such attribute",
 }

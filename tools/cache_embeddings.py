@@ -33,12 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dense", action="store_true", help="dense maps too")
     parser.add_argument("--shard-size", type=int, default=256, help="images in a file")
     args = parser.parse_args(argv)
+    # an empty file would be one of no images, for ever
     if args.shard_size < 1:
         parser.error("--shard-size needs at least one image")
+    # a StoreMismatch is a ValueError
     try:
         cfg = Config.fromfile(args.config, lazy_import=False)
         fill_store(cfg, args.store, args.proposals, args.dense, args.shard_size)
-    except (OSError, TypeError, ValueError) as error:  # a StoreMismatch, too
+    except (OSError, TypeError, ValueError) as error:
         print(f"{args.config}: {error}", file=sys.stderr)
         return 1
     return 0

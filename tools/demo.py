@@ -1,4 +1,4 @@
-"""The whole story in one go: world, training, evaluation, pictures, report.
+"""The whole story in one go: world, training, evaluation, drawings, report.
 
     python tools/demo.py
 
@@ -37,12 +37,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument(
-        "--pictures", type=int, default=6, help="validation images to draw"
+        "--images", type=int, default=6, help="validation images to draw"
     )
     args = parser.parse_args()
-    if args.pictures < 1:
-        parser.error("--pictures needs at least one")
+    if args.images < 1:
+        parser.error("--images needs at least one")
+    # configs name their data relative to the project
     os.chdir(ROOT)
+    # each step is a tool that users run by hand, too
     say(1, "Writing the built-in world to data/shapes", "about 1 minute, once")
     run("tools/make_shapes.py", "--root", DATA)
     say(
@@ -58,9 +60,11 @@ def main() -> None:
         "about half a minute",
     )
     eval_seconds = run("tools/test.py", CONFIG, checkpoint, "--work-dir", WORK / "eval")
+    # its folder has an evaluation for each run of the demo
     figures = newest_metrics(WORK / "eval")
     say(4, "Drawing ground truth and predictions", "a few seconds")
-    pictures = draw_examples(checkpoint, args.pictures)
+    drawings = draw_examples(checkpoint, args.images)
+    # what `make demo` shows, and keeps
     report: dict[str, Any] = dict(
         protocol=protocol(),
         base_ap50=figures["ov/base_AP50"],
@@ -71,7 +75,7 @@ def main() -> None:
         eval_seconds=round(eval_seconds, 1),
         config=CONFIG,
         checkpoint=relative(checkpoint),
-        pictures=pictures,
+        drawings=drawings,
     )
     (WORK / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     print_table(report)
@@ -107,7 +111,7 @@ def relative(path: Path) -> str:
 
 
 def draw_examples(checkpoint: Path, count: int) -> list[str]:
-    """Pictures of the validation images with the most novel objects."""
+    """Drawings of the validation images with the most novel objects."""
     truth = json.loads((DATA / "annotations/instances_val.json").read_text())
     names = {c["id"]: c["name"] for c in truth["categories"]}
     objects: dict[int, list[tuple[str, list[float]]]] = {}
@@ -115,19 +119,22 @@ def draw_examples(checkpoint: Path, count: int) -> list[str]:
         objects.setdefault(ann["image_id"], []).append(
             (names[ann["category_id"]], ann["bbox"])
         )
+    # the images with the most novel objects; of equally many, the first
     novel = set(shapes.NOVEL_CLASSES)
     images = sorted(
         truth["images"],
         key=lambda i: (-sum(n in novel for n, _ in objects.get(i["id"], ())), i["id"]),
     )[:count]
     paths = [DATA / "images/val" / Path(i["file_name"]).name for i in images]
+    # all words are asked, and those without boxes in training are marked
     inferencer = KDEOVInferencer(CONFIG, checkpoint, "cpu")
-    pictures = []
+    drawings = []
     for image, found in zip(images, inferencer.stream(paths, shapes.CLASSES)):
         if found.sample is None or found.image is None or found.path is None:
             raise SystemExit(found.error)
+        # ground truth and predictions side by side
         found.sample.gt_instances = to_instances(objects[image["id"]])
-        picture = draw(
+        drawing = draw(
             found.image,
             found.sample,
             shapes.CLASSES,
@@ -135,9 +142,9 @@ def draw_examples(checkpoint: Path, count: int) -> list[str]:
             marked=novel,
         )
         target = WORK / f"val_{found.path.stem}.png"
-        cv2.imwrite(str(target), np.ascontiguousarray(picture[..., ::-1]))
-        pictures.append(str(target))
-    return pictures
+        cv2.imwrite(str(target), np.ascontiguousarray(drawing[..., ::-1]))
+        drawings.append(str(target))
+    return drawings
 
 
 def to_instances(objects: Sequence[tuple[str, list[float]]]) -> InstanceData:
@@ -150,6 +157,7 @@ def to_instances(objects: Sequence[tuple[str, list[float]]]) -> InstanceData:
 
 def print_table(report: dict[str, Any]) -> None:
     """The result in a few lines."""
+    # the three groups, from seen to unseen
     rows = [
         ("base: 200 classes with boxes in training", "base_ap50"),
         ("combo: 40 new combinations of seen concepts", "combo_ap50"),
@@ -159,8 +167,8 @@ def print_table(report: dict[str, Any]) -> None:
     for label, key in rows:
         print(f"{label:<56}{report[key]:.3f}")
     print(
-        f"\nReport:   {WORK / 'report.json'}\nPictures: "
-        f"{report['pictures'][0]} and {len(report['pictures']) - 1} more "
+        f"\nReport:   {WORK / 'report.json'}\nDrawings: "
+        f"{report['drawings'][0]} and {len(report['drawings']) - 1} more "
         "(left: truth, right: student)"
     )
 

@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from kdeov_mm.files import locked, write_whole
+from kdeov_mm.files import claim, locked, write_whole
 from kdeov_mm.inference.drawing import Drawings
 from kdeov_mm.inference.inferencer import KDEOVInferencer
 from kdeov_mm.inference.results import coco_record, join_coco
@@ -87,6 +87,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--restart", action="store_true", help="remove what --out has, and begin anew"
     )
     args = parser.parse_args(argv)
+    # numbers and ranges
     for key in ("batch_size", "slices", "every"):
         if (value := getattr(args, key)) is not None and value < 1:
             parser.error(f"--{key.replace('_', '-')} is at least 1, got {value}")
@@ -94,6 +95,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--threshold lies in [0, 1], got {args.threshold}")
     if not 0 <= args.overlap < 1:
         parser.error(f"--overlap lies in [0, 1), got {args.overlap}")
+    # a device that torch knows, and that is there
     try:
         kind = torch.device(args.device).type
     except RuntimeError:
@@ -105,6 +107,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def detect(args: argparse.Namespace) -> int:
     """Do what is not done yet, and put all together."""
+    # refuse before anything is written
     vocabulary = as_vocabulary(args.words)
     sources = unique(list_sources(args.inputs))
     refuse_inside(args.out, sources, args.inputs)
@@ -113,6 +116,7 @@ def detect(args: argparse.Namespace) -> int:
         args.config, args.checkpoint, args.device, words=vocabulary
     )
     prepare(args.out, about, args.restart)
+    # one process at a time: what is done is left, then all parts are joined
     with locked(args.out):
         todo = [s for s in sources if read_part(args.out, s) is None]
         if len(todo) < len(sources):
@@ -130,6 +134,7 @@ def detect(args: argparse.Namespace) -> int:
     )
     for name, error in errors.items():
         print(f"could not be read: {name}: {error}", file=sys.stderr)
+    # the rest is done all the same
     return 1 if errors else 0
 
 
@@ -142,6 +147,7 @@ def refuse_inside(
     out: Path, sources: Sequence[ImageSource], inputs: Sequence[str]
 ) -> None:
     """Drawings among the inputs would be inputs of the next run."""
+    # folders that hold --out, and files in it
     whole = out.resolve()
     folders = [Path(g) for g in inputs if Path(g).is_dir()]
     among = [f for f in folders if whole.is_relative_to(f.resolve())]
@@ -157,6 +163,7 @@ def settings(args: argparse.Namespace, vocabulary: Vocabulary) -> dict[str, Any]
     """What results depend on, besides the inputs."""
     if not args.checkpoint.is_file():
         raise FileNotFoundError(f"checkpoint {args.checkpoint} does not exist")
+    # words alone do not tell: a file may bring vectors of its own
     vectors = (
         sha256(vocabulary.matrix().numpy().tobytes()) if vocabulary.vectors else None
     )
@@ -179,30 +186,16 @@ def sha256(data: bytes) -> str:
 
 def prepare(out: Path, about: dict[str, Any], restart: bool) -> None:
     """Make the folder, or see that it is of the same settings."""
-    out.mkdir(parents=True, exist_ok=True)
     manifest = out / "settings.json"
-    if not manifest.exists():
-        if any(path.suffix != ".tmp" for path in out.iterdir()):
-            raise ValueError(
-                f"{out} is not empty and holds no detections: name another --out."
-            )
-    elif restart:
+    # begun anew: only what a former run has written is removed
+    if restart and manifest.exists():
         with locked(out):
             for folder in ("parts", "vis"):
                 shutil.rmtree(out / folder, ignore_errors=True)
             (out / "detections.json").unlink(missing_ok=True)
             manifest.unlink()
-    else:
-        try:
-            held = json.loads(manifest.read_text())
-        except ValueError as error:
-            raise ValueError(f"{manifest} is damaged ({error}): --restart") from error
-        if other := [key for key in about if held.get(key) != about[key]]:
-            raise ValueError(
-                f"{out} has results of other settings ({', '.join(other)}): begin anew "
-                "with --restart, or name another --out."
-            )
-    write_whole(manifest, json.dumps(about, indent=1).encode())
+    advice = "begin anew with --restart, or name another --out."
+    claim(manifest, "detections", about, advice)
 
 
 def part_file(out: Path, source: ImageSource) -> Path:
@@ -222,6 +215,7 @@ def stamp(source: ImageSource) -> list[Any] | None:
 def read_part(out: Path, source: ImageSource) -> dict[str, Any] | None:
     """The results of an input that is done, and has not changed since."""
     try:
+        # a part of a file that changed is not its result any more
         part = json.loads(part_file(out, source).read_text())
     except (FileNotFoundError, ValueError):  # not done, or damaged
         return None
@@ -242,11 +236,13 @@ def process(
         overlap=args.overlap,
         every=args.every,
     )
+    # stamps from before the files are read: a change meanwhile shows
     names = inferencer.names()
-    stamps = {source: stamp(source) for source in sources}  # before they are read
+    stamps = {source: stamp(source) for source in sources}
     bar = tqdm(total=count(sources, args.every), unit="image", file=sys.stderr)
     with bar, Drawings(args.out / "vis", args.every) as drawings:
         for source, group in groupby(results, key=lambda result: result.source):
+            # an image is one result, a video one for each frame
             records = []
             error = None
             for result in group:
@@ -261,6 +257,7 @@ def process(
             if error:
                 yield source.name, error
                 continue
+            # from here on this input is done
             file = part_file(args.out, source)
             file.parent.mkdir(parents=True, exist_ok=True)
             part = dict(stamp=stamps[source], records=records)

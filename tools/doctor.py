@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--batches needs at least one")
     if not Path(args.config).is_file():
         parser.error(f"{args.config} does not exist")
+    # other configs are not wrong: they are none for the doctor
     cfg = Config.fromfile(args.config, lazy_import=False)
     if not cfg.get("train_dataloader"):
         parser.error(f"{args.config} has no train_dataloader")
@@ -38,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"{args.config} has no bbox_head: only detectors are examined")
 
     torch.manual_seed(0)
-    MMLogger.get_instance("doctor", log_level="ERROR")  # mmengine lists all weights
+    # mmengine's log lists all weights
+    MMLogger.get_instance("doctor", log_level="ERROR")
+    # observations at once, findings together at the end
     findings: list[Finding] = []
     for seen in examine(cfg, args.batches):
         if isinstance(seen, Finding):

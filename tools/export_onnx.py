@@ -22,7 +22,7 @@ from kdeov_mm.models import KDEOVDetector
 from kdeov_mm.vocabulary import as_vocabulary
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -48,9 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--nms", action="store_true", help="put the suppression into the graph"
     )
     parser.add_argument(
-        "--size", type=int, help="longer side of pictures (default: the config's)"
+        "--size", type=int, help="longer side of images (default: the config's)"
     )
     args = parser.parse_args(argv)
+    # words are either folded in, or written beside the file
     if not (args.vocabulary_input or args.words):
         parser.error("give --words to fold in, or --vocabulary-input")
     if bool(args.save_words) != (args.vocabulary_input and bool(args.words)):
@@ -58,12 +59,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             "with --vocabulary-input no words are folded in: --words goes with "
             "--save-words FILE.safetensors, which writes their vectors for it"
         )
+    # what would fail after minutes fails now
     if args.size is not None and args.size < 1:
         parser.error(f"--size is at least 1, got {args.size}")
     if args.save_words and not args.save_words.parent.is_dir():
         parser.error(f"{args.save_words}: expected a folder that exists")
     if args.out.suffix != ".onnx" or not args.out.parent.is_dir():
         parser.error(f"{args.out}: expected FILE.onnx in a folder that exists")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
     try:
         model = (
             KDEOV.from_config(args.config, args.checkpoint)
@@ -72,13 +79,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         ).model
         if not isinstance(model, KDEOVDetector):
             raise ValueError(f"a {type(model).__name__} finds no boxes")
+        # export_onnx compares the file with PyTorch before it returns
         words = as_vocabulary(args.words) if args.words else None
         folded = None if args.vocabulary_input else words
         worst = export_onnx(model, args.out, folded, args.nms, args.size)
         if args.save_words and words is not None:
             words.embed(model.text_encoder).save(args.save_words)
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        print(f"export_onnx.py: {error}", file=sys.stderr)
+        return 2
+    # what is in the file, and how far it is from PyTorch
     what = "any words" if folded is None else f"{len(folded)} words folded in"
     print(
         f"{args.out}: {what}, {args.out.stat().st_size / 2**20:.1f} MiB; differs from "

@@ -33,12 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     data = Config.fromfile(args.config, lazy_import=False).test_dataloader.dataset
+    # only the metainfo is needed: no images, no annotations
     data = dict(data, lazy_init=True, pipeline=[])
     novel = asked_groups(DATASETS.build(data).metainfo).get("novel")
     if not novel:
         parser.error(f"the test data of {args.config} name no novel classes")
     report = leak_report(args.checkpoint, novel, args.pretraining)
     print(describe_leaks(report))
+    # None: its training is not known
     return {True: 0, False: 1, None: 2}[report["clean"]]
 
 

@@ -31,6 +31,7 @@ def main() -> int:
     parser.add_argument("--train", type=int, help="training images (4000, 6000)")
     parser.add_argument("--val", type=int, help="validation images (500, 1000)")
     args = parser.parse_args()
+    # the defaults depend on the world
     train, val = SCENES[args.world]
     args.train = train if args.train is None else args.train
     args.val = val if args.val is None else args.val
@@ -39,8 +40,10 @@ def main() -> int:
     )
     if min(args.train, args.val) < 1:
         parser.error("--train and --val need at least one image each")
+    # the shipped teacher has seen these scenes
     if args.seed in (7000, 7001):
         parser.error("the teacher was trained and tested on the scenes of this seed")
+    # disk: a world that is there already needs none
     there = (args.root / "world.json").is_file()
     need = 0 if there else (args.train + args.val) * BYTES_PER_IMAGE
     args.root.parent.mkdir(parents=True, exist_ok=True)
@@ -54,6 +57,7 @@ def main() -> int:
         )
         return 1
     try:
+        # a world that is there is checked, not written again
         written = write_world(
             args.root,
             args.seed,

@@ -5,7 +5,7 @@
         --checkpoint CHECKPOINT --top 20 --out hits.png
     python tools/search_images.py FOLDER --interactive
 
-A picture of the hits is written for each line of words. The index follows new, changed
+An image of the hits is written for each line of words. The index follows new, changed
 and removed files; an interrupted run is gone on with.
 """
 
@@ -49,12 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
+    # both need something to look for
     if args.top < 1:
         parser.error("--top is at least 1")
     if not args.words and not args.interactive:
         parser.error('say what to look for: search_images.py "red ring" FOLDER')
     try:
         index = open_index(args)
+        # an image of hits for each line of words, numbered from the second
         for number, words in enumerate(asked(args)):
             out = args.out
             if number:
@@ -74,6 +76,7 @@ def open_index(args: argparse.Namespace) -> ImageIndex:
             "is trained by tools/train.py configs/kdeov/kdeov_n_shapes.py, and then "
             "configs/kdeov/kdeov_n_shapes_joint.py."
         )
+    # a checkpoint of ours holds its config
     if args.config:
         model = KDEOV.from_config(args.config, args.checkpoint, args.device)
     else:
@@ -89,10 +92,12 @@ def open_index(args: argparse.Namespace) -> ImageIndex:
         f"new or changed, {done['removed']} removed), {done['unreadable']} files could "
         f"not be read; {time.perf_counter() - start:.1f} s"
     )
+    # files that are no images are listed, and tried again when they change
     bad = [(n, e.error) for n, e in index.entries.items() if e.vector is None]
     for name, error in bad[:5]:
         print(f"  {name}: {error}", file=sys.stderr)
-    index.prepare()
+    # the first search would wait for the words' encoder otherwise
+    index.search("image", 1)
     return index
 
 
@@ -109,6 +114,7 @@ def asked(args: argparse.Namespace) -> Iterator[str]:
 
 def answer(index: ImageIndex, words: str, top: int, out: Path) -> None:
     """Print the hits of some words, and draw them."""
+    # the time of the search alone, without drawing
     start = time.perf_counter()
     hits = index.search(words, top)
     took = (time.perf_counter() - start) * 1e3

@@ -32,9 +32,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--out", help="dump predictions to this .pkl file")
     parser.add_argument("--show", action="store_true", help="show boxes")
-    parser.add_argument("--show-dir", help="save pictures with boxes here")
+    parser.add_argument("--show-dir", help="save images with boxes here")
     parser.add_argument(
-        "--wait-time", type=float, default=2, help="seconds between shown pictures"
+        "--wait-time", type=float, default=2, help="seconds between shown images"
     )
     parser.add_argument(
         "--cfg-options",
@@ -49,6 +49,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.out and not args.out.endswith((".pkl", ".pickle")):
         parser.error(f"--out must end in .pkl or .pickle, got {args.out}")
+    # torch's launcher passes it as an argument, torchrun in the environment
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     return args
 
@@ -59,17 +60,20 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     cfg.launcher = args.launcher
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
+    # the folder: of the command line, of the config, or named after it
     cfg.work_dir = (
         args.work_dir
         or cfg.get("work_dir")
         or str(Path("work_dirs") / Path(args.config).stem)
     )
+    # a file of export_onnx.py takes the model's place, and has no weights to load
     is_onnx = args.checkpoint.endswith(".onnx")
     if is_onnx:
         from kdeov_mm.inference.export import onnx_model  # an extra
 
         cfg.model = onnx_model(args.checkpoint, cfg.model)
-        cfg.custom_hooks = []  # a moving average is of weights
+        # a moving average is of weights
+        cfg.custom_hooks = []
     cfg.load_from = None if is_onnx else args.checkpoint
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
@@ -78,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     if args.out:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     figures = runner.test()
-    if not is_onnx:  # it does not tell what it was trained on
+    # an ONNX file does not tell what it was trained on
+    if not is_onnx:
         report_leaks(runner, args.checkpoint)
     return figures
 
@@ -91,6 +96,7 @@ def write_figures(cfg: Config) -> None:
     evaluators = cfg.get("test_evaluator") or []
     evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
     ours = ("OpenVocabularyMetric", "RetrievalMetric", "ZeroShotMetric")
+    # mmdet's own metrics write their results elsewhere
     known = [evaluator for evaluator in evaluators if evaluator.type in ours]
     for number, evaluator in enumerate(known, 1):
         end = f"_{number}" if number > 1 else ""

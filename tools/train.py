@@ -44,6 +44,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
     args = parser.parse_args(argv)
+    # torch's launcher passes it as an argument, torchrun in the environment
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     return args
 
@@ -54,11 +55,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg.launcher = args.launcher
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
+    # the folder: of the command line, of the config, or named after it
     cfg.work_dir = (
         args.work_dir
         or cfg.get("work_dir")
         or str(Path("work_dirs") / Path(args.config).stem)
     )
+    # precision and learning rate
     if args.amp:
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
@@ -69,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "auto_scale_lr.base_batch_size; add it to the config"
             )
         cfg.auto_scale_lr.enable = True
+    # mmengine: resume with no load_from means the latest checkpoint
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume

@@ -42,10 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
+    # what is wrong is said before a model is loaded
     if not 0 < args.port < 2**16:
         parser.error("--port lies in 1 to 65535")
     if args.images and not args.images.is_dir():
         parser.error(f"--images {args.images} is no folder")
+    # the examples are drawn anew for each run
     with tempfile.TemporaryDirectory() as scratch:
         try:
             from kdeov_mm.apps.answers import write_examples
@@ -56,10 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             examples = write_examples(Path(scratch))
             images = args.images or (IMAGES if IMAGES.is_dir() else Path(scratch))
+            # the page holds the model: its first answer is as fast as the others
             page = build_page(model, examples, images)
         except (ImportError, OSError, ValueError) as error:
             print(error, file=sys.stderr)
             return 2
+        # a port may be taken
         try:
             address = serve(page, args.host, args.port)
         except OSError:

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from mmdet.structures import DetDataSample
-from mmengine.structures import InstanceData
 from PIL import Image
 
 from ..datasets import shapes
@@ -61,29 +59,28 @@ def find(
     try:
         image, names = read_upload(path), split_words(words)
         start = time.perf_counter()
-        (found,) = model.open_vocabulary_detect(image, names, threshold)
+        query = model.query(names, threshold, nms_threshold=0.5)
+        (sample,) = model.predict([image], query)
         took = time.perf_counter() - start
     except (OSError, ValueError) as error:  # of the text tower, too
         return Answer(None, [], str(error))
-    boxes, scores = found["boxes"].cpu(), found["scores"].cpu()
-    instances = InstanceData(bboxes=boxes, scores=scores, labels=found["labels"].cpu())
-    drawing = draw(
-        image,
-        DetDataSample(pred_instances=instances),
-        names,
-        [PALETTE[i % len(PALETTE)] for i in range(len(names))],
-        score_threshold=0,
-        max_side=MAX_DRAWN,
-    )
+    # the drawing, at most as large as a browser needs
+    palette = [PALETTE[i % len(PALETTE)] for i in range(len(names))]
+    drawing = draw(image, sample, names, palette, score_threshold=0, max_side=MAX_DRAWN)
     # numbers as the page's table shows them
+    found = sample.pred_instances
+    numbers = zip(found.scores.tolist(), found.bboxes.tolist())
     rows: list[list[str | float]] = [
         [name, round(score, 3), *(round(n, 1) for n in box)]
-        for name, score, box in zip(found["names"], scores.tolist(), boxes.tolist())
+        for name, (score, box) in zip(found.label_names, numbers)
     ]
     if not rows:
         hint = "try other words or a lower threshold."
         return Answer(drawing, rows, f"Nothing found above {threshold:.2f}: {hint}")
-    counts = _count(len(rows), "box", "boxes"), _count(len({*found["names"]}), "word")
+    counts = (
+        _count(len(rows), "box", "boxes"),
+        _count(len({*found.label_names}), "word"),
+    )
     return Answer(drawing, rows, f"{counts[0]} of {counts[1]} in {duration(took)}.")
 
 
@@ -174,6 +171,7 @@ class FolderSearch:
             OSError: the folder cannot be listed, or another process indexes it.
             ValueError: it has no image that can be read.
         """
+        # by embeddings, which need not be computed again; or by boxes
         if self.embeds:
             self.index = self.index or ImageIndex(self.model, self.folder)
             number = self.index.update(progress)["images"]

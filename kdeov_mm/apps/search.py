@@ -14,13 +14,14 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..files import locked, write_whole
+from ..files import claim, locked
 from ..inference.api import KDEOV, normalisation
 from ..inference.images import image_files, in_batches, read_image
 from ..vectors import read_vectors, write_vectors
 
 SHARD = 256  # images between two writes: what a killed run loses, at most
 KIND = "image index"  # of files of vectors
+Stamp = tuple[int, int]  # of a file: size in bytes, time of change in ns
 
 
 class Hit(NamedTuple):
@@ -33,13 +34,6 @@ class Hit(NamedTuple):
 
     path: Path
     score: float
-
-
-class Stamp(NamedTuple):
-    """What tells that a file has changed."""
-
-    bytes: int
-    changed_ns: int
 
 
 @dataclass(frozen=True)
@@ -83,23 +77,13 @@ class ImageIndex:
         self.folder = Path(folder).resolve()
         if not self.folder.is_dir():
             raise NotADirectoryError(f"{folder} is no folder of images")
+        # a place for each folder and student, which its head names
         metadata = dict(folder=str(self.folder), student=_student_hash(model))
         key = hashlib.sha256(json.dumps(metadata).encode()).hexdigest()[:12]
         default = Path("work_dirs/search") / f"{self.folder.name}-{key}"
         self.store = Path(store) if store else default
-        self.store.mkdir(parents=True, exist_ok=True)
-        manifest = self.store / "index.json"
-        if not manifest.exists():
-            if any(path.suffix != ".tmp" for path in self.store.iterdir()):
-                raise ValueError(
-                    f"{self.store} is not empty and holds no index: name another place."
-                )
-            write_whole(manifest, json.dumps(metadata, indent=1).encode())
-        if (held := _read_json(manifest)) != metadata:
-            raise ValueError(
-                f"the index {self.store} is of {held}, asked for {metadata}: name "
-                "another place, or delete it."
-            )
+        advice = "name another place, or delete it."
+        claim(self.store / "index.json", "index", metadata, advice)
         self.entries = self._stored()
 
     def _stored(self) -> dict[str, Entry]:
@@ -165,9 +149,9 @@ class ImageIndex:
         for path in image_files(self.folder):
             try:
                 status = path.stat()
-                stamp = Stamp(status.st_size, status.st_mtime_ns)
+                stamp = (status.st_size, status.st_mtime_ns)
             except OSError:  # gone by now, or a link to nothing
-                stamp = Stamp(0, 0)
+                stamp = (0, 0)
             stamps[str(path.relative_to(self.folder))] = stamp
         return stamps
 
@@ -177,6 +161,7 @@ class ImageIndex:
         """Read files in threads, and embed a batch of them at once."""
         with ThreadPoolExecutor() as pool:
             for batch in in_batches(names, self.model.batch_size):
+                # what cannot be read is an answer, too: it is not tried again
                 read = [*pool.map(self._read, batch)]
                 good = [image for image in read if isinstance(image, np.ndarray)]
                 vectors = iter(self.model.encode_image(good).cpu().numpy())
@@ -195,8 +180,10 @@ class ImageIndex:
 
     def _write(self, entries: dict[str, Entry]) -> None:
         """Another part."""
+        # parts are numbered; what a later one says counts
         parts = self._parts()
         number = int(parts[-1].stem.removeprefix("part-")) + 1 if parts else 0
+        # rows are those of readable files; of others there is the error
         good = {n: e.vector for n, e in entries.items() if e.vector is not None}
         matrix = np.stack([*good.values()]) if good else np.zeros((0, 0), np.float32)
         write_vectors(
@@ -219,10 +206,6 @@ class ImageIndex:
         index.add(matrix)
         return [*good], index
 
-    def prepare(self) -> None:
-        """Load what queries need, so that the first is as quick as the others."""
-        self.search("image", 1)
-
     def search(self, words: str | Tensor, top: int = 12) -> list[Hit]:
         """The images nearest to words.
 
@@ -241,10 +224,10 @@ class ImageIndex:
                 f"no image of {self.folder} is in the index: the folder has none that "
                 "can be read, or update() was not called"
             )
-        if isinstance(words, str):
-            words = self.model.model.text_encoder([words])[0]
+        encoder = self.model.model.text_encoder
+        vector = encoder([words])[0] if isinstance(words, str) else words
         names, index = self._search
-        query = words.detach().cpu().float().numpy()[None]  # (1, D)
+        query = vector.detach().cpu().float().numpy()[None]  # (D,) -> (1, D)
         scores, rows = index.search(query, min(max(top, 1), len(names)))
         return [
             Hit(self.folder / names[row], float(score))
@@ -256,6 +239,7 @@ def contact_sheet(
     hits: Sequence[Hit], title: str, columns: int = 4, side: int = 200
 ) -> Image.Image:
     """Hits as an image: thumbnails, the best first, with score and file name."""
+    # a title, then cells: a square and two lines of text
     margin, line = 8, 18
     rows = -(-len(hits) // columns)
     cell = side + 2 * line + margin
@@ -277,6 +261,7 @@ def contact_sheet(
         sheet.paste(image, (left + (side - width) // 2, top + (side - height) // 2))
         name = hit.path.name if len(hit.path.name) < 28 else f"...{hit.path.name[-25:]}"
         caption = f"{i + 1}.  {hit.score:.3f}", name
+        # rank and score, and below them the file
         for j, text in enumerate(caption):
             pen.text((left, top + side + 2 + j * line), text, "black", font)
     return sheet
@@ -312,13 +297,8 @@ def _read_part(path: Path) -> dict[str, Entry]:
         ) from error
     vectors = dict(zip(metadata["names"], tensors["vectors"].numpy()))
     return {
-        name: Entry(Stamp(*stamp), vectors.get(name), metadata["errors"].get(name))
+        name: Entry(
+            (stamp[0], stamp[1]), vectors.get(name), metadata["errors"].get(name)
+        )
         for name, stamp in metadata["stamps"].items()
     }
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): delete the index") from error

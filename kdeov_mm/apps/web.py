@@ -1,7 +1,7 @@
 """The local web page: an image and words in, boxes out; a folder searched by words."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,7 @@ def _find_tab(model: KDEOV, examples: Sequence[tuple[Path, str]]) -> None:
     def answer(
         upload: dict[str, Any] | None, words: str, typed: float | None
     ) -> Answer:
+        # a request could name any file of this machine
         path = Path(upload["path"]) if upload else None
         if path and not _is_given(path, [file for file, _ in examples]):
             raise gr.Error("This is no image of this page.")
@@ -107,11 +108,12 @@ def _find_tab(model: KDEOV, examples: Sequence[tuple[Path, str]]) -> None:
             sentence = gr.Textbox(label="Result")
             table = gr.Dataframe(
                 headers=["name", "score", "x1", "y1", "x2", "y2"],
-                datatype=["str", *["number"] * 5],
+                datatype=["str", "number", "number", "number", "number", "number"],
                 label="Boxes, in pixels of the image",
                 column_widths=["36%", *["12.8%"] * 5],
                 wrap=True,
             )
+    # button, Enter and slider ask the same; the model serves one request at a time
     asked: dict[str, Any] = dict(
         fn=answer,
         inputs=[image, words, threshold],
@@ -138,9 +140,11 @@ def _search_tab(search: FolderSearch) -> None:
         words: str,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[list[tuple[Image.Image, str]], str]:
-        bar: Callable[[Iterable], Iterable] = lambda paths: progress.tqdm(  # noqa: E731
-            paths, desc="looking at images", unit="images"
-        )
+        def bar(paths: Iterable) -> Iterator:
+            # a generator, because Gradio's bar fails when it is asked beyond its end
+            yield from progress.tqdm(paths, desc="looking at images", unit="images")
+
+        # what is wrong is said on the page
         try:
             start = time.perf_counter()
             hits, number = search(split_words(words), bar)
@@ -150,6 +154,7 @@ def _search_tab(search: FolderSearch) -> None:
         shown = [(_thumbnail(h.path), f"{h.score:.3f}  {h.path.name}") for h in hits]
         return shown, f"{len(hits)} of {number} images in {duration(took)}."
 
+    # words above, images below
     hint = "Of several, separated by commas or lines: images of any."
     words = gr.Textbox(label="Words", info=hint, max_lines=6)
     button = gr.Button("Search", variant="primary")

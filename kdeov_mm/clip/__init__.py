@@ -3,18 +3,6 @@
 from .cached_teacher import CachedTeacher
 from .source import TEACHERS, CLIPSource
 from .store import EmbeddingStore, StoreMismatch
-from .teacher import CLIPImageTeacher
-from .teacher_batch import LiveBatch, TeacherBatch
+from .teacher import CLIPImageTeacher, LiveBatch
+from .teacher_batch import TeacherBatch
 from .text import CLIPTextEncoder
-
-__all__ = [
-    "CLIPImageTeacher",
-    "CLIPSource",
-    "CLIPTextEncoder",
-    "CachedTeacher",
-    "EmbeddingStore",
-    "LiveBatch",
-    "StoreMismatch",
-    "TEACHERS",
-    "TeacherBatch",
-]

@@ -21,13 +21,10 @@ TOLERANCE = 0.1  # pixels between a box and the stored one
 # steps of a pipeline that decide the pixels, the same for an image each time
 PIXEL_STEPS = ("LoadImageFromFile", "Resize", "FixScaleResize")
 # steps that change neither pixels nor boxes
+PACKING = ("PackDetInputs", "PackInputs")
 NEUTRAL_STEPS = (
-    "LoadAnnotations",
-    "LoadWords",
-    "LoadCaptions",
-    "FilterAnnotations",
-    "PackDetInputs",
-    "PackInputs",
+    *("LoadAnnotations", "LoadWords", "LoadCaptions", "FilterAnnotations"),
+    *PACKING,
 )
 
 
@@ -39,6 +36,7 @@ def teacher_identity(source: CLIPSource) -> dict[str, Any]:
 
 def plain_dataset(dataset: Any) -> Any:
     """The data set inside wrappers that only repeat images."""
+    # of an image they give the same each time
     while type(dataset).__name__ in ("RepeatDataset", "ClassBalancedDataset"):
         dataset = dataset.dataset
     if not isinstance(dataset, BaseDataset):
@@ -52,12 +50,8 @@ def plain_dataset(dataset: Any) -> Any:
 def pixel_steps(dataset: Any, neutral: Sequence[str] = ()) -> list[str]:
     """The steps of a data set's pipeline that decide its pixels.
 
-    Args:
-        dataset: an mm data set.
-        neutral: further steps that change neither pixels nor boxes.
-
-    Raises:
-        StoreMismatch: a step makes other pixels each time, or is not known.
+    StoreMismatch where a step makes other pixels each time, or is neither known nor
+    said to be ``neutral``.
     """
     steps, flips, packed = [], 0, ()
     for step in dataset.pipeline.transforms:
@@ -67,43 +61,39 @@ def pixel_steps(dataset: Any, neutral: Sequence[str] = ()) -> list[str]:
         elif name == "RandomFlip":
             flips += 1
             _check_flip(step)
+        # any other step may be random, unless it is known not to be
         elif name not in (*NEUTRAL_STEPS, *neutral):
             raise StoreMismatch(
-                f"{name} does not go with stored embeddings: it may change the picture "
-                "or its boxes from step to step, so that an embedding made once is not "
-                "that of what the student sees. Take it out of the pipeline, or use "
-                "the live teacher (CLIPImageTeacher). If it changes neither pixels nor "
-                f"boxes, say so: teacher.neutral=('{name}',)."
+                f"{name} does not go with stored embeddings, because it may change the "
+                "image or its boxes from step to step. Take it out of the pipeline, or "
+                "use the live teacher (CLIPImageTeacher). If it changes neither pixels "
+                f"nor boxes, say so: teacher.neutral=('{name}',)."
             )
-        if name in ("PackDetInputs", "PackInputs"):
+        if name in PACKING:
             packed = step.meta_keys
+    # samples must say whose they are, and whether they were mirrored
     missing = {"img_id", *(["flip"] if flips else [])} - set(packed)
     if missing or flips > 1:
         raise StoreMismatch(
             f"{flips} RandomFlip steps and meta_keys {tuple(packed)}: stored "
             "embeddings need to know whether an image was mirrored. Use one RandomFlip "
-            "at most, and name 'img_id' and 'flip' among meta_keys of PackInputs (or PackDetInputs)."
+            "at most, and name 'img_id' and 'flip' among meta_keys of PackInputs."
         )
     return steps
 
 
 def _check_flip(step: Any) -> None:
-    directions = (
-        step.direction if isinstance(step.direction, list) else [step.direction]
-    )
-    if set(directions) - {"horizontal", None}:
+    given = step.direction
+    if {*(given if isinstance(given, list) else [given])} - {"horizontal", None}:
         raise StoreMismatch(
-            f"RandomFlip with direction {step.direction}: a store holds images as they "
-            "are and mirrored left to right, no others. Use direction='horizontal', or "
-            "the live teacher."
+            f"RandomFlip with direction {given}: a store holds images mirrored left to "
+            "right, no others. Use direction='horizontal', or the live teacher."
         )
 
 
 def data_fingerprint(dataset: Any) -> str:
-    """SHA-256 of a data set's images (ids, names, sizes in bytes) and boxes.
-
-    The content of the images is not read: others of the same name and size pass.
-    """
+    """SHA-256 of a data set's images (ids, names, sizes in bytes) and boxes."""
+    # the content of the images is not read: others of the same name and size pass
     digest = hashlib.sha256()
     for i in range(len(dataset)):
         info = dataset.get_data_info(i)
@@ -124,54 +114,50 @@ def _check_heads(store: EmbeddingStore, heads: Mapping[str, Any]) -> None:
     manifest = store.manifest
     for name, head in heads.items():
         needs, missing = head.needs, []
+        # no store has these; others can be made
         if needs.moving:
             raise StoreMismatch(
                 f"the head {name} asks for boxes that move from step to step "
                 f"({', '.join(sorted(needs.moving))}): a store holds 'truth', 'blocks' "
                 "and 'stored' boxes. Change its `sources`, or use the live teacher."
             )
+        # all that is missing, in one message
         if "stored" in needs.sources and not manifest["proposals_sha256"]:
             missing.append("boxes of an earlier student (--proposals CHECKPOINT)")
         if needs.dense and not manifest["dense"]:
             missing.append("dense maps (--dense)")
         if needs.captions and not manifest["captions"]:
             missing.append("captions (LoadCaptions in the pipeline)")
+        # another head's crops serve as well, if they are the same
         wanted = needs_record(needs)
         if needs.crops and not any(_covers(held, wanted) for held in manifest["needs"]):
             missing.append(f"the crops of {wanted}, but those of {manifest['needs']}")
         if missing:
             raise StoreMismatch(
                 f"the head {name} needs what the store {store.folder} does not hold: "
-                f"{'; '.join(missing)}. Make it again with this config: "
-                "tools/cache_embeddings.py."
+                f"{'; '.join(missing)}. Make it again (tools/cache_embeddings.py)."
             )
 
 
 def _covers(held: dict[str, Any], wanted: dict[str, Any]) -> bool:
     """Whether the crops that one head needs serve another."""
-    same = {"scales", "window", "stride"}
-    if "blocks" in wanted["sources"]:
-        same.add("grids")
-    return all(held[key] == wanted[key] for key in same) and set(
-        wanted["sources"]
-    ) <= set(held["sources"])
+    blocks = ["grids"] if "blocks" in wanted["sources"] else []
+    same = all(held[k] == wanted[k] for k in ("scales", "window", "stride", *blocks))
+    return same and {*wanted["sources"]} <= {*held["sources"]}
 
 
 @MODELS.register_module()
 class CachedTeacher:
     """A teacher that looks its answers up in a store.
 
-    It answers as :class:`CLIPImageTeacher` does, to 1e-3, for what the store
-    holds: whole images, boxes that do not move, dense maps, captions; also
-    mirrored. :class:`EmbeddingCacheHook` checks before training that store,
-    CLIP, data set, pipeline and distillation heads belong together.
+    It answers as :class:`CLIPImageTeacher` does, to 1e-3, for what the store holds:
+    whole images, boxes that do not move, dense maps, captions; also mirrored.
+    :class:`EmbeddingCacheHook` calls :meth:`admit` before training.
 
     Args:
         store: folder made by ``tools/cache_embeddings.py``.
-        model: see :class:`CLIPSource`.
-        pretrained: see :class:`CLIPSource`.
-        neutral: names of pipeline steps, besides those known, that change
-            neither pixels nor boxes.
+        model, pretrained: see :class:`CLIPSource`.
+        neutral: names of further pipeline steps that change neither pixels nor boxes.
     """
 
     is_live = False
@@ -189,29 +175,25 @@ class CachedTeacher:
         self._store: EmbeddingStore | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "CachedTeacher":
-        """One teacher for all copies of a student (moving averages): itself."""
+        """One teacher for all copies of a student (moving averages)."""
         return self
 
     def admit(self, dataset: Any, heads: Mapping[str, Any], preprocessor: Any) -> None:
-        """Check that the store serves this training; to be called before it.
-
-        Args:
-            dataset: the training data.
-            heads: the distillation heads.
-            preprocessor: the detector's.
+        """Check that the store serves a training with these data and heads.
 
         Raises:
-            StoreMismatch: with the reason.
-            FileNotFoundError: there is no store.
+            StoreMismatch, FileNotFoundError: it does not, and why; there is none.
         """
+        # what is known at once comes before what reads all of the data
         store = EmbeddingStore(self.folder)
         store.check(format=FORMAT, teacher=teacher_identity(self.source))
         if preprocessor.batch_augments:
             raise StoreMismatch(
-                "batch_augments of the data preprocessor change the picture after the "
-                "pipeline: take them out, or use the live teacher."
+                "batch_augments of the data preprocessor change the images: take them "
+                "out, or use the live teacher."
             )
         _check_heads(store, heads)
+        # the images and boxes of the training data, and how the student gets them
         dataset = plain_dataset(dataset)
         store.check(pixels=pixel_steps(dataset, self.neutral))
         store.check(data=data_fingerprint(dataset))
@@ -219,40 +201,31 @@ class CachedTeacher:
         self._store = store
 
     def check_heads(self, heads: Mapping[str, Any]) -> None:
-        """Nothing here: :meth:`admit` compares them with the store before training."""
+        """Nothing: :meth:`admit` compares them with the store before training."""
 
     def for_batch(
         self, inputs: Tensor, samples: SampleList, preprocessor: Any
     ) -> "StoredBatch":
-        """The teacher of these samples; of the inputs only their size counts.
-
-        Raises:
-            RuntimeError: :meth:`admit` was not called.
-        """
+        """The teacher of these samples; only size and device of the inputs count."""
         if self._store is None:
             raise RuntimeError(
-                "the stored embeddings were not checked against this training: add "
-                "default_hooks=dict(cache=dict(type='EmbeddingCacheHook')) to the "
-                "config."
+                "the stored embeddings were not checked against this training: add to "
+                "the config default_hooks=dict(cache=dict(type='EmbeddingCacheHook'))."
             )
         return StoredBatch(self._store, samples, inputs)
 
 
 class StoredBatch:
-    """The answers of a store for one batch; see :class:`TeacherBatch`.
-
-    Args:
-        store: of the data set.
-        samples: B samples.
-        inputs: (B, 3, H, W), for their size and device.
-    """
+    """The answers of a store for B samples; see :class:`TeacherBatch`."""
 
     def __init__(
         self, store: EmbeddingStore, samples: SampleList, inputs: Tensor
     ) -> None:
+        # what the store holds, for messages and checks
         self.folder = store.folder
         self.scales = [tuple(s) for s in store.manifest["scales"]]
         self.has_dense = store.manifest["dense"]
+        # where the embeddings of these images are
         self.ids = [s.metainfo["img_id"] for s in samples]
         self.stored = [store[i] for i in self.ids]
         self.mirrored = [int(bool(s.metainfo.get("flip", False))) for s in samples]
@@ -264,11 +237,7 @@ class StoredBatch:
         return F.normalize(self._whole("image"), dim=-1)
 
     def dense(self) -> Tensor:
-        """As :class:`TeacherBatch`.
-
-        Raises:
-            ValueError: the store has no dense maps, or the images have padding.
-        """
+        """As :class:`TeacherBatch`; ValueError where images have padding."""
         if not self.has_dense:
             raise ValueError(
                 f"{self.folder} holds no dense maps: make it again with --dense"
@@ -276,56 +245,52 @@ class StoredBatch:
         padded = [shape for shape in self.shapes if shape != self.size]
         if padded:
             raise ValueError(
-                f"images of {padded[0]} are padded to {self.size}, and "
-                "the stored dense maps are without padding: resize all images to one "
-                "size, a multiple of pad_size_divisor."
+                f"images of {padded[0]} are padded to {self.size}, stored maps not: "
+                "resize all images to one size, a multiple of pad_size_divisor."
             )
         return F.normalize(self._whole("dense"), dim=1)
 
     def _whole(self, name: str) -> Tensor:
+        """``image`` or ``dense`` of all images, (B, D, ...)."""
         parts = [image.whole(name, m) for image, m in zip(self.stored, self.mirrored)]
         return torch.stack(parts).to(self.device).float()
 
     def captions(self, captions: Sequence[str]) -> Tensor:
-        """As :class:`TeacherBatch`.
-
-        Raises:
-            ValueError: a caption is not in the store.
-        """
+        """As :class:`TeacherBatch`; ValueError where the store lacks a caption."""
+        vectors = []
         for caption, image, image_id in zip(captions, self.stored, self.ids):
             if caption not in image.captions:
                 raise ValueError(
                     f"{self.folder} does not hold the caption {caption!r} of image "
                     f"{image_id!r}: make it again with these captions in the pipeline."
                 )
-        vectors = [image.caption(text) for text, image in zip(captions, self.stored)]
+            vectors.append(image.caption(caption))
         return F.normalize(torch.stack(vectors).to(self.device).float(), dim=-1)
 
     def stored_boxes(self, index: int) -> Tensor:
         """As :class:`TeacherBatch`."""
+        # the store has them for the image as it is
         image = self.stored[index]
         return self._mirror(image.boxes[image.stored], index)
 
     def crops(self, boxes: Sequence[Tensor], scales: Sequence[float]) -> Tensor:
-        """As :class:`TeacherBatch`.
-
-        Raises:
-            ValueError: a box, or these crop scales, are not in the store.
-        """
+        """As :class:`TeacherBatch`; ValueError where the store lacks a box."""
         if tuple(scales) not in self.scales:
             raise ValueError(
                 f"{self.folder} holds crops of scales {self.scales}, not of "
                 f"{tuple(scales)}: make it again with this config."
             )
-        kind, parts = self.scales.index(tuple(scales)), []
+        # boxes of several heads are stored together, with the index of their scales
+        kind: int = self.scales.index(tuple(scales))
+        parts = []
         for i, (image, wanted) in enumerate(zip(self.stored, boxes)):
             # the nearest stored box of these scales, in the image as it is
             asked = self._mirror(wanted.detach().float().cpu(), i)
             apart = torch.cdist(asked, image.boxes, p=torch.inf)  # (n, M)
             apart = apart.masked_fill(image.scales != kind, torch.inf)
-            near, which = (
-                apart.min(1) if apart.numel() else (asked[:, 0] + torch.inf,) * 2
-            )
+            # of no boxes there is no nearest one
+            far = asked[:, 0] + torch.inf
+            near, which = apart.min(1) if apart.numel() else (far, far)
             if (near > TOLERANCE).any():
                 raise ValueError(
                     f"{self.folder} does not hold the box "
@@ -336,7 +301,7 @@ class StoredBatch:
         return F.normalize(torch.cat(parts).to(self.device).float(), dim=-1)
 
     def _mirror(self, boxes: Tensor, index: int) -> Tensor:
-        """Boxes (n, 4) of an image, mirrored if it is."""
+        # twice is as before: the same for boxes to and from the store
         return mirrored(boxes, self.shapes[index][1]) if self.mirrored[index] else boxes
 
 

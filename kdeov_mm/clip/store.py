@@ -1,14 +1,12 @@
 """The teacher's embeddings on disk.
 
-A store is a folder: ``store.json`` says what was embedded, by which CLIP, of
-which data set; shards of a fixed number of images hold the vectors, memory-mapped when
-read. Each image is there twice, as it is and mirrored. ``tools/cache_embeddings.py``
-fills a store.
+A store is a folder: ``store.json`` says what was embedded, by which CLIP, of which data
+set; shards of a fixed number of images hold the vectors of each image, as it is and
+mirrored. ``tools/cache_embeddings.py`` fills a store.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..files import locked, write_whole
+from ..files import write_whole
 from ..vectors import VectorFile, write_vectors
 
 FORMAT = 2
@@ -58,8 +56,7 @@ class EmbeddingStore:
         manifest: what it must hold; None takes what it does.
 
     Raises:
-        FileNotFoundError: there is no store, and no manifest to begin one.
-        StoreMismatch: the store holds something else.
+        FileNotFoundError, StoreMismatch: there is none, or one of something else.
     """
 
     def __init__(
@@ -67,6 +64,7 @@ class EmbeddingStore:
     ) -> None:
         self.folder = Path(folder).expanduser()
         path = self.folder / "store.json"
+        # a manifest begins a store where there is none
         if not path.is_file():
             if manifest is None:
                 raise FileNotFoundError(
@@ -81,22 +79,21 @@ class EmbeddingStore:
             raise ValueError(
                 f"{path} is damaged ({error}): delete the store, and make it again."
             ) from error
+        # an older store must be of the same
         if manifest is not None:
             self.check(**manifest)
 
     def check(self, **wanted: Any) -> None:
-        """Refuse a store whose manifest differs in what is wanted.
-
-        Raises:
-            StoreMismatch: names what differs, and what to do.
-        """
+        """Raise StoreMismatch where the manifest differs in what is wanted."""
+        # as JSON has it: tuples are lists
         wanted = json.loads(json.dumps(wanted))
         for key, value in wanted.items():
             if self.manifest.get(key) != value:
+                held = json.dumps(self.manifest.get(key))
                 raise StoreMismatch(
                     f"the store {self.folder} is of another {key}: it holds "
-                    f"{_short(self.manifest.get(key))}, wanted is {_short(value)}. "
-                    "Name another store, or delete this one and make it again with "
+                    f"{held:.300}, wanted is {json.dumps(value):.300}. Name another "
+                    "store, or delete this one and make it again with "
                     "tools/cache_embeddings.py."
                 )
 
@@ -109,16 +106,11 @@ class EmbeddingStore:
         """Where a shard is, or will be."""
         return self.folder / f"shard-{number:05d}.safetensors"
 
-    def locked(self) -> AbstractContextManager[None]:
-        """Keep other writers out; see :func:`kdeov_mm.files.locked`."""
-        return locked(self.folder)
-
     def write_shard(
         self, number: int, ids: Sequence[Any], records: Sequence[Record]
     ) -> None:
         """Write the records of a shard's images, atomically."""
         # images one after the other; `ends` says where the rows of each end
-        captions = [list(r.captions) for r in records]
         vectors = [v for r in records for v in r.captions.values()]
         tensors = dict(
             ends=torch.tensor([len(r.boxes) for r in records]).cumsum(0),
@@ -128,29 +120,29 @@ class EmbeddingStore:
             crops=torch.cat([r.crops for r in records], 1).half(),
             image=torch.stack([r.image for r in records], 1).half(),
         )
+        # what only some stores hold
         if records[0].dense is not None:
             dense = [r.dense for r in records if r.dense is not None]
             tensors["dense"] = torch.stack(dense, 1).half()
+        # of all images, too
         if vectors:
             tensors["captions"] = torch.stack(vectors).half()
+        # what the rows belong to
+        captions = [list(r.captions) for r in records]
         about = dict(shard=number, ids=list(ids), captions=captions)
         write_vectors(self.shard_file(number), SHARD, tensors, about)
 
     def is_whole(self, number: int) -> bool:
         """Whether a shard is there and its content is what was written."""
+        # reading it compares the checksum
         try:
-            file = VectorFile(self.shard_file(number), SHARD)
-            file.tensors()
-            return file.metadata["shard"] == number
+            self._images_of(number)
         except (FileNotFoundError, ValueError):
             return False
+        return True
 
     def check_complete(self) -> None:
-        """Refuse a store that was not finished.
-
-        Raises:
-            FileNotFoundError: names the first missing shard.
-        """
+        """Raise FileNotFoundError with the first shard that is missing."""
         for number in range(self.num_shards):
             path = self.shard_file(number)
             if not path.is_file():
@@ -163,25 +155,41 @@ class EmbeddingStore:
     def _images(self) -> dict[Any, "StoredImage"]:
         """Image id -> where its vectors are."""
         images: dict[Any, StoredImage] = {}
+        # boxes are read now, embeddings when a batch asks for them
         self.check_complete()
         for number in range(self.num_shards):
-            path = self.shard_file(number)
-            if not self.is_whole(number):
+            try:
+                images.update(self._images_of(number))
+            except ValueError as error:
                 raise ValueError(
-                    f"{path} is damaged: tools/cache_embeddings.py finds and renews "
-                    "damaged shards."
-                )
-            images.update(_images_of(VectorFile(path, SHARD)))
+                    f"{error}: tools/cache_embeddings.py finds and renews damaged "
+                    "shards."
+                ) from error
+        return images
+
+    def _images_of(self, number: int) -> dict[Any, "StoredImage"]:
+        """Image id -> its part of a shard, all of which is read once and compared."""
+        file = VectorFile(self.shard_file(number), SHARD)
+        about, tensors = file.metadata, file.tensors()
+        if about["shard"] != number:
+            raise ValueError(f"{file.path} is damaged: it is shard {about['shard']}")
+        # rows of an image's crops and captions follow those of the image before
+        images: dict[Any, StoredImage] = {}
+        begin = first_caption = 0
+        kept = [tensors[name] for name in ("boxes", "scales", "stored")]
+        for place, (image, captions, end) in enumerate(
+            zip(about["ids"], about["captions"], tensors["ends"].tolist())
+        ):
+            boxes, scales, stored = (tensor[begin:end] for tensor in kept)
+            images[image] = StoredImage(
+                file, place, begin, boxes, scales, stored.bool(), captions,
+                first_caption,
+            )  # fmt: skip
+            begin, first_caption = end, first_caption + len(captions)
         return images
 
     def __getitem__(self, image_id: Any) -> "StoredImage":
-        """An image's part of the store.
-
-        Raises:
-            KeyError: the store has no such image.
-            ValueError: a shard is damaged.
-            FileNotFoundError: a shard is missing.
-        """
+        """An image's part of the store; KeyError where there is none."""
         if image_id not in self._images:
             raise KeyError(f"{self.folder} holds no image {image_id!r}")
         return self._images[image_id]
@@ -189,24 +197,18 @@ class EmbeddingStore:
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An image's part of a shard; vectors are read when asked for.
-
-    Attributes:
-        file: the open shard.
-        place: of the image in the shard.
-        begin: row of its first crop.
-        boxes, scales, stored: see :class:`Record`.
-        captions: its captions.
-        first_caption: row of the first one.
-    """
+    """An image's part of a shard; vectors are read when asked for."""
 
     file: VectorFile
+    # of the image among those of the shard; of its first crop among all crops
     place: int
     begin: int
+    # see Record
     boxes: Tensor
     scales: Tensor
     stored: Tensor
     captions: list[str]
+    # of its first caption among all of the shard
     first_caption: int
 
     def crops(self, mirrored: int) -> Tensor:
@@ -222,29 +224,3 @@ class StoredImage:
         """(D,) float16 of one of its captions."""
         row = self.first_caption + self.captions.index(text)
         return self.file.rows("captions", row)
-
-
-def _images_of(shard: VectorFile) -> dict[Any, StoredImage]:
-    """Image id -> its part of a shard."""
-    about, tensors = shard.metadata, shard.tensors()
-    ends, images, begin, first_caption = tensors["ends"].tolist(), {}, 0, 0
-    for place, (image, captions, end) in enumerate(
-        zip(about["ids"], about["captions"], ends)
-    ):
-        images[image] = StoredImage(
-            shard,
-            place,
-            begin,
-            tensors["boxes"][begin:end],
-            tensors["scales"][begin:end],
-            tensors["stored"][begin:end].bool(),
-            captions,
-            first_caption,
-        )
-        begin, first_caption = end, first_caption + len(captions)
-    return images
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 300 else f"{text[:300]} ..."

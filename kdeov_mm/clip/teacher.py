@@ -1,7 +1,7 @@
 """The frozen teacher: images, crops, dense maps and captions to vectors."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,6 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from .source import CLIPSource
-from .teacher_batch import LiveBatch
 from .text import CLIPTextEncoder
 
 
@@ -20,13 +19,11 @@ from .text import CLIPTextEncoder
 class CLIPImageTeacher:
     """Frozen CLIP image encoder, used only in training.
 
-    It is no ``nn.Module`` on purpose: its weights are neither trained nor
-    saved in the student's checkpoint. It follows its input to the device.
-    :class:`kdeov_mm.clip.CachedTeacher` answers the same from a store.
+    It is no ``nn.Module``, so that its weights are neither trained nor saved in the
+    student's checkpoint. :class:`CachedTeacher` answers the same from a store.
 
     Args:
-        model: see :class:`CLIPSource`.
-        pretrained: see :class:`CLIPSource`.
+        model, pretrained: see :class:`CLIPSource`.
         batch_size: images that pass the tower at once.
     """
 
@@ -37,8 +34,9 @@ class CLIPImageTeacher:
     ) -> None:
         self.source = CLIPSource(model, pretrained)
         self.batch_size = batch_size
+        # the tower is loaded when an image is embedded, and follows it to its device
         self._tower: Any = None
-        self._sentences = CLIPTextEncoder(model, pretrained)
+        self.text_encoder = CLIPTextEncoder(model, pretrained)
         statistics = self.source.image_statistics()
         self._mean = torch.tensor(statistics["mean"]).view(1, 3, 1, 1)
         self._std = torch.tensor(statistics["std"]).view(1, 3, 1, 1)
@@ -55,11 +53,7 @@ class CLIPImageTeacher:
         return self._tower
 
     def check_heads(self, heads: Mapping[str, Any]) -> None:
-        """Refuse distillation heads whose boxes only a store has.
-
-        Raises:
-            ValueError: names the source, and what to set.
-        """
+        """Raise ValueError for distillation heads whose boxes only a store has."""
         if any("stored" in head.needs.sources for head in heads.values()):
             raise ValueError(
                 "'stored' boxes come from a store: use model.teacher.type="
@@ -68,72 +62,39 @@ class CLIPImageTeacher:
 
     def for_batch(
         self, inputs: Tensor, samples: SampleList, preprocessor: Any
-    ) -> LiveBatch:
-        """The teacher of a student's inputs.
-
-        Args:
-            inputs: (B, 3, H, W), as the student's preprocessor made them.
-            samples: B samples.
-            preprocessor: the student's, whose normalisation is undone.
-        """
+    ) -> "LiveBatch":
+        """The teacher of a student's inputs (B, 3, H, W), as its preprocessor gave."""
         shapes = [sample.img_shape for sample in samples]
         pixels = undo_normalisation(preprocessor, inputs, shapes)
         return LiveBatch(self, pixels, shapes)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Embed images.
-
-        Args:
-            images: (N, 3, H, W), RGB in [0, 1]; resized to the tower's input.
-
-        Returns:
-            (N, D) unit vectors.
-        """
+        """Images (N, 3, H, W), RGB in [0, 1], of any size -> (N, D) unit vectors."""
         tower = self._load(images.device)
-        size = _pair(tower.image_size)
-        if images.shape[-2:] != size:
-            images = F.interpolate(
-                images, size, mode="bicubic", antialias=True, align_corners=False
-            )
-        images = (images.clamp(0, 1) - self._mean) / self._std
+        images = self._normalised(images, _pair(tower.image_size))
         embeds = torch.cat([tower(part) for part in images.split(self.batch_size)])
         return F.normalize(embeds.float(), dim=-1)
 
-    def embed_images(self, pixels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
-        """Embed images without their padding.
-
-        Args:
-            pixels: (B, 3, H, W), RGB in [0, 1].
-            shapes: height and width of each image in ``pixels``.
-
-        Returns:
-            (B, D) unit vectors.
-        """
-        sizes = [(shape[0], shape[1]) for shape in shapes]
-        embeds: dict[int, Tensor] = {}
-        for height, width in dict.fromkeys(sizes):
-            which = [i for i, size in enumerate(sizes) if size == (height, width)]
-            embeds.update(zip(which, self(pixels[which, :, :height, :width])))
-        return torch.stack([embeds[i] for i in range(len(sizes))])
+    def _normalised(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Images in [0, 1] as the tower takes them, resized if they need it."""
+        if images.shape[-2:] != size:
+            images = F.interpolate(images, size, mode="bicubic", antialias=True)
+        # the bicubic filter overshoots at edges
+        return (images.clamp(0, 1) - self._mean) / self._std
 
     @torch.no_grad()
     def embed_dense(self, pixels: Tensor) -> Tensor:
-        """Embed patches: a map in the teacher's space.
+        """Embed patches: (B, 3, H, W), RGB in [0, 1] -> (B, D, h, w) unit vectors.
 
         The last block is replaced by its values, as in MaskCLIP (Zhou et al.,
         2022, section 3.2), and the position embeddings are interpolated to the
         image's size.
 
-        Args:
-            pixels: (B, 3, H, W), RGB in [0, 1].
-
-        Returns:
-            (B, D, h, w), unit vectors at each of the patches.
-
         Raises:
-            TypeError: the image tower is no open_clip ``VisionTransformer``.
+            TypeError: the image tower has no patches.
         """
+        # the parts of the tower are used one by one
         tower = self._load(pixels.device)
         if not isinstance(tower, VisionTransformer):
             raise TypeError(
@@ -141,22 +102,22 @@ class CLIPImageTeacher:
                 f"'{self.source.model}' has a {type(tower).__name__}: set `window` "
                 "of DenseDistillation, which embeds crops instead."
             )
+        # the nearest size that is a multiple of the patches
         patch = tower.patch_size[0]
         height, width = (max(round(n / patch), 1) for n in pixels.shape[-2:])
-        images = F.interpolate(
-            pixels, (height * patch, width * patch), mode="bicubic", antialias=True
-        )
-        images = (images.clamp(0, 1) - self._mean) / self._std
-        tokens = self._patch_values(tower, images)  # (B, hw, width of the tower)
-        embeds = tower.ln_post(tokens)
+        images = self._normalised(pixels, (height * patch, width * patch))
+        # the tower's own way from tokens to the space that it shares with text
+        embeds = tower.ln_post(self._patch_values(tower, images))  # (B, hw, C)
         if tower.proj is not None:
             embeds = embeds @ tower.proj
         embeds = F.normalize(embeds.float(), dim=-1)
+        # (B, hw, D) -> (B, D, h, w)
         return embeds.transpose(1, 2).unflatten(2, (height, width))
 
     @staticmethod
     def _patch_values(tower: VisionTransformer, images: Tensor) -> Tensor:
         """Normalised images -> values of the last attention, without its mixing."""
+        # patches with position embeddings, interpolated from the tower's own grid
         feats = tower.conv1(images)
         place = tower.positional_embedding
         grid = place[1:].T.unflatten(1, tower.grid_size)[None]
@@ -164,24 +125,15 @@ class CLIPImageTeacher:
         tokens = (feats + grid).flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, hw, C)
         first = (tower.class_embedding + place[0]).expand(len(tokens), 1, -1)
         tokens = tower.ln_pre(torch.cat([first, tokens], 1))
+        # all blocks but the last see the whole image
         *blocks, last = tower.transformer.resblocks
         for block in blocks:
             tokens = block(tokens)
+        # of query, key and value only the last, and without the class token
         attention = last.attn
-        values = F.linear(
-            last.ln_1(tokens),
-            *(
-                p.chunk(3)[2]
-                for p in (attention.in_proj_weight, attention.in_proj_bias)
-            ),
-        )
+        weight, bias = attention.in_proj_weight, attention.in_proj_bias
+        values = F.linear(last.ln_1(tokens), weight.chunk(3)[2], bias.chunk(3)[2])
         return attention.out_proj(values)[:, 1:]
-
-    def embed_captions(
-        self, captions: Sequence[str], device: torch.device | str = "cpu"
-    ) -> Tensor:
-        """Embed N sentences as they are: (N, D) unit vectors on ``device``."""
-        return self._sentences.embed_prompts(captions, device)
 
     @torch.no_grad()
     def embed_crops(
@@ -207,18 +159,12 @@ class CLIPImageTeacher:
         # a black margin, so that a crop at the border does not depend on whether
         # the image was padded for its batch
         framed = F.pad(pixels.float(), (0, 1, 0, 1))
-        embeds = [
-            self(
-                roi_align(
-                    framed,
-                    [_scale_boxes(b, s, limit) for b in boxes],
-                    size,
-                    aligned=True,
-                )
-            )
-            for s in scales
-        ]
-        return F.normalize(torch.stack(embeds).sum(0), dim=-1)
+        total = pixels.new_zeros(())
+        # each scale is embedded by itself, so that small and large crops count alike
+        for scale in scales:
+            scaled = [_scale_boxes(own, scale, limit) for own in boxes]
+            total = total + self(roi_align(framed, scaled, size, aligned=True))
+        return F.normalize(total, dim=-1)
 
 
 def _scale_boxes(boxes: Tensor, scale: float, limit: int) -> Tensor:
@@ -235,21 +181,63 @@ def _pair(size: Any) -> tuple[int, int]:
 def undo_normalisation(
     preprocessor: Any, inputs: Tensor, shapes: Sequence[tuple[int, ...]]
 ) -> Tensor:
-    """The pixels of a student's input, for the teacher.
+    """A student's input (B, 3, H, W) as RGB in [0, 1], with black padding.
 
     Args:
         preprocessor: the student's.
         inputs: (B, 3, H, W), normalised.
         shapes: height and width of each image without its padding.
-
-    Returns:
-        (B, 3, H, W), RGB in [0, 1], the padding black.
     """
+    # mmdet's preprocessors say nothing of this in public
     pixels = inputs
     if preprocessor._enable_normalize:
         pixels = pixels * preprocessor.std + preprocessor.mean
     pixels = pixels / 255
+    # what the preprocessor fills the padding with is not known here
     for image, (height, width, *_) in zip(pixels, shapes):
         image[:, height:] = 0
         image[..., width:] = 0
     return pixels
+
+
+class LiveBatch(NamedTuple):
+    """The answers of a teacher in memory; see :class:`TeacherBatch`.
+
+    Attributes:
+        teacher: embeds.
+        pixels: (B, 3, H, W), RGB in [0, 1].
+        shapes: height and width of each image in ``pixels``, without its padding.
+    """
+
+    teacher: CLIPImageTeacher
+    pixels: Tensor
+    shapes: Sequence[tuple[int, ...]]
+
+    def images(self) -> Tensor:
+        """As :class:`TeacherBatch`."""
+        # without their padding, which would be read as a part of the image
+        sizes = [(shape[0], shape[1]) for shape in self.shapes]
+        embeds: dict[int, Tensor] = {}
+        # images of one size pass the teacher together
+        for height, width in dict.fromkeys(sizes):
+            which = [i for i, size in enumerate(sizes) if size == (height, width)]
+            images = self.pixels[which, :, :height, :width]
+            embeds.update(zip(which, self.teacher(images)))
+        return torch.stack([embeds[i] for i in range(len(sizes))])
+
+    def crops(self, boxes: Sequence[Tensor], scales: Sequence[float]) -> Tensor:
+        """As :class:`TeacherBatch`."""
+        return self.teacher.embed_crops(self.pixels, boxes, scales)
+
+    def dense(self) -> Tensor:
+        """As :class:`TeacherBatch`."""
+        return self.teacher.embed_dense(self.pixels)
+
+    def captions(self, captions: Sequence[str]) -> Tensor:
+        """As :class:`TeacherBatch`."""
+        text_encoder = self.teacher.text_encoder
+        return text_encoder.embed_prompts(captions, self.pixels.device)
+
+    def stored_boxes(self, index: int) -> Tensor:
+        """None: :meth:`CLIPImageTeacher.check_heads` refuses heads that need them."""
+        raise ValueError("a live teacher has no stored boxes")

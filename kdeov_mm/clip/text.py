@@ -20,6 +20,7 @@ from ..vocabulary import Vocabulary, clean_name
 from .packing import is_causal, packed
 from .source import CLIPSource
 
+CHUNK = 256  # sentences that pass a tower at once
 DEFAULT_TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}")
 
 
@@ -27,18 +28,15 @@ DEFAULT_TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}")
 class CLIPTextEncoder:
     """Frozen CLIP text encoder with a cache on disk.
 
-    A word's vector is the mean over templates of the normalised text
-    embeddings, normalised again (prompt ensembling of CLIP, Radford et al.,
-    2021, section 3.1.4). It is no ``nn.Module`` on purpose: nothing of it is
-    trained, counted or saved in a checkpoint. The tower is loaded only when a
-    word is missing from the cache.
+    A word's vector is the mean over templates of the normalised text embeddings,
+    normalised again (prompt ensembling of CLIP, Radford et al., 2021, section 3.1.4).
+    It is no ``nn.Module``, so that nothing of it is trained, counted or saved in a
+    checkpoint. The tower is loaded only when a word is missing from the cache.
 
     Args:
-        model: see :class:`CLIPSource`.
-        pretrained: see :class:`CLIPSource`.
+        model, pretrained: see :class:`CLIPSource`.
         templates: prompts with one ``{}`` each.
-        cache_dir: folder of the cache; ``$KDEOV_CACHE``, else
-            ``~/.cache/kdeov_mm``.
+        cache_dir: of the cache; ``$KDEOV_CACHE``, else ``~/.cache/kdeov_mm``.
         vocabulary: file of :meth:`Vocabulary.save`, whose vectors are taken as they
             are: words that it has need neither cache nor tower.
     """
@@ -57,15 +55,15 @@ class CLIPTextEncoder:
             )
         self.source = CLIPSource(model, pretrained)
         self.templates = tuple(templates)
-        self.cache_dir = Path(
-            cache_dir
-            or os.environ.get("KDEOV_CACHE")
-            or Path.home() / ".cache/kdeov_mm"
-        ).expanduser()
+        folder = cache_dir or os.environ.get("KDEOV_CACHE") or "~/.cache/kdeov_mm"
+        self.cache_dir = Path(folder).expanduser()
+        # the tower is loaded when a word is embedded
         self._tower: Any = None
         self._tokenize: Any = None
+        # the cache, of which one thread at a time embeds what is missing
         self._lock = threading.Lock()
         self._vectors: dict[str, Tensor] = {}
+        # vectors of the config's file
         self._fixed: Mapping[str, Tensor] = {}
         if vocabulary:
             fixed = Vocabulary.load(vocabulary)
@@ -77,11 +75,7 @@ class CLIPTextEncoder:
         return self
 
     def check_vectors(self, vocabulary: Vocabulary) -> None:
-        """Refuse a vocabulary's vectors that this CLIP did not make.
-
-        Raises:
-            ValueError: another CLIP or other templates made them.
-        """
+        """Raise ValueError if another CLIP or other templates made the vectors."""
         theirs, mine = vocabulary.encoder, self.made_by
         # hashes tell exactly; without weights on this machine, names have to do
         keys = {"model", "pretrained", "templates"}
@@ -108,23 +102,17 @@ class CLIPTextEncoder:
     @property
     def made_by(self) -> dict[str, str]:
         """As :attr:`identity`; the hashes only where the weights are at hand."""
-        if self.is_local:
-            made_by = self.identity
-        else:
-            templates = json.dumps(self.templates)
-            made_by = {"model": self.source.model, "templates": templates}
+        made_by = {"model": self.source.model, "templates": json.dumps(self.templates)}
         if self.source.pretrained:
             made_by["pretrained"] = str(self.source.pretrained)
-        return made_by
+        return self.identity | made_by if self.is_local else made_by
 
     @property
     def identity(self) -> dict[str, str]:
         """What the vectors depend on, as strings."""
-        return {
-            "model": self.source.model,
-            **self.source.identity,
-            "templates": json.dumps(self.templates),
-        }
+        # their order decides the cache's name
+        own = {"model": self.source.model, **self.source.identity}
+        return own | {"templates": json.dumps(self.templates)}
 
     @property
     def cache_file(self) -> Path:
@@ -133,17 +121,7 @@ class CLIPTextEncoder:
         return self.cache_dir / f"text-{key[:16]}.safetensors"
 
     def __call__(self, names: Sequence[str]) -> Tensor:
-        """Embed words.
-
-        Args:
-            names: K words; cleaned by :func:`clean_name`.
-
-        Returns:
-            (K, D) float32 unit vectors on the CPU, in the order of ``names``.
-
-        Raises:
-            ValueError: no names, or an empty one.
-        """
+        """K words, cleaned by :func:`clean_name` -> (K, D) float32 unit vectors."""
         if isinstance(names, str):
             raise ValueError(f"expected a list of words, got the string {names!r}")
         words = [clean_name(name) for name in names]
@@ -159,7 +137,7 @@ class CLIPTextEncoder:
                 f"CLIP '{self.source.model}' are not at hand to embed them: add them "
                 "to the file, or set `pretrained` to a local file of weights."
             )
-        # embed what the cache does not have, and keep it
+        # embed what neither has, and keep it
         with self._lock:
             if others and not self._vectors and self.cache_file.exists():
                 self._vectors = self.load_cache(self.cache_file)
@@ -167,6 +145,7 @@ class CLIPTextEncoder:
             if missing:
                 self._vectors.update(zip(missing, self.encode(missing)))
                 self._save_cache()
+        # other threads only add to the cache
         known = ChainMap(dict(self._fixed), self._vectors)
         return torch.stack([known[word] for word in words])
 
@@ -185,12 +164,13 @@ class CLIPTextEncoder:
 
     def _load(self) -> Any:
         if self._tower is None:
-            print_log(
-                f"Loading the text tower of CLIP '{self.source.model}'", "current"
-            )
-            self._tower = self.source.load()
-            del self._tower.visual  # 60 % of a ViT-B/32
+            model = self.source.model
+            print_log(f"Loading the text tower of CLIP '{model}'", "current")
+            tower = self.source.load()
+            del tower.visual  # 60 % of a ViT-B/32
+            # the tower last: another thread that finds it uses the tokenizer, too
             self._tokenize = self.source.tokenizer()
+            self._tower = tower
         return self._tower
 
     @torch.no_grad()
@@ -200,18 +180,12 @@ class CLIPTextEncoder:
         self,
         prompts: Sequence[str] | Tensor,
         device: torch.device | str = "cpu",
-        chunk: int = 256,
     ) -> Tensor:
-        """Embed whole sentences, as they are, without the cache.
+        """N sentences, or tokens (N, context), as they are -> (N, D) unit vectors.
 
-        Args:
-            prompts: N sentences, or their tokens (N, context).
-            device: where the tower computes.
-            chunk: sentences that pass the tower at once.
-
-        Returns:
-            (N, D) float32 unit vectors on ``device``.
+        The cache is not used; the tower computes, in float32, on ``device``.
         """
+        # tokens, of one length
         tower = self._load().to(device)
         if isinstance(prompts, Tensor):
             tokens = prompts
@@ -228,10 +202,10 @@ class CLIPTextEncoder:
         if not is_causal(tower):
             parts = [
                 tower.encode_text(part.to(device), normalize=True)
-                for part in tokens.split(chunk)
+                for part in tokens.split(CHUNK)
             ]
             return torch.cat(parts)
-        # others are read packed; the embedding stands at each sentence's end
+        # others are read together; the embedding stands at each sentence's end
         parts = []
         for reader, joined, ends in packed(tower, tokens.cpu()):
             embeds = reader.to(device).encode_text(joined.to(device), normalize=True)
@@ -239,24 +213,19 @@ class CLIPTextEncoder:
         return torch.cat(parts)
 
     def load_cache(self, path: Path) -> dict[str, Tensor]:
-        """Read a cache file made by this CLIP with these templates.
-
-        Raises:
-            ValueError: the file was made by another CLIP or other templates, or is
-                damaged.
-        """
+        """Read a cache file; ValueError if another CLIP made it, or it is damaged."""
         tensors, metadata = read_vectors(path, "text cache")
         if metadata["encoder"] != self.identity:
             raise ValueError(
                 f"The text embeddings in {path} were made by {metadata['encoder']}, "
-                f"but this model uses {self.identity}. Vectors of two "
-                "CLIPs do not compare: delete the file, or configure the "
-                "CLIP that made it."
+                f"but this model uses {self.identity}. Vectors of two CLIPs do not "
+                "compare: delete the file, or configure the CLIP that made it."
             )
         return dict(zip(metadata["words"], tensors["vectors"]))
 
     def _save_cache(self) -> None:
-        """Write all known vectors; a reader sees the old file or the new."""
+        # of two processes that write at once the last wins: words may be lost, and
+        # are embedded again, but the file is always that of one of them
         self.cache_dir.mkdir(parents=True, exist_ok=True)
         tensors = dict(vectors=torch.stack(list(self._vectors.values())))
         about = dict(words=list(self._vectors), encoder=self.identity)

@@ -25,6 +25,7 @@ from ..clip.cached_teacher import (
 )
 from ..clip.source import file_sha256
 from ..clip.store import FORMAT, Record
+from ..files import locked
 from ..models import KDEOVDetector, words_of
 from ..models.pixels import frozen_statistics
 
@@ -58,12 +59,13 @@ def fill_store(
     folder = folder or cfg.model.teacher.get("store")
     if folder is None:
         raise ValueError("the config names no model.teacher.store: give --store FOLDER")
+    # the manifest says what the store depends on: a store of something else is refused
     embedder = Embedder(cfg, proposals, dense)
     count = len(embedder.dataset)
     manifest = embedder.manifest() | dict(images=count, shard_size=shard_size)
     store = EmbeddingStore(folder, manifest)
 
-    with store.locked(), tqdm(total=count, desc="embedding", unit="image") as bar:
+    with locked(store.folder), tqdm(total=count, desc="embedding", unit="image") as bar:
         kept = 0
         for number in range(store.num_shards):
             begin = number * shard_size
@@ -158,13 +160,16 @@ class Embedder:
         if None in items:
             broken = self.dataset.get_data_info(indices[items.index(None)])
             raise ValueError(f"{broken['img_path']} did not pass the pipeline")
+        # padding and channel order are the student's, without random augmentation
         data = {key: [item[key] for item in items] for key in items[0]}
         batch = self.student.data_preprocessor(data, training=False)
         samples = batch["data_samples"]
+        # mmdet's box structures or plain tensors, as the config packs them
         for sample in samples:
             boxes = sample.gt_instances.bboxes
             sample.gt_instances.bboxes = getattr(boxes, "tensor", boxes)
 
+        # a map of a padded image is no map of the image
         sizes = {tuple(s.img_shape) for s in samples} | {batch["inputs"].shape[-2:]}
         self.size = self.size or next(iter(sizes))
         if self.one_size and sizes != {self.size}:
@@ -179,18 +184,21 @@ class Embedder:
         self, inputs: Tensor, samples: list[DetDataSample]
     ) -> Iterator[Record]:
         """Embed a chunk, as it is and mirrored."""
+        # the teacher's batch, and the same mirrored; padding stays at the right
         live = self.teacher.for_batch(inputs, samples, self.student.data_preprocessor)
         pixels = live.pixels.clone()
         for image, (_, width) in zip(pixels, live.shapes):
             image[..., :width] = image[..., :width].flip(-1)
         both = (live, LiveBatch(self.teacher, pixels, live.shapes))
 
-        images = torch.stack([batch.images() for batch in both], 1)  # (B, 2, D)
+        # whole images (B, 2, D), and maps (B, D, h, w)
+        images = torch.stack([batch.images() for batch in both], 1)
         maps = [batch.dense() for batch in both] if self.dense else []
         # crops: for each of the scales, B tensors (2, n_b, D)
         stored = self._stored_boxes(inputs, samples)
         boxes, crops = [], []
         for scales in self.scales:
+            # a mirrored image has mirrored boxes, in the same order
             own = [self._boxes(s, b, scales) for s, b in zip(samples, stored)]
             flipped = [mirrored(b, width) for b, (_, width) in zip(own, live.shapes)]
             pairs = zip(both, (own, flipped))
@@ -198,13 +206,14 @@ class Embedder:
             boxes.append(own)
             crops.append(embeds.split([len(b) for b in own], 1))
 
+        # image by image: all its boxes, with the index of their scales
         none = images.new_zeros(2, 0, images.shape[-1])
         for i, sample in enumerate(samples):
             groups = [group[i] for group in boxes]
             every = torch.cat([*groups, torch.zeros(0, 4)])
             counts = torch.tensor([len(b) for b in groups], dtype=torch.long)
             texts = list(dict.fromkeys(self.captions.get(sample.img_id, ())))
-            vectors = self.teacher.embed_captions(texts) if texts else ()
+            vectors = self.teacher.text_encoder.embed_prompts(texts) if texts else ()
             yield Record(
                 boxes=every,
                 scales=torch.arange(len(groups)).repeat_interleave(counts),
@@ -223,7 +232,8 @@ class Embedder:
         for head in self.heads:
             if head.needs.scales == scales:
                 boxes.append(head.fixed_boxes(sample))
-                boxes += [stored] * (head in self.pickers)
+                if head in self.pickers:
+                    boxes.append(stored)
         return torch.cat(boxes)
 
     @torch.no_grad()

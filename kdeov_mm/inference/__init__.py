@@ -2,5 +2,3 @@
 
 from .api import KDEOV
 from .inferencer import KDEOVInferencer
-
-__all__ = ["KDEOV", "KDEOVInferencer"]

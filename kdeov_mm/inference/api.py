@@ -1,7 +1,6 @@
 """KDEOV: images and words in one object."""
 
 import copy
-import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,20 +9,16 @@ from typing import Any, NamedTuple, TypeVar
 import mmcv
 import numpy as np
 import torch
-from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, SampleList
 from mmengine.config import Config, ConfigDict
-from mmengine.logging import print_log
-from mmengine.registry import init_default_scope
 from PIL import Image
 from torch import Tensor
 
 from ..checkpoints import load_model, read_checkpoint, read_config
 from ..models import FoldedDetector, TextEmbeds
-from ..vocabulary import Vocabulary, Words, as_vocabulary
+from ..vocabulary import Asked, Vocabulary, Words, as_vocabulary
 from .images import AnyImage, as_rgb
 
-Names = Sequence[str | Sequence[str]] | Vocabulary
 T = TypeVar("T")
 
 
@@ -54,10 +49,12 @@ class KDEOV:
     so a batch says the same as its images one by one. A call leaves the model as it
     is: threads can ask different words at the same time.
 
+    >>> from mmengine.logging import MMLogger
+    >>> _ = MMLogger.get_instance("quiet", log_level="ERROR")
     >>> student = KDEOV.from_config("configs/kdeov/kdeov_n_shapes_joint.py")
     >>> image = np.zeros((60, 80, 3), np.uint8)
     >>> student.encode_image([image, image]).shape
-    torch.Size([2, 64])
+    torch.Size([2, 128])
     >>> student.zero_shot_classify(image, ["red ring", ("blue star", "star")]).shape
     torch.Size([1, 2])
     >>> (found,) = student.open_vocabulary_detect(image, ["red ring", "blue star"])
@@ -73,7 +70,7 @@ class KDEOV:
     def __init__(self, model: Any, batch_size: int = 32) -> None:
         self.model = model.eval()
         self.batch_size = batch_size
-        self.size = test_size(model.cfg)
+        self.size = input_size(model.cfg)
 
     @classmethod
     def from_config(
@@ -87,20 +84,7 @@ class KDEOV:
         Raises:
             FileNotFoundError: there is no such config or checkpoint.
         """
-        if checkpoint is not None:
-            return cls(load_model(config, checkpoint, device))
-        if not isinstance(config, Config):
-            config = Config.fromfile(config, lazy_import=False)
-        print_log(
-            "KDEOV.from_config without a checkpoint: the student is NOT TRAINED.",
-            "current",
-            level=logging.WARNING,
-        )
-        init_default_scope(config.get("default_scope", "mmdet"))
-        model = MODELS.build(config.model)
-        model.init_weights()
-        model.cfg = config
-        return cls(model.to(device))
+        return cls(load_model(config, checkpoint, device))
 
     @classmethod
     def from_checkpoint(cls, checkpoint: str | Path, device: str = "cpu") -> "KDEOV":
@@ -148,9 +132,10 @@ class KDEOV:
                 "with it, e.g. configs/kdeov/kdeov_n_shapes_joint.py."
             )
 
-        def embed(inputs: Tensor, samples: SampleList) -> Tensor:
-            return self.model(inputs, samples, mode="tensor")["visual_features"]
+        def embed(inputs: Tensor, samples: SampleList) -> list[Tensor]:
+            return [*self.model(inputs, samples, mode="tensor")["visual_features"]]
 
+        # each image at the size that is nearest to its own
         arrays = _as_arrays(images)
         sides = [min(self.sizes, key=lambda n: abs(n - max(a.shape))) for a in arrays]
         embeds = self._in_batches(arrays, sides, embed)
@@ -172,7 +157,7 @@ class KDEOV:
 
     @torch.no_grad()
     def zero_shot_classify(
-        self, images: AnyImage | Sequence[AnyImage], names: Names
+        self, images: AnyImage | Sequence[AnyImage], names: Asked
     ) -> Tensor:
         """Logits (B, K) of K classes; their softmax is a distribution over them.
 
@@ -184,7 +169,7 @@ class KDEOV:
         Raises:
             ValueError: the model has no global head, or an image is none.
         """
-        embeds = self.encode_image(images)
+        embeds = self.encode_image(images)  # (B, D)
         text = self.model.embed(_check_names(names))
         return self.model.global_head.logits(embeds, text)
 
@@ -193,11 +178,11 @@ class KDEOV:
     def open_vocabulary_detect(
         self,
         images: AnyImage | Sequence[AnyImage],
-        names: Names | None = None,
+        names: Asked | None = None,
         score_threshold: float = 0.2,
         nms_threshold: float = 0.5,
         *,
-        class_names: Names | None = None,
+        class_names: Asked | None = None,
     ) -> list[dict[str, Any]]:
         """Find words in images.
 
@@ -218,23 +203,18 @@ class KDEOV:
         """
         asked = class_names if names is None else names
         query = self.query(asked, score_threshold, nms_threshold)
+        samples = self.predict(_as_arrays(images), query)
+        # the original KDEOV's names of mm's instances
+        found = [sample.pred_instances for sample in samples]
         return [
-            dict(
-                boxes=found.bboxes,
-                scores=found.scores,
-                labels=found.labels,
-                names=found.label_names,
-            )
-            for found in (
-                sample.pred_instances
-                for sample in self.predict(_as_arrays(images), query)
-            )
+            dict(boxes=f.bboxes, scores=f.scores, labels=f.labels, names=f.label_names)
+            for f in found
         ]
 
     @torch.no_grad()
     def query(
         self,
-        names: Names | None,
+        names: Asked | None,
         score_threshold: float | None = None,
         nms_threshold: float | None = None,
     ) -> Query:
@@ -250,16 +230,13 @@ class KDEOV:
                 words, or vectors of another CLIP.
         """
         self.check_detects()
+        # thresholds go into a copy: the model's own belong to all calls
         cfg = copy.deepcopy(self.model.bbox_head.test_cfg)
-        for key, value in dict(
-            score_threshold=score_threshold, nms_threshold=nms_threshold
-        ).items():
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{key} lies in [0, 1], got {value}")
         if score_threshold is not None:
-            cfg.score_thr = score_threshold
+            cfg.score_thr = _fraction("score_threshold", score_threshold)
         if nms_threshold is not None:
-            cfg.nms.iou_threshold = nms_threshold
+            cfg.nms.iou_threshold = _fraction("nms_threshold", nms_threshold)
+        # a folded detector knows its words, and has no text encoder
         if isinstance(self.model, FoldedDetector):
             words = self.model.words if names is None else _check_names(names).words
             return Query(words, None, cfg, score_threshold or 0.0)
@@ -322,7 +299,7 @@ class KDEOV:
             sides: pixels that their longer sides are resized to.
             ask: inputs (B, 3, h, w) and B samples -> B answers.
         """
-        answers: dict[int, T] = {}
+        answers: dict[int, T] = {}  # by the number of the image
 
         def pass_on(batch: list[tuple[int, Tensor, DetDataSample]]) -> None:
             which, inputs, samples = zip(*batch)
@@ -335,6 +312,7 @@ class KDEOV:
             waiting[inputs.shape].append((i, inputs, sample))
             if len(waiting[inputs.shape]) == self.batch_size:
                 pass_on(waiting.pop(inputs.shape))
+        # what did not fill a batch
         for batch in waiting.values():
             pass_on(batch)
         return [answers[i] for i in range(len(images))]
@@ -342,6 +320,7 @@ class KDEOV:
     def _prepare(self, image: np.ndarray, side: int) -> tuple[Tensor, DetDataSample]:
         """An image (H, W, 3) RGB -> the model's input (1, 3, h, w) and its sample."""
         height, width = image.shape[:2]
+        # proportions stay; a thread of an image is one pixel wide at least
         size = mmcv.rescale_size((width, height), (side, side))
         small = mmcv.imresize(image, tuple(max(n, 1) for n in size))
         meta = dict(
@@ -355,8 +334,15 @@ class KDEOV:
             inputs=[torch.from_numpy(pixels)],
             data_samples=[DetDataSample(metainfo=meta)],
         )
+        # normalised, and padded at the right and below
         data = self.model.data_preprocessor(data, False)
         return data["inputs"], data["data_samples"][0]
+
+
+def _fraction(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} lies in [0, 1], got {value}")
+    return value
 
 
 def _check_names(names: Any) -> Vocabulary:
@@ -366,11 +352,12 @@ def _check_names(names: Any) -> Vocabulary:
     return as_vocabulary(names)
 
 
-def test_size(config: Config) -> int:
+def input_size(config: Config) -> int:
     """The longer side of the inputs of a config's test pipeline."""
     loader = config.get("test_dataloader") or {}
     dataset = loader.get("dataset") or {}
-    while "dataset" in dataset:  # a wrapper
+    # wrappers of data sets have no pipeline of their own
+    while "dataset" in dataset:
         dataset = dataset["dataset"]
     scales = [step["scale"] for step in dataset.get("pipeline", ()) if "scale" in step]
     if not scales:
@@ -379,6 +366,7 @@ def test_size(config: Config) -> int:
             "test_dataloader.dataset.pipeline has a `scale`): the size of the model's "
             "input is not known."
         )
+    # the last step that resizes decides
     return max(scales[-1]) if not isinstance(scales[-1], int) else scales[-1]
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from ..files import write_whole
 from .results import Result
 from .sources import ImageSource
-from .video import VideoWriter
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")  # that OpenCV writes
 
@@ -45,10 +44,12 @@ def draw(
     Returns:
         (H', W', 3) uint8 RGB.
     """
+    # small images grow, so that names can be read
     longer = max(image.shape[:2])
     factor = float(np.clip(longer, min_side, max_side)) / longer
     size = [max(round(n * factor), 1) for n in image.shape[1::-1]]
     resized = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+    # a panel for ground truth, one for predictions
     panels = []
     for key in ("gt_instances", "pred_instances"):
         if key not in sample:
@@ -105,7 +106,8 @@ class Drawings:
     def __init__(self, folder: Path, every: int = 1) -> None:
         self.folder = folder
         self.every = every
-        self._video: VideoWriter | None = None
+        self._video: Path | None = None  # that is being written
+        self._writer = cv2.VideoWriter()
 
     def __enter__(self) -> "Drawings":
         return self
@@ -128,20 +130,35 @@ class Drawings:
             OSError: it cannot be written.
         """
         path = self.place(result.source)
-        if self._video and self._video.path != path:
+        # frames come in order: another source ends a video
+        if self._video != path:
             self.finish()
         path.parent.mkdir(parents=True, exist_ok=True)
+        bgr = np.ascontiguousarray(drawing[..., ::-1])  # OpenCV takes BGR
         if not result.source.is_video:
-            encoded = cv2.imencode(path.suffix, drawing[..., ::-1])[1]  # it takes BGR
-            write_whole(path, encoded.tobytes())
+            write_whole(path, cv2.imencode(path.suffix, bgr)[1].tobytes())
             return
         if not self._video:
+            # left-out frames do not make it shorter; 25 where the file does not say
             fps = (result.source.video_info().fps or 25) / self.every
-            self._video = VideoWriter(path, fps, drawing.shape[1::-1])
-        self._video.write(drawing)
+            # of odd sizes the codec drops the last row or column
+            size, codec = drawing.shape[1::-1], cv2.VideoWriter.fourcc(*"mp4v")
+            if not self._writer.open(str(_scratch(path)), codec, fps, size):
+                raise OSError(f"cannot write the video {path}, {size} px, {fps} fps")
+            self._video = path
+        self._writer.write(bgr)
 
     def finish(self, keep: bool = True) -> None:
         """Complete the video that was begun, if any; or remove it."""
         if self._video:
-            self._video.close(keep)
+            self._writer.release()
+            if keep:
+                _scratch(self._video).replace(self._video)
+            else:
+                _scratch(self._video).unlink(missing_ok=True)
         self._video = None
+
+
+def _scratch(video: Path) -> Path:
+    """Where a video is written until it is whole."""
+    return video.with_suffix(".part.mp4")

@@ -42,7 +42,7 @@ from ..models.postprocess import (
 )
 from ..models.student import Student
 from ..vocabulary import Asked, Vocabulary, as_vocabulary
-from .api import normalisation, test_size
+from .api import input_size, normalisation
 
 try:
     import onnx
@@ -150,6 +150,7 @@ def export_onnx(
             "synonyms='max' has several vectors for a class, the input `text` has one: "
             "fold the words in, or export the model with synonyms='mean'."
         )
+    # traced on the CPU, in a copy where the detector is elsewhere
     vocabulary = None if words is None else as_vocabulary(words)
     if detector.training or next(detector.parameters()).device.type != "cpu":
         detector = copy.deepcopy(detector).cpu().eval()
@@ -184,6 +185,7 @@ def graph_to_onnx(graph: Graph, sample: Sequence[Tensor]) -> Any:
     Raises:
         ValueError: a size that should be free became fixed.
     """
+    # sizes that a client may choose: of images, and of vectors
     free: list[dict[int, Any]] = [
         {0: Dim("batch"), 2: 32 * Dim("rows"), 3: 32 * Dim("columns")},
         {0: Dim("words")},
@@ -225,6 +227,7 @@ def _check(
     file: Any, detector: KDEOVDetector, vocabulary: Vocabulary | None
 ) -> dict[str, float]:
     """Differences of the file to the detector, at several sizes, batches and words."""
+    # one image and a batch of three, sizes and words other than in the trace
     session = _session(file.SerializeToString())
     worst = dict(boxes=0.0, scores=0.0)
     for shape, number in (((1, 3, 160, 160), 1), ((3, 3, 64, 224), 33)):
@@ -241,6 +244,7 @@ def _check(
         for key, one, other in zip(worst, expected, session.run(None, feed)):
             difference = float(np.abs(one.numpy() - other).max())
             worst[key] = float(np.maximum(worst[key], difference))  # NaN stays
+    # also refused: NaN
     if not all(value <= TOLERANCE for value in worst.values()):
         raise ValueError(
             f"onnxruntime does not say what PyTorch does: differences {worst}, at most "
@@ -280,6 +284,7 @@ def with_suppression(file: Any, test_cfg: Any) -> Any:
     inputs = [value for value in end.graph.input if value.name not in constants]
     del end.graph.input[:]
     end.graph.input.extend(inputs)
+    # merging needs one version of the format
     end.ir_version = file.ir_version
     # outputs of the one are inputs of the other
     start = onnx.compose.add_prefix(file, "detector_", rename_inputs=False)
@@ -294,6 +299,7 @@ def _metadata(
     size: int | None,
 ) -> dict[str, str]:
     """What a client needs to know, as strings of JSON."""
+    # thresholds are those of the suppression in the graph, or a client's to apply
     cfg = detector.bbox_head.test_cfg
     names = [own[0] for own in vocabulary.words] if vocabulary else []
     return {
@@ -305,7 +311,7 @@ def _metadata(
             encoder=detector.text_encoder.made_by,
             embed_dims=detector.text_encoder.embed_dims,
             normalisation=normalisation(detector.data_preprocessor),
-            size=size or test_size(detector.cfg),
+            size=size or input_size(detector.cfg),
             stride=detector.data_preprocessor.pad_size_divisor,
             nms=nms,
             score_threshold=float(cfg.get("score_thr", 0)),
@@ -354,8 +360,10 @@ class ONNXDetector(Student, BaseDetector):
         self.metadata = read_metadata(self.session)
         self.text_encoder = MODELS.build(text_encoder)
         self.test_cfg = test_cfg
+        # without suppression in the graph it is done here
         if not self.metadata["nms"]:
             check_simple(test_cfg)
+        # pixels or vectors of another kind would give wrong boxes without an error
         own = dict(
             normalisation=normalisation(self.data_preprocessor),
             encoder=self.text_encoder.made_by,
@@ -377,6 +385,7 @@ class ONNXDetector(Student, BaseDetector):
             ValueError: samples that ask for other words than those folded in.
         """
         words = words_of(batch_data_samples)
+        # words: an input of the file, or those it was made for
         names = [own[0] for own in words]
         feed = dict(images=batch_inputs.cpu().numpy())
         if self.metadata["form"] == VOCABULARY:
@@ -387,6 +396,7 @@ class ONNXDetector(Student, BaseDetector):
                 f"{self.metadata['names'][:3]} ..., the samples ask for {len(names)}, "
                 f"{names[:3]} ...: export it for these, or use the vocabulary form."
             )
+        # boxes, image by image
         outputs = [torch.from_numpy(array) for array in self.session.run(None, feed)]
         results = []
         for i, sample in enumerate(batch_data_samples):
@@ -407,11 +417,7 @@ class ONNXDetector(Student, BaseDetector):
         return self.add_pred_to_datasample(batch_data_samples, results)
 
     def _only_predicts(self, *_: Any) -> Any:
-        """What mmdet asks of a detector, and no file has.
-
-        Raises:
-            NotImplementedError: always.
-        """
+        """What mmdet asks of a detector, and no file has."""
         raise NotImplementedError("an ONNX file only predicts")
 
     extract_feat = loss = _forward = _only_predicts

@@ -42,9 +42,11 @@ def read_image(path: str | Path) -> np.ndarray:
 def to_rgb(image: Image.Image) -> np.ndarray:
     """Any PIL image as (H, W, 3) uint8 RGB; see :func:`read_image`."""
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits of gray, which PIL would clip at 255
+    # 16 bits of gray, which PIL would clip at 255
+    if image.mode.startswith("I"):
         gray = np.asarray(image).astype(np.float64) / 257
         image = Image.fromarray(gray.clip(0, 255).astype(np.uint8))
+    # what is transparent shows a white page
     if "A" in image.mode or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -66,6 +68,7 @@ def as_rgb(image: Any) -> np.ndarray:
         return read_image(image)
     if isinstance(image, Image.Image):
         return to_rgb(image)
+    # what is in memory is checked: a wrong layout would be a wrong image
     if isinstance(image, Tensor):
         image = _tensor_to_array(image)
     if not isinstance(image, np.ndarray):
@@ -140,13 +143,10 @@ def natural_order(paths: Iterable[Path]) -> list[Path]:
     """
 
     def key(path: Path) -> list[tuple[list[str | int], str]]:
-        # of "a10b" the list ["a", 10, "b"]: every second piece is a number
-        pieces = [re.split("([0-9]+)", part.lower()) for part in path.parts]
-        numbered: list[list[str | int]] = [
-            [int(piece) if i % 2 else piece for i, piece in enumerate(part)]
-            for part in pieces
-        ]
-        return [*zip(numbered, path.parts)]
+        # "a10b" -> ["a", 10, "b"]: every second piece is a number
+        split = [re.split("([0-9]+)", part.lower()) for part in path.parts]
+        numbers = [[int(n) if i % 2 else n for i, n in enumerate(s)] for s in split]
+        return [*zip(numbers, path.parts)]
 
     return sorted(paths, key=key)
 

@@ -35,6 +35,11 @@ class KDEOVInferencer(DetInferencer):
     file of :meth:`Vocabulary.load`; or a :class:`Vocabulary`, with vectors (the text
     tower is not needed then) or without. They are embedded once.
 
+    >>> words = ["red ring", ("blue star", "azure star")]
+    >>> inferencer = KDEOVInferencer(None, "student.pth")  # doctest: +SKIP
+    >>> for result in inferencer.stream("photos/", words):  # doctest: +SKIP
+    ...     print(result.name, result.sample.pred_instances.label_names)
+
     Args:
         model: a config, or its file; None: the one in the checkpoint, which is read as
             data and not run.
@@ -62,6 +67,7 @@ class KDEOVInferencer(DetInferencer):
         *,
         words: Asked | None = None,
     ) -> None:
+        # mm would take a path that does not exist for a name of its model zoo
         if isinstance(model, (str, Path)):
             if not Path(model).is_file():
                 raise FileNotFoundError(f"config {model} does not exist")
@@ -84,14 +90,10 @@ class KDEOVInferencer(DetInferencer):
             cfg = Config(cfg)
         return KDEOV.from_config(cfg, weights, device).model
 
-    def _init_pipeline(self, cfg: Any) -> None:
-        """None: :class:`KDEOV` prepares images."""
+    def _no_part(self, cfg: Any) -> None:
+        """:class:`KDEOV` prepares images, and :func:`.drawing.draw` draws."""
 
-    def _init_collate(self, cfg: Any) -> None:
-        """None: the same."""
-
-    def _init_visualizer(self, cfg: Any) -> None:
-        """None: :func:`kdeov_mm.inference.drawing.draw` draws."""
+    _init_pipeline = _init_collate = _init_visualizer = _no_part
 
     def stream(
         self,
@@ -126,6 +128,7 @@ class KDEOVInferencer(DetInferencer):
         Raises:
             FileNotFoundError, ValueError: of inputs, words or arguments.
         """
+        # all is checked before the first result is asked for
         sources = list_sources(inputs)
         counts = dict(batch_size=batch_size, slices=slices, every=every)
         for key, value in counts.items():
@@ -134,6 +137,7 @@ class KDEOVInferencer(DetInferencer):
         if not 0 <= overlap < 1:
             raise ValueError(f"overlap lies in [0, 1), got {overlap}")
         student = KDEOV(self.model, batch_size)
+        # words are embedded once for all images
         query = student.query(self._vocabulary(words), score_threshold)
 
         def predict(images: Sequence[np.ndarray]) -> SampleList:
@@ -170,6 +174,7 @@ class KDEOVInferencer(DetInferencer):
         """
         if result.image is None or result.sample is None:
             raise ValueError(f"{result.name} cannot be drawn: {result.error}")
+        # random colours are the same each time: mmdet seeds them
         palette = "random" if self.palette == "none" else self.palette
         return draw(
             result.image,
@@ -192,21 +197,18 @@ class KDEOVInferencer(DetInferencer):
         return_datasamples: bool = False,
         no_save_pred: bool = True,
         out_dir: str | Path = "",
-        every: int = 1,
         **options: Any,
     ) -> dict[str, list[Any]]:
         """Find words in all inputs; results are kept in memory, see :meth:`stream`.
 
         Args:
-            inputs, words, batch_size, every: as in :meth:`stream`.
+            inputs, words, batch_size, options: as in :meth:`stream`.
             return_vis: return drawings.
-            no_save_vis: do not write drawings.
+            no_save_vis, no_save_pred: do not write drawings, predictions.
             pred_score_thr: boxes below are not drawn; predictions have them.
             return_datasamples: predictions are mm's samples, not dictionaries.
-            no_save_pred: do not write predictions.
             out_dir: drawings are written to its ``vis/``, predictions, a JSON for each
                 image and frame, to its ``preds/``; empty: nothing is written.
-            options: ``slices`` and ``overlap`` of :meth:`stream`.
 
         Returns:
             ``predictions``, one for each image and frame: ``labels``, ``scores``,
@@ -215,30 +217,26 @@ class KDEOVInferencer(DetInferencer):
             ``return_vis`` as many drawings (H, W, 3) uint8 RGB, None of such an image.
 
         Raises:
-            FileNotFoundError, ValueError: as :meth:`stream`; or a camera, which has no
-                end.
+            FileNotFoundError, ValueError: as :meth:`stream`; or there is a camera.
         """
         sources, names = list_sources(inputs), self.names(words)
         if any(source.camera is not None for source in sources):
             raise ValueError("a camera has no end: loop over stream() instead.")
-        results = self.stream(
-            sources, words, batch_size=batch_size, every=every, **options
-        )
+        results = self.stream(sources, words, batch_size=batch_size, **options)
+        # DetInferencer's folders
         vis = Path(out_dir) / "vis" if out_dir and not no_save_vis else None
         preds = Path(out_dir) / "preds" if out_dir and not no_save_pred else None
         answer: dict[str, list[Any]] = dict(predictions=[], visualization=[])
         written: set[Path] = set()
-        with Drawings(vis or Path(), every) as drawings:
+        with Drawings(vis or Path(), options.get("every", 1)) as drawings:
             for result in tqdm(results, disable=not self.show_progress):
+                # predictions: to the disk as JSON, to the caller as asked
                 prediction = self._prediction(result)
                 if preds:
                     _write_json(preds, result.name, prediction, written)
-                if return_datasamples:
-                    prediction = result.sample or DetDataSample(
-                        metainfo=dict(img_path=str(result.path), error=result.error)
-                    )
+                prediction = _sample(result) if return_datasamples else prediction
                 answer["predictions"].append(prediction)
-                # of an image that could not be read there is None
+                # drawings: of an image that could not be read there is None
                 drawing = None
                 if result.sample is not None and (vis or return_vis):
                     drawing = self.drawing(result, names, pred_score_thr)
@@ -254,6 +252,12 @@ class KDEOVInferencer(DetInferencer):
             return dict(error=result.error)
         names = result.sample.pred_instances.label_names
         return dict(self.pred2dict(result.sample), label_names=names)
+
+
+def _sample(result: Result) -> DetDataSample:
+    """mm's sample; of an image that could not be read it has an ``error``."""
+    about = dict(img_path=str(result.path), error=result.error)
+    return result.sample or DetDataSample(metainfo=about)
 
 
 def _read(sources: Iterable[ImageSource], every: int) -> Iterator[Result]:
@@ -275,6 +279,7 @@ def _with_samples(
     """The same results with samples, of images that pass the model together."""
     for batch in in_batches(results, batch_size):
         samples = iter(predict([r.image for r in batch if r.image is not None]))
+        # unreadable ones keep their place
         for result in batch:
             if result.image is not None:
                 result.sample = next(samples)

@@ -57,6 +57,7 @@ def coco_record(result: Result) -> dict[str, Any]:
     image = dict(file_name=result.name, width=width, height=height)
     if result.frame is not None:
         image.update(video=result.source.name, frame=result.frame)
+    # xyxy -> xywh; labels count from 0, COCO's categories from 1
     found = result.sample.pred_instances.cpu()
     annotations = []
     for (x1, y1, x2, y2), score, label in zip(
@@ -90,6 +91,7 @@ def join_coco(
     >>> [box["image_id"] for box in content["annotations"]]
     [1, 2]
     """
+    # ids count from 1 over all records
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for record in records:

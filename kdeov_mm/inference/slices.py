@@ -61,6 +61,7 @@ def _starts(length: int, side: int, overlap: float) -> list[int]:
     """Where tiles begin that cover a length, at even distances."""
     if length <= side:
         return [0]
+    # as few tiles as the overlap allows, each a pixel further at least
     steps = math.ceil((length - side) / max(side * (1 - overlap), 1))
     return [round(i * (length - side) / steps) for i in range(steps + 1)]
 
@@ -68,9 +69,11 @@ def _starts(length: int, side: int, overlap: float) -> list[int]:
 def _is_whole(
     boxes: Tensor, x: int, y: int, side: int, shape: tuple[int, int]
 ) -> Tensor:
-    """Which of a tile's boxes (n, 4), xyxy of the picture, no inner border cuts."""
+    """Which of a tile's boxes (n, 4), xyxy of the image, no inner border cuts."""
     height, width = shape
-    near = side / 64  # boxes of what is cut end there or a little before
+    # boxes of what is cut end at the border or a little before it
+    near = side / 64
+    # borders of the image cut nothing: left, top, right, below
     inner = [x > 0, y > 0, x + side < width, y + side < height]
     gaps = boxes - boxes.new_tensor([x, y, x + side, y + side])
     return (gaps.abs() > near)[:, inner].all(1)

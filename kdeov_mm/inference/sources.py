@@ -84,6 +84,7 @@ def list_sources(inputs: Input | Sequence[Input]) -> list[ImageSource]:
     given = [*inputs] if isinstance(inputs, (list, tuple)) else [inputs]
     if not given:
         raise ValueError("no inputs: expected at least one image")
+    # files of all inputs; a folder counts as the place of its files
     sources: list[ImageSource] = []
     folders: list[str | Path] = []
     for item in given:
@@ -113,6 +114,7 @@ def _in_memory(item: Any, number: int) -> ImageSource:
     if isinstance(item, Image.Image):
         return ImageSource(f"{number:08d}.jpg", pixels=to_rgb(item))
     if isinstance(item, np.ndarray):
+        # mm's arrays are BGR: the one change of order on an image's way in
         rgb = np.ascontiguousarray(check_array(item, "BGR")[..., ::-1])
         return ImageSource(f"{number:08d}.jpg", pixels=rgb)
     raise ValueError(
@@ -131,6 +133,7 @@ def _files(given: str | Path) -> list[Path]:
     # a name may have the characters of a glob, so a file comes first
     if path.is_file():
         return [path]
+    # neither OpenCV nor PIL is to load anything from the internet
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(given)):
         raise ValueError(
             f"{given} is an address of the internet, and this works offline: download "
@@ -138,6 +141,7 @@ def _files(given: str | Path) -> list[Path]:
         )
     if not glob.has_magic(str(given)):
         raise FileNotFoundError(f"there is no file or folder {given}")
+    # of a glob's matches only images and videos
     known = (*IMG_EXTENSIONS, *VIDEO_EXTENSIONS)
     found = map(Path, glob.glob(str(given), recursive=True))
     files = [p for p in found if p.suffix.lower() in known and p.is_file()]

@@ -1,4 +1,4 @@
-"""Videos: their frames as RGB arrays one by one, and an .mp4 of frames."""
+"""Videos: their frames as RGB arrays, one by one."""
 
 import logging
 from collections.abc import Iterator
@@ -44,9 +44,10 @@ def read_frames(video: Path | int, every: int = 1) -> Iterator[tuple[int, np.nda
     """
     capture, number = _open(video), 0
     claimed = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    # grabbing passes a frame by, which is cheaper than decoding it
     try:
         while capture.grab():
-            if number % every == 0:  # only what is asked for is decoded
+            if number % every == 0:
                 good, frame = capture.retrieve()
                 if not good:
                     break
@@ -54,6 +55,7 @@ def read_frames(video: Path | int, every: int = 1) -> Iterator[tuple[int, np.nda
             number += 1
     finally:
         capture.release()
+    # a damaged file ends early, and claims more
     if not number:
         raise OSError(f"cannot read video {video}: it has no frame")
     if number < claimed:
@@ -72,36 +74,3 @@ def _open(video: Path | int) -> cv2.VideoCapture:
         name = f"of camera {video}" if isinstance(video, int) else video
         raise OSError(f"cannot read video {name}")
     return capture
-
-
-class VideoWriter:
-    """An ``.mp4`` of frames, which is there once :meth:`close` has been called.
-
-    Args:
-        path: of the file.
-        fps: frames per second.
-        size: width and height; of odd ones the codec drops the last row or column.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-
-    def __init__(self, path: Path, fps: float, size: tuple[int, ...]) -> None:
-        self.path = path
-        self._scratch = path.with_suffix(".part.mp4")
-        codec = cv2.VideoWriter.fourcc(*"mp4v")
-        self._writer = cv2.VideoWriter(str(self._scratch), codec, fps, size)
-        if not self._writer.isOpened():
-            raise OSError(f"cannot write the video {path}, {size} px, {fps} fps")
-
-    def write(self, frame: np.ndarray) -> None:
-        """Add a frame (H, W, 3) uint8 RGB."""
-        self._writer.write(np.ascontiguousarray(frame[..., ::-1]))  # it takes BGR
-
-    def close(self, keep: bool = True) -> None:
-        """Put the file in its place, or remove it where it is not to be kept."""
-        self._writer.release()
-        if keep:
-            self._scratch.replace(self.path)
-        else:
-            self._scratch.unlink(missing_ok=True)

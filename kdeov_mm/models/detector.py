@@ -72,6 +72,7 @@ class KDEOVDetector(Student, SingleStageDetector):
         super().__init__(
             backbone, neck, bbox_head, train_cfg, test_cfg, data_preprocessor, init_cfg
         )
+        # words, teacher and what learns from it
         self.text_encoder = MODELS.build(text_encoder)
         self.fusion = MODELS.build(fusion) if fusion else None
         self.teacher = MODELS.build(teacher) if teacher else None
@@ -85,6 +86,7 @@ class KDEOVDetector(Student, SingleStageDetector):
         if synonyms not in ("mean", "max"):
             raise ValueError(f"synonyms is 'mean' or 'max', got {synonyms!r}")
         self.synonyms = synonyms
+        # only the global head learns: gradients stop here, statistics in `untouched`
         self.frozen = frozen
         if frozen:
             self.requires_grad_(False)
@@ -116,6 +118,7 @@ class KDEOVDetector(Student, SingleStageDetector):
         self, batch_inputs: Tensor, batch_data_samples: SampleList
     ) -> dict[str, Tensor]:
         """Images (B, 3, H, W) and samples with boxes -> named losses."""
+        # the words of this step, and labels that index them
         words, samples = self.vocabulary(batch_data_samples)
         text = self.embed(words, batch_inputs.device)
         # detection: maps before and after fusion, losses, locations
@@ -214,6 +217,7 @@ class KDEOVDetector(Student, SingleStageDetector):
                 "candidates needs a test_cfg with multi_label=True, plain nms and "
                 f"max_per_img, got {dict(self.bbox_head.test_cfg)}"
             )
+        # a new copy of the detector, or an earlier one with other words
         if into is None:
             into = FoldedDetector(self, fuse)
         elif into.source() is not self:
@@ -247,13 +251,16 @@ class KDEOVDetector(Student, SingleStageDetector):
             in strides, per level; in training also box logits.
             None stands for what the model has no part for, or no words.
         """
+        # what the model has no part for stays None
         keys = ("visual_features", "text_features", "logits", "fused_map")
         outputs: dict[str, Any] = dict.fromkeys((*keys, "predictions"))
         outputs["visual_map"] = feats = self.extract_feat(batch_inputs)
+        # the global path does not need words
         if self.global_head is not None:
             samples = batch_data_samples or [DetDataSample()] * len(batch_inputs)
             filled = filled_part(samples).to(batch_inputs.device)
             outputs["visual_features"] = self.global_head.embed(feats, filled)
+        # the detection path, and scores of whole images
         if batch_data_samples and "words" in batch_data_samples[0]:
             text = self.embed(words_of(batch_data_samples), batch_inputs.device)
             fused = self.fused(feats, text)

@@ -38,6 +38,7 @@ class FoldedHeadModule(YOLOv8HeadModule):
             norm_cfg=head.norm_cfg,
             act_cfg=head.act_cfg,
         )
+        # the branches without their last layers, which are the words
         self.cls_preds: Any = copy.deepcopy(
             nn.ModuleList(b[:-1] for b in head.cls_preds)
         )
@@ -55,6 +56,7 @@ class FoldedHeadModule(YOLOv8HeadModule):
         self.register_buffer("owner", owner, persistent=owner is not None)
         for i, (branch, end) in enumerate(zip(self.cls_preds, layers)):
             self.cls_preds[i] = nn.Sequential(*branch[: self.depth], *end)
+        # the class branch gives one map for each word, the head one for each class
         words = len(self.layers[0].bias)
         self.num_classes: int = words if owner is None else int(owner[-1]) + 1
 
@@ -66,6 +68,7 @@ class FoldedHeadModule(YOLOv8HeadModule):
 
     def split_last(self, feats: Sequence[Tensor]) -> SplitOutput:
         """As :meth:`OVHeadModule.split_last`, from feature maps alone."""
+        # YOLOv8's forward, up to the last layer of the class branch
         trunks = [branch[:-1] for branch in self.cls_preds]
         hidden, *boxes = multi_apply(self.forward_single, feats, trunks, self.reg_preds)
         return SplitOutput(hidden, self.layers, self.owner, boxes)
@@ -91,6 +94,7 @@ class FoldedDetector(SingleStageDetector):
 
     def __init__(self, detector: Any, fuse: bool) -> None:
         BaseDetector.__init__(self, detector.data_preprocessor)
+        # not owned: the detector may go while its folded copy stays
         self.source = weakref.ref(detector)
         self.cfg = detector.cfg
         self.words: tuple[Words, ...] = ()
@@ -124,11 +128,13 @@ class FoldedDetector(SingleStageDetector):
             fusion: L maps -> L maps, for these words; None for none.
             candidates: see :meth:`KDEOVDetector.fold`.
         """
+        # the new layers, as plain convolutions where that was asked
         for layer in layers:
             layer.eval()
             if self.fuse:
                 fuse_conv_bn(layer)
             layer.requires_grad_(False)
+        # what depends on the words: last layers, candidates, fusion
         module = self.bbox_head.head_module
         module.set_words(layers, owner)
         self.candidates = (
@@ -164,6 +170,7 @@ class FoldedDetector(SingleStageDetector):
         Raises:
             ValueError: samples that ask for other words.
         """
+        # samples may come without words, but not with others
         for sample in batch_data_samples:
             if tuple(sample.metainfo.get("words", self.words)) != self.words:
                 raise ValueError(
@@ -191,6 +198,7 @@ def name_labels(results: Sequence, words: Sequence[Words]) -> None:
 def fuse_before_words(detector: SingleStageDetector) -> Any:
     """Fold BatchNorms into convolutions, in place; the projections stay as they are."""
     module = detector.bbox_head.head_module
+    # everything before the projections
     for part in (detector.backbone, detector.neck, module.reg_preds):
         fuse_conv_bn(part)
     for branch in module.cls_preds:

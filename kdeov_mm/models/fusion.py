@@ -14,6 +14,14 @@ from mmyolo.models.utils import make_divisible
 from torch import Tensor, nn
 
 
+def zero_mlp(in_dims: int, out_dims: int) -> nn.Sequential:
+    """Two layers whose output is 0 at the start: what they modulate is unchanged."""
+    last = nn.Linear(in_dims, out_dims)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(in_dims, in_dims), nn.SiLU(inplace=True), last)
+
+
 @MODELS.register_module()
 class FiLMFusion(nn.Module):
     """Feature-wise linear modulation by the mean of the vocabulary.
@@ -33,15 +41,11 @@ class FiLMFusion(nn.Module):
     ) -> None:
         super().__init__()
         self.channels = [make_divisible(c, widen_factor) for c in in_channels]
-        last = nn.Linear(text_dims, 2 * sum(self.channels))
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.modulate = nn.Sequential(
-            nn.Linear(text_dims, text_dims), nn.SiLU(inplace=True), last
-        )
+        self.modulate = zero_mlp(text_dims, 2 * sum(self.channels))
 
     def forward(self, feats: Sequence[Tensor], text: Tensor) -> tuple[Tensor, ...]:
         """L maps (B, C_l, H_l, W_l) and words (K, D) -> maps, same shapes."""
+        # scale and shift each channel, the same at all locations
         return tuple(
             feat * s.view(1, -1, 1, 1) + b.view(1, -1, 1, 1)
             for feat, (s, b) in zip(feats, self._factors(text))
@@ -49,11 +53,13 @@ class FiLMFusion(nn.Module):
 
     def _factors(self, text: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Words (K, D) -> per level the scale and the shift of channels (C_l,)."""
+        # one vector for all levels, cut into theirs
         scale, shift = self.modulate(text.mean(0)).chunk(2)
         return zip((1 + scale).split(self.channels), shift.split(self.channels))
 
     def fixed(self, text: Tensor) -> nn.Module:
         """Maps -> maps for words (K, D): a 1x1 convolution of each channel."""
+        # with the words fixed, scale and shift are a depthwise 1x1 convolution
         layers = []
         for scale, shift in self._factors(text.detach()):
             layer = nn.Conv2d(len(scale), len(scale), 1, groups=len(scale))
@@ -72,7 +78,7 @@ class _PerLevel(nn.ModuleList):
 
 @MODELS.register_module()
 class CrossAttentionFusion(nn.Module):
-    """Each location attends to the words and adds what it read.
+    """Each location attends to the words and adds what it finds.
 
     Args:
         in_channels: channels of each level before ``widen_factor``.
@@ -96,6 +102,7 @@ class CrossAttentionFusion(nn.Module):
             attention = nn.MultiheadAttention(
                 c, num_heads, kdim=text_dims, vdim=text_dims, batch_first=True
             )
+            # no influence at the start
             nn.init.zeros_(attention.out_proj.weight)
             nn.init.zeros_(attention.out_proj.bias)
             self.attentions.append(attention)
@@ -104,10 +111,12 @@ class CrossAttentionFusion(nn.Module):
         """L maps (B, C_l, H_l, W_l) and words (K, D) -> maps, same shapes."""
         fused = []
         for feat, norm, attend in zip(feats, self.norms, self.attentions):
-            words = text.to(feat.dtype).expand(feat.shape[0], -1, -1)
+            # locations are queries, words are keys and values
+            words = text.to(feat.dtype).expand(feat.shape[0], -1, -1)  # (B, K, D)
             query = norm(feat.flatten(2).transpose(1, 2))  # (B, HW, C)
-            read, _ = attend(query, words, words, need_weights=False)
-            fused.append(feat + read.transpose(1, 2).reshape(feat.shape))
+            change, _ = attend(query, words, words, need_weights=False)
+            # (B, HW, C) -> (B, C, H, W)
+            fused.append(feat + change.transpose(1, 2).reshape(feat.shape))
         return tuple(fused)
 
     def fixed(self, text: Tensor) -> nn.Module:
@@ -142,14 +151,10 @@ class ClassFiLM(nn.Module):
 
     def __init__(self, text_dims: int) -> None:
         super().__init__()
-        last = nn.Linear(text_dims, 2 * text_dims)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.modulate = nn.Sequential(
-            nn.Linear(text_dims, text_dims), nn.SiLU(inplace=True), last
-        )
+        self.modulate = zero_mlp(text_dims, 2 * text_dims)
 
     def forward(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Words (K, D) -> vectors (K, D) and biases (K,)."""
-        scale, shift = self.modulate(text).chunk(2, dim=-1)
+        # g(t) = 1 + scale, b(t) = shift
+        scale, shift = self.modulate(text).chunk(2, dim=-1)  # (K, D) each
         return (1 + scale) * text, (shift * text).sum(-1)

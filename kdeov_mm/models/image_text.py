@@ -96,9 +96,11 @@ class ImageTextModel(Student, BaseModel):
         file = pretrained_file(self.pretrained)
         if file is None:
             return
+        # the backbone's part of a checkpoint, whatever it is called there
         state = CheckpointLoader.load_checkpoint(str(file), map_location="cpu")
         state = state.get("state_dict", state)
         state = {key.removeprefix("backbone."): value for key, value in state.items()}
+        # all of the backbone's weights, and nothing else but a classifier
         own = self.backbone.state_dict()
         other = [k for k in own if k not in state or state[k].shape != own[k].shape]
         other += [k for k in state if k not in own and k.split(".")[0] not in HEADS]
@@ -154,6 +156,7 @@ class ImageTextModel(Student, BaseModel):
         softmax over the words, and ``ranking`` (K,), the best classes in order; samples
         with ``captions`` get ``caption_features`` (n, D). Vectors are unit vectors.
         """
+        # embeddings of the images, and of captions for retrieval
         filled = filled_part(data_samples).to(inputs.device)
         embeds = self.global_head.embed(self.extract_feat(inputs), filled)
         for sample, embed in zip(data_samples, embeds):
@@ -163,6 +166,7 @@ class ImageTextModel(Student, BaseModel):
                     sample.captions, embed.device
                 )
                 sample.set_data(dict(caption_features=features))
+        # scores and ranking for zero-shot classification
         if all("words" in sample for sample in data_samples):
             text = self.embed(words_of(data_samples), embeds.device)
             logits = self.global_head.logits(embeds, text)
@@ -201,6 +205,7 @@ class ImageTextModel(Student, BaseModel):
 
         The text encoder is loaded to be counted.
         """
+        # one row for each part, and the text encoder, which is no submodule
         parts: dict[str, Any] = dict(self.named_children())
         parts.pop("data_preprocessor")
         rows = [
@@ -223,6 +228,7 @@ def pretrained_file(name: str) -> Path | None:
         FileNotFoundError: a path that is no file.
         ValueError: a name that torchvision does not know.
     """
+    # a file must be there
     if not name.startswith("torchvision://"):
         if not Path(name).is_file():
             raise FileNotFoundError(
@@ -238,6 +244,7 @@ def pretrained_file(name: str) -> Path | None:
         raise ValueError(
             f"pretrained='{name}': torchvision has no such ImageNet weights"
         ) from error
+    # torchvision's store; without the file, random weights, which is logged
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     if file.is_file():
         return file

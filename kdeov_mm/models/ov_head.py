@@ -96,6 +96,7 @@ class OVHeadModule(YOLOv8HeadModule):
 
     def _init_layers(self) -> None:
         super()._init_layers()
+        # in place of the last convolution, to K classes
         for branch in self.cls_preds:
             branch[-1] = SpatialProjection(
                 branch[-1].in_channels, self.embed_dims, self.projection_norm
@@ -104,6 +105,7 @@ class OVHeadModule(YOLOv8HeadModule):
     def init_weights(self) -> None:
         """Box sides of one bin, and the log prior on each level's bias."""
         BaseModule.init_weights(self)
+        # as YOLOv8's head
         for branch in self.reg_preds:
             nn.init.ones_(branch[-1].bias)
         strides = torch.tensor(self.featmap_strides, dtype=torch.float)
@@ -127,6 +129,7 @@ class OVHeadModule(YOLOv8HeadModule):
         return self._project(hidden), *boxes
 
     def _project(self, hidden: Sequence[Tensor]) -> list[Tensor]:
+        # (B, C, H_l, W_l) -> (B, D, H_l, W_l)
         embeds = [branch[-1](h) for branch, h in zip(self.cls_preds, hidden)]
         if self.l2_norm:
             return [F.normalize(e, dim=1) for e in embeds]
@@ -152,6 +155,7 @@ class OVHeadModule(YOLOv8HeadModule):
 
     def _folding_is_cheaper(self, number: int) -> bool:
         """Of K words, features (C) times (K, C), or embedded (D) and times (K, D)."""
+        # multiplications per location
         channels, dims = self.cls_preds[0][-1].project.in_channels, self.embed_dims
         # an exported graph serves any number of words
         if channels <= dims or torch.compiler.is_exporting():
@@ -162,7 +166,9 @@ class OVHeadModule(YOLOv8HeadModule):
         """All but the last product, in the order that costs the least."""
         hidden, *boxes = self.trunk(x.feats)
         vectors, owner = x.text
-        if self.folds and self._folding_is_cheaper(len(vectors)):
+        # features times the folded matrix, or embeddings times the vectors; `len`
+        # would fix the number of words in an exported graph
+        if self.folds and self._folding_is_cheaper(vectors.shape[0]):
             return SplitOutput(hidden, self.folded(vectors), owner, boxes)
         layers = self.classifier.layers(vectors)
         return SplitOutput(self._project(hidden), layers, owner, boxes)
@@ -178,7 +184,7 @@ class OVHeadModule(YOLOv8HeadModule):
     @torch.no_grad()
     def final_layers(self, vectors: Tensor) -> list[nn.Sequential]:
         """Vectors (W, D) -> for each level what follows the trunk, as convolutions."""
-        if self.folds and self._folding_is_cheaper(len(vectors)):
+        if self.folds and self._folding_is_cheaper(vectors.shape[0]):
             return [nn.Sequential(self._conv(each)) for each in self.folded(vectors)]
         # the projection stays; without L2 norm, sqrt(D) goes into the kernel
         unit = [UnitLength()] if self.l2_norm else []
@@ -195,6 +201,7 @@ class OVHeadModule(YOLOv8HeadModule):
 
     def _conv(self, layer: Linear1x1) -> nn.Conv2d:
         """The convolution as a module, in the precision of the head."""
+        # contiguous: exporters and channels-last memory need it
         conv = nn.Conv2d(layer.weight.shape[1], len(layer.weight), 1)
         dtype = self.classifier.logit_scale.dtype
         weight = layer.weight.to(dtype)[..., None, None]
@@ -232,6 +239,7 @@ class GridHeadModule(OVHeadModule):
 
     def trunk(self, feats: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
         """As the parent's, with the same box sides everywhere."""
+        # the learnt sides are replaced
         hidden, sides, *logits = super().trunk(feats)
         fixed = [torch.full_like(s, self.grid_side / 2) for s in sides]
         return hidden, fixed, *logits
@@ -239,6 +247,7 @@ class GridHeadModule(OVHeadModule):
     def folded_boxes(self) -> Any:
         """As the parent's; the mean of the box distribution is the side, everywhere."""
         branches = super().folded_boxes()
+        # all probability on the two bins next to the side
         bins = torch.arange(self.reg_max, dtype=torch.float)
         share = (1 - (bins - self.grid_side / 2).abs()).clamp(min=1e-30)
         for branch in branches:
@@ -288,6 +297,7 @@ class OVHead(YOLOv8Head):
             samples: B samples; ``verified`` (K,) bool in the metainfo says which
                 words are verified in the image (default: all).
         """
+        # embeddings and boxes; the class loss is left out of an unsupervised head
         embeds, sides, side_logits = self.head_module.embed(feats)
         regions = self._regions(embeds, sides, side_logits)
         if not self.supervised:
@@ -301,10 +311,12 @@ class OVHead(YOLOv8Head):
         self, cls_scores: Sequence[Tensor], *args: Any
     ) -> dict[str, Tensor]:
         """The parent's losses, for as many words as there are scores."""
+        # the parent reads the number of classes from these attributes
         num_words = cls_scores[0].shape[1]
         self.num_classes = self.assigner.num_classes = num_words
         metas, every = args[3], torch.ones(num_words, dtype=torch.bool)
         logits = [level.float() for level in cls_scores]
+        # (B, K, 1, 1): words of other data sets in the batch are not verified
         if any("verified" in meta for meta in metas):
             rows = [meta.get("verified", every) for meta in metas]
             verified = torch.stack(rows)[:, :, None, None].to(logits[0].device)
@@ -377,12 +389,16 @@ class OVHead(YOLOv8Head):
         size), it is the parent's.
         """
         cfg = self.test_cfg if cfg is None else cfg
-        self.num_classes = cls_scores[0].shape[1]
         metas = batch_img_metas or []
         if not with_nms or not is_simple(cfg):
-            return super().predict_by_feat(
+            # the parent keeps the number of classes, and the grid of its last image, in
+            # the head: each call has its own, or threads would change one another's
+            head = copy.copy(self)
+            head.num_classes = cls_scores[0].shape[1]
+            return super(OVHead, head).predict_by_feat(
                 cls_scores, bbox_preds, objectnesses, metas, cfg, rescale, with_nms
             )
+        # scores above the threshold first, then suppression of the best boxes
         boxes = self.decode(bbox_preds)
         results = []
         for i, meta in enumerate(metas):
@@ -413,6 +429,7 @@ class OVHead(YOLOv8Head):
         self, embeds: list[Tensor], sides: list[Tensor], side_logits: list[Tensor]
     ) -> RegionEmbeds:
         """The locations, with detached boxes, for the distillation."""
+        # how sure the box distribution is of its four sides
         bins = torch.cat(side_logits, 1).detach().softmax(-1)  # (B, N, 4, R)
         return RegionEmbeds(
             _flatten(embeds),

@@ -17,6 +17,7 @@ def filled_part(samples: SampleList) -> Tensor:
     """
     filled = torch.ones(len(samples), 2)
     for row, sample in zip(filled, samples):
+        # padding is at the right and the bottom
         if "batch_input_shape" in sample:
             sizes = zip(sample.img_shape, sample.batch_input_shape)
             row.copy_(torch.tensor([part / whole for part, whole in sizes]))
@@ -33,6 +34,7 @@ def in_image(filled: Tensor, size: Sequence[int]) -> Tensor:
     Returns:
         (B, H, W) bool.
     """
+    # centres in (0, 1) against the part that is image; (B, H) and (B, W)
     rows, columns = (
         (torch.arange(n, device=filled.device) + 0.5) / n
         < part[:, None].clamp(min=0.51 / n)
@@ -84,6 +86,7 @@ def crop_to_fit(images: Tensor, boxes: Sequence[Tensor], side: int) -> Crops:
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
     """Let batch norms use their running statistics, and leave them as they are."""
+    # only those in training: others are frozen already
     norms = [
         module
         for module in model.modules()

@@ -43,6 +43,7 @@ class SplitOutput(NamedTuple):
 
 def is_simple(cfg: Any) -> bool:
     """Whether :func:`best_boxes` does all that a ``test_cfg`` asks for."""
+    # one label per box, other suppressions and least sizes are the parent's
     nms_cfg = cfg.get("nms", {})
     plain = cfg.get("multi_label") and {*nms_cfg} == {"type", "iou_threshold"}
     plain = plain and nms_cfg["type"] == "nms" and (cfg.get("max_per_img") or 0) > 0
@@ -100,6 +101,7 @@ def best_boxes(
         if len(keep) >= cfg.max_per_img or number >= limit:
             break
         number *= 4
+    # scores only of what stays
     keep = keep[: cfg.max_per_img]
     return InstanceData(
         bboxes=clipped(boxes[location[keep]], meta),
@@ -110,6 +112,7 @@ def best_boxes(
 
 def rescaled(boxes: Tensor, meta: dict[str, Any]) -> Tensor:
     """Boxes (n, 4) in pixels of the padded input -> of the original image."""
+    # first the padding at the left and the top, then the scale
     if (pad := meta.get("pad_param")) is not None:
         boxes = boxes - boxes.new_tensor([pad[2], pad[0], pad[2], pad[0]])
     return boxes / boxes.new_tensor(meta["scale_factor"]).repeat(2)
@@ -208,6 +211,7 @@ def score_in_parts(
 
 def _parts(number: int, owner: Tensor | None, size: int) -> Iterator[tuple[int, int]]:
     """Begin and end of parts of the words; the words of a class stay together."""
+    # a part ends where a class ends
     begin = 0
     while begin < number:
         end = min(begin + size, number)
@@ -269,6 +273,7 @@ class CandidateLocations(nn.Module):
 
 def _clusters(vectors: Tensor, number: int, rounds: int = 10) -> Tensor:
     """The k-means cluster of each vector (W, C): (W,), none of them empty."""
+    # on the CPU, with a fixed seed; empty clusters are numbered away
     points = vectors.detach().cpu().double().numpy()
     _, labels = kmeans2(points, number, iter=rounds, minit="points", rng=0)
     return torch.from_numpy(np.unique(labels, return_inverse=True)[1]).to(

@@ -43,6 +43,7 @@ class SpatialProjection(nn.Module):
     @property
     def is_linear(self) -> bool:
         """Whether it now is a matrix and a vector: at test time, without GroupNorm."""
+        # GroupNorm's statistics, and BatchNorm's in training, depend on the input
         norm = self.project.norm if self.project.with_norm else None
         return norm is None or (
             isinstance(norm, nn.modules.batchnorm._BatchNorm) and not norm.training
@@ -55,6 +56,7 @@ class SpatialProjection(nn.Module):
         bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias
         if not self.project.with_norm:
             return weight, bias
+        # BatchNorm at test time: a factor and a shift of each dimension
         norm = self.project.norm
         factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
         return weight * factor[:, None], (bias - norm.running_mean) * factor + norm.bias
@@ -104,7 +106,9 @@ class GlobalProjection(nn.Module):
         Returns:
             (B, D) unit vectors.
         """
+        # (B, C_l) of each level, side by side
         pooled = torch.cat([_masked_mean(feat, filled) for feat in feats], 1)
+        # unit length in full precision
         return F.normalize(self.mlp(self.norm(pooled)).float(), dim=-1)
 
 

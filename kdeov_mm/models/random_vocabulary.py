@@ -67,6 +67,7 @@ def _draw(entry: Words) -> str:
 
 def _relabel(sample: DetDataSample, own: list[str], words: list[str]) -> DetDataSample:
     """A copy whose labels, of its own words, index ``words``, with ``verified``."""
+    # from the sample's own classes to the words of the step
     index = {word: i for i, word in enumerate(words)}
     relabelled = sample.new()  # copy.copy shares the set of metainfo keys
     instances = copy.copy(sample.gt_instances)
@@ -74,6 +75,7 @@ def _relabel(sample: DetDataSample, own: list[str], words: list[str]) -> DetData
         [index[own[i]] for i in instances.labels.tolist()]
     )
     relabelled.gt_instances = instances
+    # words of other data sets in the batch
     known = set(own)
     if not known.issuperset(words):
         relabelled.set_metainfo(

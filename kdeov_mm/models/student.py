@@ -50,6 +50,7 @@ class Student:
         Raises:
             ValueError: vectors of another CLIP, or words that cannot be embedded.
         """
+        # vectors that came with the vocabulary, or the encoder's
         if isinstance(classes, Vocabulary):
             embedded = classes.embed(self.text_encoder)
             words = embedded.words
@@ -72,9 +73,11 @@ class Student:
         Raises:
             ValueError: what does not go together, and what to set.
         """
+        # dimensions
         clip_dims = self.text_encoder.embed_dims
         if self.global_head is not None:
             check_dims("global_head.projection", self.global_head.projection, clip_dims)
+        # a teacher, where something is distilled
         heads = self.distill_heads
         if not heads:
             return
@@ -83,12 +86,14 @@ class Student:
                 f"{list(heads)} learn from a teacher: they need a `teacher` in the "
                 "model config"
             )
+        # one CLIP for both sides
         if self.teacher.source != self.text_encoder.source:
             raise ValueError(
                 f"the teacher is {self.teacher.source}, but the words are those of "
                 f"{self.text_encoder.source}: give model.teacher and "
                 "model.text_encoder the same `model` and `pretrained`."
             )
+        # what the heads need, and pixels as the teacher takes them
         self.teacher.check_heads(heads)
         if not self.data_preprocessor._channel_conversion:
             raise ValueError(
@@ -122,10 +127,12 @@ def merge_synonyms(
     """
     if len(vectors) == len(words):
         return TextEmbeds(vectors)
+    # the class of each vector
     sizes = torch.tensor([len(own) for own in words])
     owner = torch.arange(len(words)).repeat_interleave(sizes).to(vectors.device)
     if synonyms == "max":
         return TextEmbeds(vectors, owner)
+    # the direction of the mean
     total = vectors.new_zeros(len(words), vectors.shape[1])
     return TextEmbeds(F.normalize(total.index_add(0, owner, vectors), dim=1))
 
@@ -156,6 +163,7 @@ def words_of(samples: SampleList | None) -> tuple[Words, ...]:
     Raises:
         ValueError: samples without words, or with different ones.
     """
+    # equal tuples are one entry
     words = {words_of_sample(sample) for sample in samples or []}
     if len(words) != 1:
         raise ValueError(

@@ -81,6 +81,8 @@ class TextClassifier(nn.Module):
         background: bool = False,
     ) -> None:
         super().__init__()
+        if background and embed_dims < 1:
+            raise ValueError("background needs embed_dims, the dimension of the text")
         if learn_scale:
             self.logit_scale = nn.Parameter(initial_logit_scale())
         else:
@@ -95,20 +97,24 @@ class TextClassifier(nn.Module):
 
     def scale(self) -> Tensor:
         """The inverse temperature, a scalar of at most 100."""
-        if self.training:
-            with torch.no_grad():
-                self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+        # the parameter itself, since a clamp of the value alone has no gradient beyond;
+        # by `data`, since a step may read it several times before its backward pass
+        if self.training and self.logit_scale.requires_grad:
+            self.logit_scale.data.clamp_(max=MAX_LOGIT_SCALE)
+            return self.logit_scale.exp()
         return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
 
     def forward(self, embeds: Tensor, text: TextEmbeds) -> Tensor:
         """Embeddings (N, D) and K classes -> logits (N, K), or (N, K + 1) with a
         background, which comes last; no bias of a level is added."""
+        # all words, then the best word of each class
         weight, offset = self._weight(text.vectors)
         logits = embeds @ weight.T + offset
         if text.owner is not None:
             logits = max_over_synonyms(logits, text.owner)
         if self.background is None:
             return logits
+        # the background competes as one more class
         unit = F.normalize(self.background, dim=0)
         return torch.cat([logits, self.scale() * (embeds @ unit)[:, None]], 1)
 
@@ -116,8 +122,10 @@ class TextClassifier(nn.Module):
         """Vectors (W, D) -> for each level the 1x1 convolution of embeddings."""
         if self.bias is None:
             raise ValueError("a classifier of levels needs num_biases, one for each")
+        # one kernel for all levels, a bias for each
         weight, offset = self._weight(vectors)
-        biases = (offset + self.bias[:, None]).expand(-1, len(vectors))
+        # len() would fix the number of words in an exported graph
+        biases = (offset + self.bias[:, None]).expand(-1, vectors.shape[0])
         return [Linear1x1(weight, bias) for bias in biases]
 
     def folded(
@@ -134,6 +142,7 @@ class TextClassifier(nn.Module):
         Returns:
             For each level the convolution of features x: (W, C) and (W,), float32.
         """
+        # in full precision: products of several matrices round visibly in half
         with torch.autocast(vectors.device.type, enabled=False):
             return [
                 Linear1x1(
@@ -148,6 +157,7 @@ class TextClassifier(nn.Module):
         scale = self.scale()
         if self.adapter is None:
             return scale * vectors, 0.0
+        # FiLM of the embedding is another vector and a bias for each word
         adapted, offset = self.adapter(vectors)
         return scale * adapted, scale * offset
 
@@ -165,6 +175,7 @@ def max_over_synonyms(
     Returns:
         (B, K, ...)
     """
+    # the class of each logit, as a map of indices; the number of classes is static
     index = owner.view(-1, *[1] * (logits.ndim - 2)).expand_as(logits)
     number = int(owner[-1]) + 1 if num_classes is None else num_classes
     shape = (logits.shape[0], number, *logits.shape[2:])
@@ -178,6 +189,7 @@ def rename_old_keys(state: dict[str, Any], prefix: str, *_: Any) -> None:
 
     A pre-hook for ``load_state_dict`` of the module that holds the ``classifier``.
     """
+    # the parameters were those of the head itself
     names = {"log_scale": "logit_scale", "bias": "bias"}
     for key in [k for k in state if k.startswith(prefix)]:
         name = key.removeprefix(prefix)

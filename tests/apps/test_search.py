@@ -65,7 +65,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Forty pictures in nested folders, three that are none, and other files."""
+    """Forty images in nested folders, three that are none, and other files."""
     root = tmp_path / "gallery"
     below = [root, root / "a", root / "a/b c", root / "år ☂"]
     for place in below:
@@ -85,13 +85,13 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def embedded(student: KDEOV, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many pictures each call of ``encode_image`` was given."""
+    """How many images each call of ``encode_image`` was given."""
     numbers: list[int] = []
     real = student.encode_image
 
-    def encode(pictures: Any) -> torch.Tensor:
-        numbers.append(len(pictures))
-        return real(pictures)
+    def encode(images: Any) -> torch.Tensor:
+        numbers.append(len(images))
+        return real(images)
 
     monkeypatch.setattr(student, "encode_image", encode)
     return numbers
@@ -178,9 +178,9 @@ def test_a_vector_is_looked_for_as_its_words_are(student: KDEOV, folder: Path) -
     (vector,) = student.model.text_encoder(["green star"])
     for form in (vector, vector.double(), vector.clone().requires_grad_()):
         assert index.search(form) == index.search("green star")
-    picture = folder / "a/b c/02.PNG"
-    best, *_ = index.search(student.encode_image(picture)[0])
-    assert best.path == picture and best.score == pytest.approx(1, abs=1e-5)
+    image = folder / "a/b c/02.PNG"
+    best, *_ = index.search(student.encode_image(image)[0])
+    assert best.path == image and best.score == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("words", ["", "  "])
@@ -265,8 +265,8 @@ def test_the_time_of_change_alone_tells_that_an_image_changed(
 ) -> None:
     index, path = made(student, folder), folder / "04.bmp"
     size, before = path.stat().st_size, index.entries["04.bmp"]
-    with Image.open(path) as picture:
-        Image.new("RGB", picture.size, "red").save(path)
+    with Image.open(path) as image:
+        Image.new("RGB", image.size, "red").save(path)
     os.utime(path, ns=(0, before.stamp[1] + 1))
     assert path.stat().st_size == size
     embedded.clear()
@@ -335,7 +335,7 @@ def test_a_folder_of_unreadable_files_alone_is_no_end(
     assert_whole(index, student)
 
 
-def test_a_thread_of_a_picture_is_no_end(student: KDEOV, folder: Path) -> None:
+def test_a_thread_of_an_image_is_no_end(student: KDEOV, folder: Path) -> None:
     """At the model's input it would be less than a pixel thin."""
     Image.new("RGB", (6000, 3)).save(folder / "thread.png")
     index = ImageIndex(student, folder)
@@ -428,11 +428,11 @@ search.SHARD = 8
 student = KDEOV.from_checkpoint({str(checkpoint)!r})
 student.batch_size, real, calls = 4, student.encode_image, []
 
-def encode(pictures):
-    calls.append(len(pictures))
+def encode(images):
+    calls.append(len(images))
     if len(calls) == 6:
         os.kill(os.getpid(), signal.SIGKILL)
-    return real(pictures)
+    return real(images)
 
 student.encode_image = encode
 search.ImageIndex(student, {str(folder)!r}, {str(store)!r}).update()
@@ -543,7 +543,7 @@ def test_every_folder_and_every_student_has_a_place_of_its_own(
         assert ImageIndex(student, spelling).store == known
 
 
-def test_a_student_that_sees_pictures_otherwise_is_another(
+def test_a_student_that_sees_images_otherwise_is_another(
     student: KDEOV, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stores = [ImageIndex(student, folder).store]
@@ -574,12 +574,12 @@ def test_two_runs_at_once_are_refused(
     first, second = ImageIndex(student, folder), ImageIndex(student, folder)
     real, refused = student.encode_image, []
 
-    def encode(pictures: Any) -> torch.Tensor:
+    def encode(images: Any) -> torch.Tensor:
         if not refused:
             with pytest.raises(BlockingIOError, match="another process") as error:
                 second.update()
             refused.append(error)
-        return real(pictures)
+        return real(images)
 
     monkeypatch.setattr(student, "encode_image", encode)
     assert first.update()["images"] == GOOD and refused
@@ -596,10 +596,10 @@ def test_the_head_is_readable(student: KDEOV, folder: Path) -> None:
     assert re.fullmatch("[0-9a-f]{64}", about["student"])
 
 
-# --------------------------------------------------------------------- pictures
+# --------------------------------------------------------------------- images
 
 
-def pictures(folder: Path, number: int) -> list[Hit]:
+def make_hits(folder: Path, number: int) -> list[Hit]:
     """Hits of one colour each."""
     hits = []
     for i in range(number):
@@ -610,7 +610,7 @@ def pictures(folder: Path, number: int) -> list[Hit]:
 
 
 def test_a_sheet_has_rows_of_columns(tmp_path: Path) -> None:
-    hits = pictures(tmp_path, 13)
+    hits = make_hits(tmp_path, 13)
     sizes = [contact_sheet(hits[:n], "title").size for n in range(14)]
     assert {width for width, _ in sizes} == {sizes[0][0]} and sizes[0][0] >= 4 * 200
     heights = [height for _, height in sizes]
@@ -622,7 +622,7 @@ def test_a_sheet_has_rows_of_columns(tmp_path: Path) -> None:
 
 
 def test_hits_stand_in_reading_order_in_their_colours(tmp_path: Path) -> None:
-    hits = pictures(tmp_path, 7)
+    hits = make_hits(tmp_path, 7)
     sheet = np.asarray(contact_sheet(hits, "title", columns=3, side=60))
     heights = []
     for i, hit in enumerate(hits):
@@ -634,7 +634,7 @@ def test_hits_stand_in_reading_order_in_their_colours(tmp_path: Path) -> None:
 
 
 def test_a_removed_file_leaves_a_gap_in_the_sheet(tmp_path: Path) -> None:
-    hits = pictures(tmp_path, 5)
+    hits = make_hits(tmp_path, 5)
     whole = contact_sheet(hits, "title")
     hits[1].path.unlink()
     hits[3].path.write_text("no image")
@@ -645,11 +645,11 @@ def test_a_removed_file_leaves_a_gap_in_the_sheet(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (6000, 3), (3, 6000), (1, 900)])
-def test_any_picture_fits_into_the_sheet(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_any_image_fits_into_the_sheet(tmp_path: Path, size: tuple[int, int]) -> None:
     path = tmp_path / ("a very long name of a file " * 3 + "☂.png")
     Image.new("RGB", size).save(path)
     sheet = contact_sheet([Hit(path, -0.1)], "words ☂ " * 50)
-    assert sheet.size == contact_sheet(pictures(tmp_path, 1), "title").size
+    assert sheet.size == contact_sheet(make_hits(tmp_path, 1), "title").size
 
 
 # --------------------------------------------------------------------- the tool
@@ -693,7 +693,7 @@ def test_the_tool_prints_and_draws_the_hits(
         assert sheet.size == contact_sheet(wanted, "title").size
 
 
-def test_the_tool_answers_each_line_of_words_with_a_picture(
+def test_the_tool_answers_each_line_of_words_with_an_image(
     run: Any, tmp_path: Path
 ) -> None:
     out = tmp_path / "new/folder/found.jpg"

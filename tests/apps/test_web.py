@@ -30,7 +30,7 @@ from ..inference.test_api import scene, write_joint
 
 web = pytest.importorskip("kdeov_mm.apps.web", reason='pip install "kdeov_mm[web]"')
 
-BOXES = 5  # that the student finds in any picture
+BOXES = 5  # that the student finds in any image
 ASKED = "red ball, blue cube,\n red  ball,, Green star,green star"
 WORDS = ["red ball", "blue cube", "Green star"]
 
@@ -57,19 +57,19 @@ def headless(student: KDEOV, monkeypatch: pytest.MonkeyPatch) -> KDEOV:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of all kinds, and files that are none."""
+    """Images of all kinds, and files that are none."""
     root = tmp_path_factory.mktemp("files")
-    picture = Image.fromarray(scene(120, 160))
-    picture.save(root / "rgb.png")
-    picture.convert("L").save(root / "gray.png")
-    picture.convert("RGBA").save(root / "rgba.png")
-    picture.convert("P").save(root / "palette.gif")
-    picture.convert("CMYK").save(root / "cmyk.jpg")
-    sixteen = np.asarray(picture.convert("L")).astype(np.uint16) * 257
+    image = Image.fromarray(scene(120, 160))
+    image.save(root / "rgb.png")
+    image.convert("L").save(root / "gray.png")
+    image.convert("RGBA").save(root / "rgba.png")
+    image.convert("P").save(root / "palette.gif")
+    image.convert("CMYK").save(root / "cmyk.jpg")
+    sixteen = np.asarray(image.convert("L")).astype(np.uint16) * 257
     Image.fromarray(sixteen).save(root / "16.tif")
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: a quarter turn
-    picture.save(root / "turned.jpg", exif=exif)
+    image.save(root / "turned.jpg", exif=exif)
     (root / "notes.png").write_text("no image")
     (root / "empty.png").write_bytes(b"")
     whole = (root / "turned.jpg").read_bytes()
@@ -79,7 +79,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight pictures in two folders, and one that is none."""
+    """Eight images in two folders, and one that is none."""
     root = tmp_path_factory.mktemp("gallery")
     (root / "below").mkdir()
     for i in range(8):
@@ -128,7 +128,7 @@ def free_port() -> int:
     ["rgb.png", "gray.png", "rgba.png", "palette.gif", "cmyk.jpg", "16.tif"]
     + ["turned.jpg"],
 )
-def test_words_are_found_in_pictures_of_all_kinds(
+def test_words_are_found_in_images_of_all_kinds(
     student: KDEOV, files: Path, name: str
 ) -> None:
     drawn, rows, said = answers.find(student, files / name, ASKED, 0.1)
@@ -151,7 +151,7 @@ def test_nothing_above_the_threshold_is_said(student: KDEOV, files: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["notes.png", "empty.png", "half.jpg", "absent.png"])
-def test_a_file_that_is_no_picture_is_named(
+def test_a_file_that_is_no_image_is_named(
     student: KDEOV, files: Path, name: str
 ) -> None:
     drawn, rows, said = answers.find(student, files / name, ASKED)
@@ -160,7 +160,7 @@ def test_a_file_that_is_no_picture_is_named(
     assert str(files) not in said
 
 
-def test_a_picture_of_too_many_pixels_is_refused_unread(
+def test_an_image_of_too_many_pixels_is_refused_unread(
     student: KDEOV, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "large.png"
@@ -193,7 +193,7 @@ def test_words_are_asked_once_and_as_they_are_written(
 
 
 @pytest.mark.parametrize("size", [(1, 1), (4000, 30), (3, 2500)])
-def test_pictures_of_any_shape_are_drawn_in_a_size_to_show(
+def test_images_of_any_shape_are_drawn_in_a_size_to_show(
     student: KDEOV, tmp_path: Path, size: tuple[int, int]
 ) -> None:
     path = tmp_path / "odd.png"
@@ -237,7 +237,7 @@ def test_a_folder_is_ordered_by_boxes_without_a_global_head(
     assert search(WORDS)[0] == []
 
 
-def test_a_folder_without_pictures_is_named(headless: KDEOV, tmp_path: Path) -> None:
+def test_a_folder_without_images_is_named(headless: KDEOV, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="none has no images"):
         answers.FolderSearch(headless, tmp_path / "none")(WORDS)
@@ -336,14 +336,14 @@ def test_a_browser_finds_words_by_keyboard(
 ) -> None:
     page, expect = browser_page, sync_api().expect
     result = page.get_by_label("Result").first
-    picture, upload = page.locator("#image img"), page.locator("input[type=file]")
+    image, upload = page.locator("#image img"), page.locator("input[type=file]")
     words = page.get_by_role("textbox", name="Words").first
     expect(page).to_have_title("kdeov_mm: words in, boxes out")
     words.press("Enter")
     expect(result).to_have_value("There is no image: choose, drop or paste one.")
 
     upload.first.set_input_files(files / "turned.jpg")
-    picture.wait_for()
+    image.wait_for()
     words.fill(ASKED)
     words.press("Enter")
     expect(result).to_have_value(said(BOXES))

@@ -19,12 +19,20 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor
 
-from kdeov_mm.clip import CachedTeacher, CLIPImageTeacher, EmbeddingStore, StoreMismatch
+from kdeov_mm.clip import (
+    CachedTeacher,
+    CLIPImageTeacher,
+    EmbeddingStore,
+    StoreMismatch,
+    TeacherBatch,
+)
+from kdeov_mm.datasets.transforms import META_KEYS
+from kdeov_mm.files import locked
 from kdeov_mm.models.distill.regions import block_boxes
-from kdeov_mm.models.pixels import undo_normalisation
 
 from ..conftest import EMBED_DIMS, ROOT, load_tool, run_env, write_clip
 
+SCALES = (1.0, 1.5)
 COSINE = dict(cosine=dict(type="CosineDistance"))
 
 
@@ -80,8 +88,12 @@ def admitted(config: Config, dataset: Any, **changes: Any) -> CachedTeacher:
     teacher = CachedTeacher(
         **{k: v for k, v in config.model.teacher.items() if k != "type"} | changes
     )
-    teacher.admit(dataset, {}, None)
+    teacher.admit(dataset, {}, MODELS.build(config.model.data_preprocessor))
     return teacher
+
+
+def answering(teacher: Any, batch: dict[str, Any]) -> TeacherBatch:
+    return teacher.for_batch(batch["inputs"], batch["samples"], batch["preprocessor"])
 
 
 # ---------------------------------------------------------------- cached = live
@@ -89,40 +101,35 @@ def admitted(config: Config, dataset: Any, **changes: Any) -> CachedTeacher:
 
 @pytest.fixture(params=[False, True], ids=["as it is", "mirrored"])
 def batch(request: Any, config: Config, dataset: Any) -> Iterator[dict[str, Any]]:
-    """Pixels and samples of five images, all mirrored or none."""
+    """The student's inputs of five images, all mirrored or none."""
     flip = next(t for t in dataset.pipeline.transforms if "Flip" in type(t).__name__)
     before, flip.prob = flip.prob, float(request.param)
     data = pseudo_collate([dataset.prepare_data(i) for i in (0, 7, 11, 3, 4)])
     flip.prob = before
-    student = Config(dict(model=config.model.to_dict())).model
-    student.update(teacher=None, distill=None)
-    model = MODELS.build(student)
-    data = model.data_preprocessor(data, True)
+    preprocessor = MODELS.build(config.model.data_preprocessor)
+    data = preprocessor(data, True)
     samples = data["data_samples"]
     assert all(s.metainfo.get("flip", False) == request.param for s in samples)
-    shapes = [s.img_shape for s in samples]
-    pixels = undo_normalisation(model.data_preprocessor, data["inputs"], shapes)
-    yield dict(pixels=pixels, samples=samples)
+    yield dict(inputs=data["inputs"], samples=samples, preprocessor=preprocessor)
 
 
 def test_cached_equals_live(
     config: Config, dataset: Any, store: EmbeddingStore, batch: dict[str, Any]
 ) -> None:
-    pixels, samples = batch["pixels"], batch["samples"]
-    live = CLIPImageTeacher(config.model.text_encoder.model)
-    cached = admitted(config, dataset).for_batch(samples)
-    shapes = [s.img_shape for s in samples]
+    samples = batch["samples"]
+    live = answering(CLIPImageTeacher(config.model.text_encoder.model), batch)
+    cached = answering(admitted(config, dataset), batch)
     truth = [s.gt_instances.bboxes for s in samples]
-    blocks = [block_boxes(shape, (2, 3, 4)) for shape in shapes]
+    blocks = [block_boxes(s.img_shape, (2, 3, 4)) for s in samples]
     texts = [s.caption for s in samples]
 
-    def answers(teacher: Any) -> dict[str, Tensor]:
+    def answers(teacher: TeacherBatch) -> dict[str, Tensor]:
         return dict(
-            images=teacher.embed_images(pixels, shapes),
-            truth=teacher.embed_crops(pixels, truth),
-            blocks=teacher.embed_crops(pixels, blocks),
-            dense=teacher.embed_dense(pixels),
-            captions=teacher.embed_captions(texts, pixels.device),
+            images=teacher.images(),
+            truth=teacher.crops(truth, SCALES),
+            blocks=teacher.crops(blocks, SCALES),
+            dense=teacher.dense(),
+            captions=teacher.captions(texts),
         )
 
     wanted, got = answers(live), answers(cached)
@@ -143,9 +150,9 @@ def test_the_losses_of_a_cached_training_are_those_of_a_live_one(
         torch.manual_seed(0)
         model = MODELS.build(cfg).train()
         if kind == "CachedTeacher":
-            model.teacher.admit(dataset, model.pupils, model.data_preprocessor)
+            model.teacher.admit(dataset, model.distill_heads, model.data_preprocessor)
         torch.manual_seed(1)
-        losses.append(model.loss(batch["pixels"], batch["samples"]))
+        losses.append(model.loss(batch["inputs"], batch["samples"]))
     assert {"loss_dense_cosine", "loss_region_cosine"} < set(losses[0])
     for name in losses[0]:
         if name.split("_")[1] not in ("cls", "bbox", "dfl"):
@@ -173,21 +180,21 @@ def test_a_training_runs_from_the_store_alone(
 def test_without_the_hook_no_embedding_is_given_out(config: Config) -> None:
     teacher = CachedTeacher(store="anywhere", model=config.model.text_encoder.model)
     with pytest.raises(RuntimeError, match="EmbeddingCacheHook"):
-        teacher.for_batch([])
+        teacher.for_batch(torch.zeros(0, 3, 64, 64), [], None)
 
 
 def test_what_the_store_does_not_hold_is_named(
     config: Config, dataset: Any, store: EmbeddingStore, batch: dict[str, Any]
 ) -> None:
-    pixels, samples = batch["pixels"], batch["samples"]
-    cached = admitted(config, dataset).for_batch(samples)
+    samples = batch["samples"]
+    cached = answering(admitted(config, dataset), batch)
     moved = [s.gt_instances.bboxes + 0.5 for s in samples]
     with pytest.raises(ValueError, match="does not hold the box"):
-        cached.embed_crops(pixels, moved)
+        cached.crops(moved, SCALES)
     with pytest.raises(ValueError, match="scales"):
-        cached.embed_crops(pixels, moved, (3.0,))
+        cached.crops(moved, (3.0,))
     with pytest.raises(ValueError, match="caption 'no such'"):
-        cached.embed_captions(["no such"] * len(samples))
+        cached.captions(["no such"] * len(samples))
     with pytest.raises(KeyError, match="no image 'x'"):
         store["x"]
 
@@ -254,16 +261,17 @@ def test_a_step_that_the_config_calls_neutral_passes(
     with pytest.raises(StoreMismatch, match="RandomErasing"):
         admitted(config, data)
     teacher = admitted(config, data, neutral=["RandomErasing"])
-    assert teacher.for_batch([]).images == []
+    assert teacher.for_batch(torch.zeros(0, 3, 64, 64), [], None).ids == []
 
 
 def test_boxes_that_move_are_refused_at_the_start(
     config: Config, dataset: Any, store: EmbeddingStore
 ) -> None:
     teacher = CachedTeacher(config.model.teacher.store, config.model.teacher.model)
+    preprocessor = MODELS.build(config.model.data_preprocessor)
     head = MODELS.build(dict(type="RegionDistillation", distances=COSINE))
     with pytest.raises(StoreMismatch, match=r"the head crops .*own"):
-        teacher.admit(dataset, dict(crops=head), None)
+        teacher.admit(dataset, dict(crops=head), preprocessor)
 
 
 def test_a_pipeline_must_say_whether_it_mirrored(
@@ -271,7 +279,7 @@ def test_a_pipeline_must_say_whether_it_mirrored(
 ) -> None:
     cfg = Config(config.to_dict()).train_dataloader.dataset
     pack = cfg.pipeline[-1]
-    pack.meta_keys = tuple(key for key in pack.meta_keys if key != "flip")
+    pack.meta_keys = tuple(key for key in META_KEYS if key != "flip")
     with pytest.raises(StoreMismatch, match="whether an image was mirrored"):
         admitted(config, DATASETS.build(cfg))
     cfg = Config(config.to_dict()).train_dataloader.dataset
@@ -296,11 +304,12 @@ def test_heads_that_ask_for_more_than_the_store_holds_are_refused_at_the_start(
     store: EmbeddingStore,
 ) -> None:
     teacher = CachedTeacher(config.model.teacher.store, config.model.teacher.model)
+    preprocessor = MODELS.build(config.model.data_preprocessor)
     head = dict(type="RegionDistillation", distances=COSINE)
     wanted = MODELS.build({**head, "sources": ("truth",)})
-    teacher.admit(dataset, dict(crops=wanted), None)
+    teacher.admit(dataset, dict(crops=wanted), preprocessor)
     with pytest.raises(StoreMismatch, match=f"(?s)the head crops needs .*{reason}"):
-        teacher.admit(dataset, dict(crops=MODELS.build(head | changes)), None)
+        teacher.admit(dataset, dict(crops=MODELS.build(head | changes)), preprocessor)
 
 
 def test_an_unfinished_store_is_refused_at_the_start(
@@ -414,7 +423,7 @@ def test_killed_five_times_and_finished_is_as_undisturbed(
 def test_two_writers_do_not_meet(
     config_file: Path, store: EmbeddingStore, tool: Any, capsys: Any
 ) -> None:
-    with store.locked():
+    with locked(store.folder):
         code = tool.main([str(config_file), "--dense", "--shard-size", "5"])
     assert code == 1 and "another process" in capsys.readouterr().err
 
@@ -438,13 +447,10 @@ def test_an_earlier_students_boxes_are_stored_and_come_mirrored(
     assert tool.main([str(path), "--proposals", str(weights)]) == 0
     manifest = json.loads((tmp_path / "store/store.json").read_text())
     assert manifest["proposals_sha256"]
-    cached = admitted(cfg, dataset).for_batch(batch["samples"])
+    cached = answering(admitted(cfg, dataset), batch)
     boxes = [cached.stored_boxes(i) for i in range(5)]
     assert 0 < sum(map(len, boxes)) <= 25
-    live = CLIPImageTeacher(cfg.model.text_encoder.model)
+    live = answering(CLIPImageTeacher(cfg.model.text_encoder.model), batch)
     torch.testing.assert_close(
-        cached.embed_crops(batch["pixels"], boxes),
-        live.embed_crops(batch["pixels"], boxes),
-        rtol=0,
-        atol=1e-3,
+        cached.crops(boxes, SCALES), live.crops(boxes, SCALES), rtol=0, atol=1e-3
     )

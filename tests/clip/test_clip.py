@@ -1,6 +1,11 @@
 """The teacher's language: text, its cache, images, and which CLIP."""
 
 import json
+import multiprocessing
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +74,7 @@ def test_sentences_packed_together_are_those_one_by_one(
     encoder: CLIPTextEncoder,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("kdeov_mm.clip.text.PACK", pack)
+    monkeypatch.setattr("kdeov_mm.clip.packing.PACK", pack)
     tower, tokens = encoder._load(), encoder._tokenize(sentences)
     alone = [tower.encode_text(row[None], normalize=True) for row in tokens]
     torch.testing.assert_close(encoder.embed_prompts(sentences), torch.cat(alone))
@@ -187,6 +192,122 @@ def test_weights_that_change_in_place_make_a_new_key(tmp_path: Path) -> None:
     before = encoder.cache_file
     write_clip(tmp_path / "clip", seed=1)
     assert CLIPTextEncoder(model, cache_dir=str(tmp_path)).cache_file != before
+
+
+def in_threads(*calls: Callable[[], Any]) -> list[Any]:
+    """The results of calls that begin at the same moment."""
+    start = threading.Barrier(len(calls))
+
+    def run(call: Callable[[], Any]) -> Any:
+        start.wait()
+        return call()
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(run, calls))
+
+
+NEW_WORDS = [[f"{size} {word}" for word in WORDS] for size in ("big", "wee", "odd")]
+
+
+def test_threads_that_ask_for_different_new_words_get_their_own(
+    encoder: CLIPTextEncoder, tiny_clip: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads, load = [], CLIPSource.load
+    monkeypatch.setattr(CLIPSource, "load", lambda self: loads.append(1) or load(self))
+    results = in_threads(*(partial(encoder, words) for words in NEW_WORDS))
+    assert len(loads) == 1
+    for words, text in zip(NEW_WORDS, results, strict=True):
+        torch.testing.assert_close(text, slow_text(tiny_clip, tuple(words)))
+    # and all of them are kept
+    forbid_tower(monkeypatch)
+    every = [word for words in NEW_WORDS for word in words]
+    assert torch.equal(again(encoder)(every), torch.cat(results))
+
+
+def test_threads_that_ask_for_the_same_new_words_embed_them_once(
+    encoder: CLIPTextEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded: list[str] = []
+    encode = encoder.encode
+    monkeypatch.setattr(
+        encoder, "encode", lambda words: embedded.extend(words) or encode(words)
+    )
+    first, *others = in_threads(*[partial(encoder, WORDS)] * 3)
+    assert all(torch.equal(first, other) for other in others)
+    assert sorted(embedded) == sorted(WORDS)
+
+
+def test_sentences_of_two_threads_do_not_mix(
+    encoder: CLIPTextEncoder, tiny_clip: str
+) -> None:
+    """Without the cache, and before the tower is loaded."""
+    results = in_threads(*(partial(encoder.embed_prompts, w) for w in NEW_WORDS))
+    alone = CLIPTextEncoder(tiny_clip)
+    for words, embeds in zip(NEW_WORDS, results, strict=True):
+        torch.testing.assert_close(embeds, alone.embed_prompts(words))
+
+
+def check_cache(encoder: CLIPTextEncoder, asked: list[list[str]]) -> None:
+    """The cache is whole, has some writer's words, and only right vectors."""
+    assert [file.name for file in encoder.cache_dir.iterdir()] == [
+        encoder.cache_file.name
+    ]
+    kept = encoder.load_cache(encoder.cache_file)
+    assert any(kept.keys() >= set(words) for words in asked)
+    for word, vector in kept.items():
+        torch.testing.assert_close(vector, encoder.encode([word])[0])
+    for words in asked:
+        torch.testing.assert_close(again(encoder)(words), encoder.encode(words))
+
+
+def test_two_encoders_that_write_the_cache_at_once_do_no_harm(
+    encoder: CLIPTextEncoder,
+) -> None:
+    results = in_threads(*(partial(again(encoder), words) for words in NEW_WORDS))
+    for words, text in zip(NEW_WORDS, results, strict=True):
+        torch.testing.assert_close(text, encoder.encode(words))
+    check_cache(encoder, NEW_WORDS)
+
+
+def write_cache(encoder: CLIPTextEncoder, words: list[str], start: Any) -> None:
+    """One word after the other, each of which writes the cache."""
+    other = again(encoder)
+    start.wait()
+    for word in words:
+        other([word])
+
+
+@pytest.mark.skipif(
+    "fork" not in multiprocessing.get_all_start_methods(), reason="needs fork"
+)
+def test_two_processes_that_write_the_cache_at_once_do_no_harm(
+    encoder: CLIPTextEncoder,
+) -> None:
+    context = multiprocessing.get_context("fork")
+    start = context.Barrier(2)
+    writers = [
+        context.Process(target=write_cache, args=(encoder, words, start))
+        for words in NEW_WORDS[:2]
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    check_cache(encoder, NEW_WORDS[:2])
+
+
+@pytest.mark.parametrize("harm", ["cut", "changed", "empty"])
+def test_a_damaged_cache_is_refused_by_its_name(
+    encoder: CLIPTextEncoder, harm: str
+) -> None:
+    encoder(WORDS)
+    whole = bytearray(encoder.cache_file.read_bytes())
+    whole[-1] ^= 1
+    length = dict(cut=len(whole) // 2, empty=0).get(harm, len(whole))
+    encoder.cache_file.write_bytes(whole[:length])
+    with pytest.raises(ValueError, match=f"{encoder.cache_file.name} is damaged"):
+        again(encoder)(WORDS)
 
 
 # ---------------------------------------------------------------------- images

@@ -1,4 +1,4 @@
-"""KDEOV: any picture, any words, one object; what a checkpoint says of itself."""
+"""KDEOV: any image, any words, one object; what a checkpoint says of itself."""
 
 import copy
 import io
@@ -59,7 +59,7 @@ def write_joint(
 ) -> Path:
     """A checkpoint of the joint config as mmengine writes it.
 
-    The student is untrained, but finds boxes, and tells pictures apart. ``changes`` are
+    The student is untrained, but finds boxes, and tells images apart. ``changes`` are
     those of its config.
     """
     init_default_scope("mmdet")
@@ -78,16 +78,16 @@ def write_joint(
 
 @torch.no_grad()
 def tell_apart(model: KDEOVDetector) -> None:
-    """Give norms the statistics of pictures; take from embeddings what all share."""
-    pictures = torch.zeros(16, 3, 160, 160)
-    for seed, picture in enumerate(pictures):
+    """Give norms the statistics of images; take from embeddings what all share."""
+    images = torch.zeros(16, 3, 160, 160)
+    for seed, image in enumerate(images):
         width = 160 - 4 * seed
-        picture[:, :, :width] = as_tensor(scene(160, width, seed))
+        image[:, :, :width] = as_tensor(scene(160, width, seed))
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 1.0
-    feats = model.train().extract_feat(pictures / 255)
+    feats = model.train().extract_feat(images / 255)
     model.bbox_head.head_module.embed(feats)
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum
@@ -97,7 +97,7 @@ def tell_apart(model: KDEOVDetector) -> None:
     projection = model.eval().global_head.projection
     embeds: list[Tensor] = []
     with projection.mlp.register_forward_hook(lambda m, i, out: embeds.append(out)):
-        projection(model.extract_feat(pictures / 255), torch.ones(16, 2))
+        projection(model.extract_feat(images / 255), torch.ones(16, 2))
     projection.mlp[-1].bias -= embeds[0].mean(0)
 
 
@@ -177,30 +177,30 @@ def assert_same_boxes(found: Tensor, wanted: Tensor) -> None:
     assert max(apart.amin(0).max(), apart.amin(1).max()) < 1e-2
 
 
-# --------------------------------------------------------------------- pictures
+# --------------------------------------------------------------------- images
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_picture_says_the_same_in_every_form(
+def test_an_image_says_the_same_in_every_form(
     student: KDEOV, tmp_path: Path, form: str
 ) -> None:
     rgb = scene(43, 61)
-    picture = FORMS[form](rgb, tmp_path)
-    assert torch.equal(student.encode_image(picture), student.encode_image(rgb))
-    (found,) = student.open_vocabulary_detect(picture, WORDS)
+    image = FORMS[form](rgb, tmp_path)
+    assert torch.equal(student.encode_image(image), student.encode_image(rgb))
+    (found,) = student.open_vocabulary_detect(image, WORDS)
     (wanted,) = student.open_vocabulary_detect(rgb, WORDS)
     assert len(wanted["boxes"]) > 10
     assert torch.equal(rows(found), rows(wanted))
 
 
-def test_a_gray_picture_has_three_equal_channels(student: KDEOV) -> None:
+def test_a_gray_image_has_three_equal_channels(student: KDEOV) -> None:
     gray = scene(50, 40)[..., 0]
     wanted = student.encode_image(np.stack([gray] * 3, -1))
-    for picture in (gray, Image.fromarray(gray)):
-        assert torch.equal(student.encode_image(picture), wanted)
+    for image in (gray, Image.fromarray(gray)):
+        assert torch.equal(student.encode_image(image), wanted)
 
 
-def test_a_picture_is_left_as_it_is(student: KDEOV) -> None:
+def test_an_image_is_left_as_it_is(student: KDEOV) -> None:
     rgb, tensor = scene(50, 40), as_tensor(scene(50, 40)) / 255
     before = rgb.copy(), tensor.clone()
     student.encode_image([rgb, tensor])
@@ -208,7 +208,7 @@ def test_a_picture_is_left_as_it_is(student: KDEOV) -> None:
     assert np.array_equal(rgb, before[0]) and torch.equal(tensor, before[1])
 
 
-def test_embeddings_are_unit_vectors_that_tell_pictures_apart(student: KDEOV) -> None:
+def test_embeddings_are_unit_vectors_that_tell_images_apart(student: KDEOV) -> None:
     embeds = student.encode_image([scene(60, 80, seed) for seed in range(5)])
     assert embeds.shape == (5, EMBED_DIMS) and not embeds.requires_grad
     torch.testing.assert_close(embeds.norm(dim=1), torch.ones(5))
@@ -216,20 +216,20 @@ def test_embeddings_are_unit_vectors_that_tell_pictures_apart(student: KDEOV) ->
 
 
 @pytest.mark.parametrize("size", [(96, 160), (160, 70), (64, 40), (10, 96)])
-def test_padding_is_no_part_of_a_picture(student: KDEOV, size: tuple[int, int]) -> None:
-    picture = scene(*size)
+def test_padding_is_no_part_of_an_image(student: KDEOV, size: tuple[int, int]) -> None:
+    image = scene(*size)
     padded = [-(-n // 32) * 32 for n in size]
     pixels = torch.zeros(1, 3, *padded)
-    pixels[..., : size[0], : size[1]] = as_tensor(picture) / 255
+    pixels[..., : size[0], : size[1]] = as_tensor(image) / 255
     filled = torch.tensor([[n / m for n, m in zip(size, padded)]])
     with torch.no_grad():
         feats = student.model.extract_feat(pixels)
         wanted = student.model.global_head.embed(feats, filled)
-    torch.testing.assert_close(student.encode_image(picture), wanted, **CLOSE)
+    torch.testing.assert_close(student.encode_image(image), wanted, **CLOSE)
 
 
 @pytest.mark.parametrize("size", [(3, 6000), (6000, 3), (1, 1)])
-def test_a_thread_of_a_picture_is_a_picture(
+def test_a_thread_of_an_image_is_an_image(
     student: KDEOV, size: tuple[int, int]
 ) -> None:
     """At the model's input it would be less than a pixel thin."""
@@ -242,67 +242,67 @@ def test_a_list_of_any_kinds_and_sizes_says_what_each_says_alone(
     student: KDEOV, tmp_path: Path
 ) -> None:
     forms = [*FORMS]
-    pictures = []
+    images = []
     for i, size in enumerate(SIZES):
         folder = tmp_path / f"{i}"
         folder.mkdir()
-        pictures.append(FORMS[forms[i % len(forms)]](scene(*size, i), folder))
-    together = student.encode_image(pictures)
-    boxes = student.open_vocabulary_detect(pictures, WORDS[:2], 0.0, 1.0)
-    assert len(together) == len(boxes) == len(pictures)
-    for picture, embed, found in zip(pictures, together, boxes):
-        (alone,) = student.encode_image(picture)
+        images.append(FORMS[forms[i % len(forms)]](scene(*size, i), folder))
+    together = student.encode_image(images)
+    boxes = student.open_vocabulary_detect(images, WORDS[:2], 0.0, 1.0)
+    assert len(together) == len(boxes) == len(images)
+    for image, embed, found in zip(images, together, boxes):
+        (alone,) = student.encode_image(image)
         torch.testing.assert_close(embed, alone, **CLOSE)
-        (wanted,) = student.open_vocabulary_detect([picture], WORDS[:2], 0.0, 1.0)
+        (wanted,) = student.open_vocabulary_detect([image], WORDS[:2], 0.0, 1.0)
         torch.testing.assert_close(found["scores"], wanted["scores"], **CLOSE)
         assert_same_boxes(rows(found), rows(wanted))
 
 
 @pytest.mark.parametrize("size", [(48, 64), (200, 190)])
-def test_a_batch_says_what_its_pictures_say(
+def test_a_batch_says_what_its_images_say(
     student: KDEOV, size: tuple[int, int]
 ) -> None:
-    pictures = [scene(*size, seed) for seed in range(3)]
-    tensor = torch.stack([as_tensor(p) for p in pictures])
-    wanted = torch.cat([student.encode_image(p) for p in pictures])
-    for batch in (np.stack(pictures), tensor, tensor / 255, tuple(pictures)):
+    images = [scene(*size, seed) for seed in range(3)]
+    tensor = torch.stack([as_tensor(p) for p in images])
+    wanted = torch.cat([student.encode_image(p) for p in images])
+    for batch in (np.stack(images), tensor, tensor / 255, tuple(images)):
         torch.testing.assert_close(student.encode_image(batch), wanted, **CLOSE)
         assert len(student.open_vocabulary_detect(batch, WORDS)) == 3
 
 
-def test_the_number_of_pictures_at_once_changes_nothing(student: KDEOV) -> None:
-    pictures = [scene(*size, seed) for seed, size in enumerate(SIZES)]
+def test_the_number_of_images_at_once_changes_nothing(student: KDEOV) -> None:
+    images = [scene(*size, seed) for seed, size in enumerate(SIZES)]
     few = KDEOV(student.model, batch_size=2)
-    one, other = few.encode_image(pictures), student.encode_image(pictures)
+    one, other = few.encode_image(images), student.encode_image(images)
     torch.testing.assert_close(one, other, **CLOSE)
-    assert len(few.open_vocabulary_detect(pictures, WORDS)) == len(pictures)
+    assert len(few.open_vocabulary_detect(images, WORDS)) == len(images)
 
 
 SHOWN = {(10, 7): 64, (70, 40): 64, (127, 20): 96, (20, 129): SIDE, (300, 400): SIDE}
 
 
 @pytest.mark.parametrize("size", SHOWN)
-def test_pictures_are_shown_at_the_nearest_size_that_the_student_knows(
+def test_images_are_shown_at_the_nearest_size_that_the_student_knows(
     student: KDEOV, size: tuple[int, int]
 ) -> None:
     """It has learnt crops of 64, 96 and 160 px, and whole images."""
     assert student.sizes == (64, 96, SIDE)
-    picture, side = scene(*size), SHOWN[size]
-    shown = mmcv.imrescale(picture, (side, side))
+    image, side = scene(*size), SHOWN[size]
+    shown = mmcv.imrescale(image, (side, side))
     assert max(shown.shape) == side
     wanted = student.encode_image(shown)
-    torch.testing.assert_close(student.encode_image(picture), wanted, **CLOSE)
+    torch.testing.assert_close(student.encode_image(image), wanted, **CLOSE)
 
 
-def test_twice_the_pixels_are_the_same_picture(student: KDEOV) -> None:
+def test_twice_the_pixels_are_the_same_image(student: KDEOV) -> None:
     """Shrunk by two, the four copies of a pixel are one again."""
-    picture = scene(120, SIDE)
-    twice = picture.repeat(2, 0).repeat(2, 1)
-    both = student.encode_image([picture, twice])
+    image = scene(120, SIDE)
+    twice = image.repeat(2, 0).repeat(2, 1)
+    both = student.encode_image([image, twice])
     torch.testing.assert_close(both[0], both[1], **CLOSE)
 
 
-def test_no_pictures_have_no_embeddings_and_no_boxes(student: KDEOV) -> None:
+def test_no_images_have_no_embeddings_and_no_boxes(student: KDEOV) -> None:
     assert student.encode_image([]).shape == (0, EMBED_DIMS)
     assert student.zero_shot_classify([], WORDS).shape == (0, len(WORDS))
     assert student.open_vocabulary_detect([], WORDS) == []
@@ -330,7 +330,7 @@ def test_colours_are_those_of_the_test_pipeline(
 
 
 @pytest.mark.parametrize("size", [(SIDE, 100), (90, 400), (SIDE, 5), (600, 599)])
-def test_large_pictures_are_those_of_the_test_pipeline(
+def test_large_images_are_those_of_the_test_pipeline(
     student: KDEOV, tmp_path: Path, size: tuple[int, int]
 ) -> None:
     path = save(scene(*size), tmp_path / "a.png")
@@ -338,7 +338,7 @@ def test_large_pictures_are_those_of_the_test_pipeline(
     torch.testing.assert_close(student.encode_image(path), wanted, **CLOSE)
 
 
-NO_PICTURES: tuple[tuple[Any, str], ...] = (
+NO_IMAGES: tuple[tuple[Any, str], ...] = (
     (torch.randn(3, 8, 8), r"floats in \[0, 1\].*got torch.float32 from -"),
     (torch.full((3, 8, 8), 200.0), r"floats in \[0, 1\].*to 200"),
     (torch.full((3, 8, 8), float("nan")), r"floats in \[0, 1\].*nan"),
@@ -359,20 +359,20 @@ NO_PICTURES: tuple[tuple[Any, str], ...] = (
 )
 
 
-@pytest.mark.parametrize("which", range(len(NO_PICTURES)))
-def test_what_is_no_picture_is_refused(student: KDEOV, which: int) -> None:
-    picture, reason = NO_PICTURES[which]
+@pytest.mark.parametrize("which", range(len(NO_IMAGES)))
+def test_what_is_no_image_is_refused(student: KDEOV, which: int) -> None:
+    image, reason = NO_IMAGES[which]
     for ask in (
         student.encode_image,
         partial(student.open_vocabulary_detect, names=WORDS),
     ):
         with pytest.raises(ValueError, match=reason):
-            ask(picture)
+            ask(image)
 
 
-def test_a_file_that_is_no_picture_is_named(student: KDEOV, tmp_path: Path) -> None:
+def test_a_file_that_is_no_image_is_named(student: KDEOV, tmp_path: Path) -> None:
     text = tmp_path / "text.jpg"
-    text.write_text("this is no picture")
+    text.write_text("this is no image")
     for path in (text, tmp_path / "missing.png", tmp_path):
         with pytest.raises(OSError, match=re.escape(str(path))):
             student.encode_image([scene(8, 8), path])
@@ -402,10 +402,10 @@ def test_what_is_no_sentence_is_refused(student: KDEOV, texts: Any) -> None:
 
 
 def test_logits_are_the_temperature_times_the_cosine(student: KDEOV) -> None:
-    pictures = [scene(60, 60, seed) for seed in range(3)]
-    logits = student.zero_shot_classify(pictures, WORDS)
+    images = [scene(60, 60, seed) for seed in range(3)]
+    logits = student.zero_shot_classify(images, WORDS)
     cosines = F.cosine_similarity(
-        student.encode_image(pictures)[:, None],
+        student.encode_image(images)[:, None],
         student.model.text_encoder(WORDS)[None],
         dim=-1,
     )
@@ -416,19 +416,19 @@ def test_logits_are_the_temperature_times_the_cosine(student: KDEOV) -> None:
 
 
 def test_the_order_of_names_is_the_order_of_the_logits(student: KDEOV) -> None:
-    order, picture = [4, 0, 2], scene(60, 60)
-    logits = student.zero_shot_classify(picture, WORDS)
-    some = student.zero_shot_classify(picture, [WORDS[i] for i in order])
+    order, image = [4, 0, 2], scene(60, 60)
+    logits = student.zero_shot_classify(image, WORDS)
+    some = student.zero_shot_classify(image, [WORDS[i] for i in order])
     torch.testing.assert_close(some, logits[:, order], **CLOSE)
 
 
 def test_synonyms_are_the_direction_of_their_mean(student: KDEOV) -> None:
-    picture, names = scene(60, 60), [WORDS[0], (WORDS[1], WORDS[2], WORDS[5])]
-    logits = student.zero_shot_classify(picture, names)
+    image, names = scene(60, 60), [WORDS[0], (WORDS[1], WORDS[2], WORDS[5])]
+    logits = student.zero_shot_classify(image, names)
     text = student.model.text_encoder(names[1])
     mean = F.normalize(text.mean(0), dim=0)
     scale = student.model.global_head.classifier.logit_scale.exp().detach()
-    wanted = scale * student.encode_image(picture) @ mean
+    wanted = scale * student.encode_image(image) @ mean
     assert logits.shape == (1, 2)
     torch.testing.assert_close(logits[:, 1], wanted, **CLOSE)
 
@@ -437,23 +437,23 @@ def test_synonyms_answer_as_in_the_model(
     student: KDEOV, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(student.model, "synonyms", "max")
-    picture = scene(60, 60)
-    each = student.zero_shot_classify(picture, WORDS[:3])
-    both = student.zero_shot_classify(picture, [WORDS[0], WORDS[1:3]])
+    image = scene(60, 60)
+    each = student.zero_shot_classify(image, WORDS[:3])
+    both = student.zero_shot_classify(image, [WORDS[0], WORDS[1:3]])
     wanted = torch.stack([each[:, 0], each[:, 1:].amax(1)], 1)
     torch.testing.assert_close(both, wanted, **CLOSE)
 
 
 def test_a_vocabulary_is_a_list_of_names(student: KDEOV) -> None:
-    picture = scene(60, 60)
+    image = scene(60, 60)
     words = ((WORDS[0],), (WORDS[1], "azure cube"))
     vocabulary = Vocabulary(WORDS[:2], words)
-    wanted = student.zero_shot_classify(picture, [WORDS[0], words[1]])
+    wanted = student.zero_shot_classify(image, [WORDS[0], words[1]])
     made = vocabulary.embed(student.model.text_encoder)
     for names in (vocabulary, made):
-        logits = student.zero_shot_classify(picture, names)
+        logits = student.zero_shot_classify(image, names)
         torch.testing.assert_close(logits, wanted, **CLOSE)
-        (found,) = student.open_vocabulary_detect(picture, names)
+        (found,) = student.open_vocabulary_detect(image, names)
         assert {*found["names"]} == {*WORDS[:2]}
 
 
@@ -485,7 +485,7 @@ def test_what_is_no_list_of_words_is_refused(student: KDEOV, names: Any) -> None
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_boxes_lie_in_the_picture_the_best_first(
+def test_boxes_lie_in_the_image_the_best_first(
     student: KDEOV, size: tuple[int, int]
 ) -> None:
     (found,) = student.open_vocabulary_detect(scene(*size), WORDS, 0.3)
@@ -502,14 +502,14 @@ def test_boxes_lie_in_the_picture_the_best_first(
 
 
 @pytest.mark.parametrize("size", [(60, 80), (240, 320), (45, 33), (500, 100)])
-def test_boxes_are_in_pixels_of_the_picture(
+def test_boxes_are_in_pixels_of_the_image(
     student: KDEOV, size: tuple[int, int]
 ) -> None:
-    """A picture, and itself resized to the model's input."""
-    picture = scene(*size)
-    shown = mmcv.imrescale(picture, (SIDE, SIDE))
+    """An image, and itself resized to the model's input."""
+    image = scene(*size)
+    shown = mmcv.imrescale(image, (SIDE, SIDE))
     assert max(shown.shape) == SIDE
-    (found,) = student.open_vocabulary_detect(picture, WORDS, 0.4)
+    (found,) = student.open_vocabulary_detect(image, WORDS, 0.4)
     (wanted,) = student.open_vocabulary_detect(shown, WORDS, 0.4)
     factors = [n / m for n, m in zip(size[::-1], shown.shape[1::-1])]
     boxes = wanted["boxes"] * torch.tensor(factors).repeat(2)
@@ -519,10 +519,10 @@ def test_boxes_are_in_pixels_of_the_picture(
 
 
 def test_a_higher_threshold_leaves_the_beginning(student: KDEOV) -> None:
-    picture, numbers = scene(100, 140), []
-    (every,) = student.open_vocabulary_detect(picture, WORDS, 0.0)
+    image, numbers = scene(100, 140), []
+    (every,) = student.open_vocabulary_detect(image, WORDS, 0.0)
     for threshold in (0.2, 0.5, 0.7, 0.99):
-        (found,) = student.open_vocabulary_detect(picture, WORDS, threshold)
+        (found,) = student.open_vocabulary_detect(image, WORDS, threshold)
         wanted = rows(every)[every["scores"] >= threshold]
         # the sigmoid of more numbers at once may round the last digit otherwise
         torch.testing.assert_close(rows(found), wanted, atol=1e-6, rtol=0)
@@ -534,10 +534,10 @@ def test_the_suppression_threshold_says_how_much_boxes_may_overlap(
     student: KDEOV,
 ) -> None:
     """Boxes at the border are cut after the suppression, and may overlap more."""
-    picture, numbers = scene(160, 160), []
+    image, numbers = scene(160, 160), []
     for threshold in (0.0, 0.3, 0.6, 1.0):
         (found,) = student.open_vocabulary_detect(
-            picture, WORDS[:1], 0.2, nms_threshold=threshold
+            image, WORDS[:1], 0.2, nms_threshold=threshold
         )
         boxes = found["boxes"]
         inner = boxes[(boxes > 0).all(1) & (boxes < 160).all(1)]
@@ -548,9 +548,9 @@ def test_the_suppression_threshold_says_how_much_boxes_may_overlap(
 
 
 def test_the_original_name_of_the_names_works(student: KDEOV) -> None:
-    picture = scene(100, 140)
-    (found,) = student.open_vocabulary_detect(picture, class_names=WORDS)
-    (wanted,) = student.open_vocabulary_detect(picture, WORDS)
+    image = scene(100, 140)
+    (found,) = student.open_vocabulary_detect(image, class_names=WORDS)
+    (wanted,) = student.open_vocabulary_detect(image, WORDS)
     assert torch.equal(rows(found), rows(wanted))
 
 
@@ -701,8 +701,8 @@ def test_a_checkpoint_alone_is_as_good_as_with_its_config(
     student: KDEOV, checkpoint: Path, load_config: Callable[..., Config]
 ) -> None:
     both = KDEOV.from_config(load_config(JOINT), checkpoint)
-    picture = scene(70, 50)
-    assert torch.equal(both.encode_image(picture), student.encode_image(picture))
+    image = scene(70, 50)
+    assert torch.equal(both.encode_image(image), student.encode_image(image))
     assert not student.model.training and student.size == both.size == SIDE
     assert student.model.dataset_meta["classes"] == WORDS
 

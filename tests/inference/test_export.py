@@ -23,11 +23,12 @@ from kdeov_mm import KDEOV
 from kdeov_mm.inference import export
 from kdeov_mm.inference.export import export_onnx, onnx_model, read_metadata
 from kdeov_mm.models import KDEOVDetector
-from kdeov_mm.vocabulary import Vocabulary
+from kdeov_mm.vocabulary import Vocabulary, as_vocabulary
 
 from ..conftest import EMBED_DIMS, ROOT, WORDS
 from ..models.test_folded import build, samples
 
+CLASSES = as_vocabulary(WORDS).words
 CLIENT = ROOT / "docs/onnx_client.py"
 PIXELS = dict(
     type="DetDataPreprocessor",
@@ -89,7 +90,7 @@ def test_all_boxes_and_scores(
 ) -> None:
     images = torch.rand(shape[0], 3, *shape[1:])
     with torch.no_grad():
-        logits, sides = student.bbox_head(student._feats_and_text(images, WORDS))
+        logits, sides = student.bbox_head(student.head_input(images, CLASSES))
         boxes = student.bbox_head.decode(sides)
     session = open_file(files[form, False])
     got = session.run(None, feed(student, form, images))
@@ -105,7 +106,9 @@ def test_any_number_of_words(
     words = [f"word {i}" for i in range(number)]
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        logits, _ = student.bbox_head(student._feats_and_text(images, words))
+        logits, _ = student.bbox_head(
+            student.head_input(images, as_vocabulary(words).words)
+        )
     given = feed(student, "vocabulary", images, words)
     _, scores = open_file(files["vocabulary", False]).run(None, given)
     expected = torch.cat([level.flatten(2) for level in logits], 2).sigmoid()
@@ -324,7 +327,7 @@ def test_the_client_finds_what_the_detector_finds(
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
     small = Image.fromarray(noise).resize((size[1] // 3 + 1, size[0] // 3 + 1))
-    picture = np.asarray(small.resize(size[::-1]))
+    image = np.asarray(small.resize(size[::-1]))
     own = client()
     session, about = own.load(files[form, nms])
     asked: Any = ()
@@ -337,9 +340,9 @@ def test_the_client_finds_what_the_detector_finds(
         asked = own.load_words(path, about)
     else:
         words = WORDS
-    (found,) = KDEOV(student).open_vocabulary_detect(picture, words, 0.1, 0.5)
+    (found,) = KDEOV(student).open_vocabulary_detect(image, words, 0.1, 0.5)
     boxes, scores, names = own.detect(
-        session, about, picture, *asked, score_threshold=0.1
+        session, about, image, *asked, score_threshold=0.1
     )
     # OpenCV resizes in whole numbers: pixels differ by one, scores by a little
     assert abs(len(boxes) - len(found["boxes"])) <= 4

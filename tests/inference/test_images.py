@@ -51,17 +51,17 @@ def test_sixteen_bits_keep_their_brightness(tmp_path: Path) -> None:
 
 
 def test_a_palette_gives_its_colours(tmp_path: Path) -> None:
-    picture = Image.new("P", (4, 4), 1)
-    picture.putpalette([0, 0, 0, 10, 20, 30])
-    picture.save(tmp_path / "a.png")
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 10, 20, 30])
+    image.save(tmp_path / "a.png")
     assert (read_image(tmp_path / "a.png") == [10, 20, 30]).all()
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparency_is_white_paper(tmp_path: Path, mode: str) -> None:
-    picture = Image.new("RGBA", (4, 4), (0, 0, 0, 0)).convert(mode)
+    image = Image.new("RGBA", (4, 4), (0, 0, 0, 0)).convert(mode)
     options = {"transparency": 0} if mode == "P" else {}
-    picture.save(tmp_path / "a.png", **options)
+    image.save(tmp_path / "a.png", **options)
     assert (read_image(tmp_path / "a.png") == 255).all()
 
 
@@ -94,9 +94,9 @@ def huge_png(path: Path) -> Path:
 
 
 def unreadable(folder: Path, scene: np.ndarray) -> list[Path]:
-    """Files that are no pictures, or not whole ones."""
+    """Files that are no images, or not whole ones."""
     text, empty = folder / "text.jpg", folder / "empty.png"
-    text.write_text("this is no picture")
+    text.write_text("this is no image")
     empty.write_bytes(b"")
     return [
         truncated_jpeg(folder / "truncated.jpg", scene),
@@ -118,7 +118,7 @@ def test_an_unreadable_file_is_named(
 
 def every_kind(folder: Path, scene: np.ndarray) -> list[Path]:
     rgb = Image.fromarray(scene)
-    pictures = {
+    images = {
         "rgb.png": rgb,
         "gray.png": rgb.convert("L"),
         "rgba.png": rgb.convert("RGBA"),
@@ -130,9 +130,9 @@ def every_kind(folder: Path, scene: np.ndarray) -> list[Path]:
         "wide.jpg": rgb.resize((6000, 40)),
         "column.png": rgb.resize((2, 300)),
     }
-    for name, picture in pictures.items():
-        picture.save(folder / name)
-    return [folder / name for name in pictures]
+    for name, image in images.items():
+        image.save(folder / name)
+    return [folder / name for name in images]
 
 
 def test_a_missing_checkpoint_says_how_to_get_one(
@@ -213,7 +213,7 @@ def test_of_two_names_of_a_box_the_better_lies_on_top(scene: np.ndarray) -> None
 
 
 @pytest.mark.parametrize("size", [(801, 533), (900, 1301), (40, 3000)])
-def test_a_large_picture_keeps_its_pixels(size: tuple[int, int]) -> None:
+def test_a_large_image_keeps_its_pixels(size: tuple[int, int]) -> None:
     image = np.random.default_rng(0).integers(256, size=(*size, 3), dtype=np.uint8)
     sample = found_sample(truth=False)
     assert np.array_equal(draw(image, sample, WORDS, PALETTE, (), "", 0.95), image)

@@ -61,10 +61,10 @@ def inferencer(checkpoint: Path) -> KDEOVInferencer:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of several sizes, some in a subfolder; and a file that is none."""
+    """Images of several sizes, some in a subfolder; and a file that is none."""
     root = tmp_path_factory.mktemp("folder")
     (root / "more").mkdir()
-    (root / "notes.txt").write_text("no picture")
+    (root / "notes.txt").write_text("no image")
     sizes = {"2.png": (60, 80), "10.png": (80, 60), "1.png": (300, 90)}
     sizes |= {"more/a10.png": (60, 80), "more/a9.png": (43, 61)}
     for seed, (name, size) in enumerate(sizes.items()):
@@ -118,13 +118,13 @@ def test_a_checkpoint_alone_is_as_good_as_with_its_config(
     load_config: Callable[..., Config],
     tmp_path: Path,
 ) -> None:
-    cfg, picture = load_config(JOINT), scene(70, 90)
+    cfg, image = load_config(JOINT), scene(70, 90)
     cfg.model.test_cfg.max_per_img = 10**4
     cfg.dump(tmp_path / "config.py")
-    (wanted,) = inferencer.stream(picture, WORDS)
+    (wanted,) = inferencer.stream(image, WORDS)
     for model in (cfg, tmp_path / "config.py", str(tmp_path / "config.py")):
         other = KDEOVInferencer(model, checkpoint, "cpu")
-        (result,) = other.stream(picture, WORDS)
+        (result,) = other.stream(image, WORDS)
         assert torch.equal(rows(result.sample), rows(wanted.sample))
 
 
@@ -148,11 +148,11 @@ def test_a_model_without_boxes_is_refused_at_once(
         KDEOVInferencer(config, device="cpu")
 
 
-# --------------------------------------------------------------------- pictures
+# --------------------------------------------------------------------- images
 
 
 def test_inference_equals_the_test_pipeline(inferencer: KDEOVInferencer) -> None:
-    """The same picture through tools/test.py's data set and through the inferencer."""
+    """The same image through tools/test.py's data set and through the inferencer."""
     dataset = DATASETS.build(inferencer.cfg.test_dataloader.dataset)
     data = dataset[0]
     words, path = data["data_samples"].words, data["data_samples"].img_path
@@ -176,7 +176,7 @@ def test_boxes_are_those_of_the_api(inferencer: KDEOVInferencer, folder: Path) -
         assert_same_boxes(rows(result.sample), rows_of_api(boxes))
 
 
-def test_every_kind_of_picture_is_searched(
+def test_every_kind_of_image_is_searched(
     inferencer: KDEOVInferencer, tmp_path: Path
 ) -> None:
     paths = every_kind(tmp_path, scene(43, 61))
@@ -223,10 +223,10 @@ def test_unreadable_files_are_named_and_the_rest_goes_on(
     ]
 
 
-def test_a_batch_says_what_its_pictures_say(
+def test_a_batch_says_what_its_images_say(
     inferencer: KDEOVInferencer, folder: Path
 ) -> None:
-    """Pictures of several sizes, in their order."""
+    """Images of several sizes, in their order."""
     alone = [*inferencer.stream(folder, WORDS)]
     for batch_size in (2, 32):
         batched = [*inferencer.stream(folder, WORDS, batch_size=batch_size)]
@@ -234,7 +234,7 @@ def test_a_batch_says_what_its_pictures_say(
         assert_equal(batched, alone)
 
 
-def test_a_folder_is_its_pictures_in_natural_order(
+def test_a_folder_is_its_images_in_natural_order(
     inferencer: KDEOVInferencer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [folder / name for name in NATURAL]
@@ -310,7 +310,7 @@ def test_what_is_no_input_is_refused_before_anything_is_done(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
-    Path("empty/a.txt").write_text("no picture")
+    Path("empty/a.txt").write_text("no image")
     with pytest.raises((ValueError, FileNotFoundError), match=said):
         inferencer.stream(given, WORDS)
 
@@ -327,7 +327,7 @@ def test_results_come_one_by_one(inferencer: KDEOVInferencer, tmp_path: Path) ->
 # ----------------------------------------------------------------------- videos
 
 
-def test_a_videos_frames_are_pictures(inferencer: KDEOVInferencer, video: Path) -> None:
+def test_a_videos_frames_are_images(inferencer: KDEOVInferencer, video: Path) -> None:
     frames = frames_of(video)
     assert len(frames) == FRAMES
     wanted = [*inferencer.stream(frames, WORDS)]
@@ -396,12 +396,12 @@ def test_photos_and_a_real_video(inferencer: KDEOVInferencer) -> None:
 def test_number_and_order_of_the_words_do_not_change_what_is_found(
     inferencer: KDEOVInferencer,
 ) -> None:
-    picture = scene(120, 160)
-    (every,) = inferencer.stream(picture, WORDS)
+    image = scene(120, 160)
+    (every,) = inferencer.stream(image, WORDS)
     wanted = rows(every.sample)
     assert len(wanted) > 100
     for words in (WORDS[::-1], (WORDS[4],), (WORDS[2], WORDS[0], WORDS[5])):
-        (result,) = inferencer.stream(picture, words)
+        (result,) = inferencer.stream(image, words)
         kept = torch.isin(wanted[:, 0], torch.tensor([WORDS.index(w) for w in words]))
         assert_same_boxes(rows(result.sample, words), wanted[kept])
 
@@ -409,8 +409,8 @@ def test_number_and_order_of_the_words_do_not_change_what_is_found(
 def test_words_come_in_any_form(
     inferencer: KDEOVInferencer, checkpoint: Path, tmp_path: Path
 ) -> None:
-    picture = scene(60, 80)
-    (wanted,) = inferencer.stream(picture, WORDS)
+    image = scene(60, 80)
+    (wanted,) = inferencer.stream(image, WORDS)
     (tmp_path / "words.txt").write_text("\n".join(WORDS))
     (tmp_path / "words.json").write_text(json.dumps(WORDS))
     vocabulary = Vocabulary(WORDS)
@@ -419,13 +419,13 @@ def test_words_come_in_any_form(
     files = [tmp_path / f"words.{kind}" for kind in ("txt", "json", "safetensors")]
     forms = [[*WORDS], ", ".join(WORDS), vocabulary, made, *files, str(files[0])]
     for words in forms:
-        (result,) = inferencer.stream(picture, words)
+        (result,) = inferencer.stream(image, words)
         assert_same_boxes(rows(result.sample), rows(wanted.sample))
         assert inferencer.names(words) == WORDS
     settled = KDEOVInferencer(None, checkpoint, "cpu", words=files[0])
-    (result,) = settled.stream(picture)
+    (result,) = settled.stream(image)
     assert torch.equal(rows(result.sample), rows(wanted.sample))
-    (result,) = settled.stream(picture, WORDS[:1])
+    (result,) = settled.stream(image, WORDS[:1])
     assert {*result.sample.pred_instances.label_names} == {*WORDS[:1]}
 
 
@@ -447,15 +447,15 @@ def test_vectors_need_no_text_tower_and_words_are_embedded_once(
 
     monkeypatch.setattr(CLIPTextEncoder, "encode", listen)
     new = ("a word", "that nobody", "has asked yet")
-    pictures = [scene(40, 60, i) for i in range(3)]
-    assert len([*inferencer.stream(pictures, new)]) == 3
+    images = [scene(40, 60, i) for i in range(3)]
+    assert len([*inferencer.stream(images, new)]) == 3
     assert embedded == [*new]
     encoder = inferencer.model.text_encoder
     vectors = dict(zip(("one", "two"), encoder([WORDS[0], WORDS[3]])))
     given = Vocabulary(("one", "two"), vectors=vectors, encoder=encoder.made_by)
     other = KDEOVInferencer(None, checkpoint, "cpu", words=given)
-    (result,) = other.stream(pictures[0])
-    (wanted,) = inferencer.stream(pictures[0], [WORDS[0], WORDS[3]])
+    (result,) = other.stream(images[0])
+    (wanted,) = inferencer.stream(images[0], [WORDS[0], WORDS[3]])
     assert embedded == [*new]
     found, theirs = result.sample.pred_instances, wanted.sample.pred_instances
     assert torch.equal(found.scores, theirs.scores)
@@ -556,7 +556,7 @@ def load_coco(content: dict[str, Any], folder: Path) -> COCO:
 def test_cocos_json_is_loaded_by_pycocotools(
     inferencer: KDEOVInferencer, folder: Path, video: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "bad.png").write_text("no picture")
+    (tmp_path / "bad.png").write_text("no image")
     given = [folder, tmp_path / "bad.png", video]
     results = [*inferencer.stream(given, WORDS, every=3, score_threshold=0.5)]
     coco = load_coco(to_coco(results, WORDS), tmp_path)
@@ -619,20 +619,20 @@ def test_without_supervision_it_is_said_how_to_get_it(
 
 
 class Squares:
-    """A student that knows bright squares, a twentieth of the picture at least."""
+    """A student that knows bright squares, a twentieth of the image at least."""
 
     query = Query((), None, Config(dict(nms=dict(iou_threshold=0.5))), 0.0)
 
-    def predict(self, pictures: Sequence[np.ndarray], *_: Any) -> list[DetDataSample]:
-        return [self._look(picture) for picture in pictures]
+    def predict(self, images: Sequence[np.ndarray], *_: Any) -> list[DetDataSample]:
+        return [self._look(image) for image in images]
 
-    def _look(self, picture: np.ndarray) -> DetDataSample:
-        sample = make_sample(shape=picture.shape[:2])
-        _, _, about, _ = cv2.connectedComponentsWithStats(picture[..., 0])
-        boxes = [b[:4] for b in about[1:] if max(b[2:4]) >= max(picture.shape) / 20]
+    def _look(self, image: np.ndarray) -> DetDataSample:
+        sample = make_sample(shape=image.shape[:2])
+        _, _, about, _ = cv2.connectedComponentsWithStats(image[..., 0])
+        boxes = [b[:4] for b in about[1:] if max(b[2:4]) >= max(image.shape) / 20]
         corners = torch.tensor(np.array(boxes).reshape(-1, 4)).float()
         corners[:, 2:] += corners[:, :2]
-        seen = [picture[int(y), int(x), 1] for x, y, *_ in corners.tolist()]
+        seen = [image[int(y), int(x), 1] for x, y, *_ in corners.tolist()]
         sample.pred_instances = InstanceData(
             bboxes=corners,
             scores=torch.full((len(corners),), 0.9),
@@ -643,37 +643,35 @@ class Squares:
 
 
 def squares(number: int, sizes: Sequence[int], seed: int) -> tuple[np.ndarray, Tensor]:
-    """A picture (600, 900, 3), and the boxes on it, that keep apart."""
-    rng, picture = np.random.default_rng(seed), np.zeros((600, 900, 3), np.uint8)
+    """An image (600, 900, 3), and the boxes on it, that keep apart."""
+    rng, image = np.random.default_rng(seed), np.zeros((600, 900, 3), np.uint8)
     boxes: list[list[int]] = []
     while len(boxes) < number:
         size = int(rng.choice(sizes))
         x, y = int(rng.integers(900 - size)), int(rng.integers(600 - size))
-        if not picture[
-            max(y - 2, 0) : y + size + 2, max(x - 2, 0) : x + size + 2
-        ].any():
-            picture[y : y + size, x : x + size] = (255, len(boxes) % 6, 0)
+        if not image[max(y - 2, 0) : y + size + 2, max(x - 2, 0) : x + size + 2].any():
+            image[y : y + size, x : x + size] = (255, len(boxes) % 6, 0)
             boxes.append([x, y, x + size, y + size])
-    return picture, torch.tensor(boxes).float()
+    return image, torch.tensor(boxes).float()
 
 
 @pytest.mark.parametrize("side", [100, 128, 250])
 @pytest.mark.parametrize("seed", range(3))
 def test_slices_find_each_object_once(side: int, seed: int) -> None:
-    """Small ones in the tiles, large ones in the whole picture; borders cut none."""
+    """Small ones in the tiles, large ones in the whole image; borders cut none."""
     overlap = 0.4
     small = [side // 18, int(overlap * side) - 2 * side // 64 - 4]
-    picture, boxes = squares(20, [*small, 200], seed)
+    image, boxes = squares(20, [*small, 200], seed)
     student: Any = Squares()
-    (whole,) = student.predict([picture])
-    sample = predict_in_slices(student, picture, student.query, side, overlap)
+    (whole,) = student.predict([image])
+    sample = predict_in_slices(student, image, student.query, side, overlap)
     found = sample.pred_instances
     assert len(whole.pred_instances) < len(found) == len(boxes)
     order = bbox_overlaps(boxes, found.bboxes).argmax(1)
     assert torch.equal(found.bboxes[order], boxes)
     assert found.labels[order].tolist() == [i % 6 for i in range(20)]
     assert found.label_names == [WORDS[i] for i in found.labels]
-    assert sample.ori_shape == picture.shape[:2]
+    assert sample.ori_shape == image.shape[:2]
 
 
 @pytest.mark.parametrize("length", [1, 99, 100, 101, 180, 181, 1000, 4321])
@@ -686,23 +684,23 @@ def test_tiles_cover_and_overlap(length: int, overlap: float) -> None:
     assert len(starts) <= max(length - 100, 0) / (100 * (1 - overlap)) + 2
 
 
-def test_a_picture_no_larger_than_a_slice_is_searched_whole(
+def test_an_image_no_larger_than_a_slice_is_searched_whole(
     inferencer: KDEOVInferencer,
 ) -> None:
-    picture = scene(100, 140)
-    (wanted,) = inferencer.stream(picture, WORDS)
-    (result,) = inferencer.stream(picture, WORDS, slices=140)
+    image = scene(100, 140)
+    (wanted,) = inferencer.stream(image, WORDS)
+    (result,) = inferencer.stream(image, WORDS, slices=140)
     assert torch.equal(rows(result.sample), rows(wanted.sample))
 
 
-def test_slices_of_a_large_picture(inferencer: KDEOVInferencer) -> None:
-    """Every box is one of the whole picture or of a tile, shifted; none twice."""
-    picture = scene(200, 300)
+def test_slices_of_a_large_image(inferencer: KDEOVInferencer) -> None:
+    """Every box is one of the whole image or of a tile, shifted; none twice."""
+    image = scene(200, 300)
     ask = dict(score_threshold=0.4, batch_size=4)
-    (result,) = inferencer.stream(picture, WORDS, slices=160, **ask)
+    (result,) = inferencer.stream(image, WORDS, slices=160, **ask)
     corners = [(x, y) for y in (0, 40) for x in (0, 70, 140)]
-    views = [picture[y : y + 160, x : x + 160] for x, y in corners]
-    parts = [rows(r.sample) for r in inferencer.stream([picture, *views], WORDS, **ask)]
+    views = [image[y : y + 160, x : x + 160] for x, y in corners]
+    parts = [rows(r.sample) for r in inferencer.stream([image, *views], WORDS, **ask)]
     for (x, y), part in zip(corners, parts[1:]):
         part[:, 1:5] += torch.tensor([x, y, x, y])
     found = rows(result.sample)
@@ -766,7 +764,7 @@ def test_detect_says_what_could_not_be_read(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "bad.png").write_text("no picture")
+    (tmp_path / "bad.png").write_text("no image")
     given = (folder, tmp_path / "bad.png", "--no-drawings")
     for _ in range(2):
         assert detect(*given) == 1
@@ -832,7 +830,7 @@ def test_wrong_use_of_detect_is_told_in_a_sentence(
     assert "--slices" in said(folder, "--slices", 0)
     assert "--device" in said(folder, "--device", "nonsense")
     assert "nothing.py" in said(folder, "--config", "nothing.py")
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     save(scene(9, 9), tmp_path / "a.png")
     assert "lies in the input" in said(tmp_path)
     (tmp_path / "out").mkdir()

@@ -1,16 +1,20 @@
-"""The student as a whole, its guests, and what it keeps."""
+"""The detector as a whole: its parts, losses, predictions, and threads."""
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmyolo.models.dense_heads import YOLOv8Head
 from torch import Tensor
 
-from kdeov_mm.models import KDEOVDetector
-from kdeov_mm.models.pixels import undo_normalisation
+from kdeov_mm.clip.teacher import undo_normalisation
+from kdeov_mm.models import KDEOVDetector, OVHead
 
 from ..conftest import EMBED_DIMS, WORDS, make_sample, write_clip
 
@@ -32,7 +36,7 @@ def make_batch() -> tuple[Tensor, list[DetDataSample]]:
     ]
 
 
-# ---------------------------------------------------------------------- guests
+# ------------------------------------------------------- the frozen CLIP beside it
 
 
 def test_the_clip_is_no_part_of_the_student(build_detector: Build) -> None:
@@ -80,7 +84,7 @@ def test_distillation_of_bgr_pixels_is_refused(build_detector: Build) -> None:
         (None, None),
     ],
 )
-def test_the_teacher_sees_the_picture_as_rgb_in_0_to_1(
+def test_the_teacher_sees_the_image_as_rgb_in_0_to_1(
     build_detector: Build, mean: Any, std: Any
 ) -> None:
     model = build_detector(
@@ -152,16 +156,16 @@ def test_bfloat16_training_is_finite(build_detector: Build) -> None:
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("text", [("one word",), ("one word", "another")])
+@pytest.mark.parametrize("words", [("one word",), ("one word", "another")])
 def test_few_words_are_enough_to_train_and_test(
-    build_detector: Build, text: tuple[str, ...]
+    build_detector: Build, words: tuple[str, ...]
 ) -> None:
     model = build_detector()
     images = torch.rand(1, 3, 64, 64)
-    sample = make_sample(TRUTH[0][:1], [len(text) - 1], text)
+    sample = make_sample(TRUTH[0][:1], [len(words) - 1], words)
     losses = model.loss(images, [sample])
     assert all(value.isfinite() for value in losses.values())
-    model.eval()(images, [make_sample(text=text)], mode="predict")
+    model.eval()(images, [make_sample(words=words)], mode="predict")
 
 
 # ------------------------------------------------------------------ predictions
@@ -190,7 +194,7 @@ def test_predictions_are_in_pixels_of_the_file(lively: KDEOVDetector) -> None:
 
 
 def test_a_test_batch_with_two_vocabularies_is_refused(lively: KDEOVDetector) -> None:
-    samples = [make_sample(), make_sample(text=("other", "words"))]
+    samples = [make_sample(), make_sample(words=("other", "words"))]
     with pytest.raises(ValueError, match="one vocabulary, got 2"):
         lively(torch.rand(2, 3, 64, 64), samples, mode="predict")
 
@@ -213,7 +217,7 @@ def test_a_head_of_another_dimension_than_the_clips_is_refused(
 def test_samples_of_two_data_sets_share_a_batch(build_detector: Build) -> None:
     """Only one of the two leaves a word unverified."""
     model = build_detector(teacher=None, distill=None)
-    some, more = make_sample(*TRUTH, text=WORDS[:3]), make_sample(*TRUTH, text=WORDS)
+    some, more = make_sample(*TRUTH, words=WORDS[:3]), make_sample(*TRUTH, words=WORDS)
     losses = model.loss(torch.rand(2, 3, 64, 64), [some, more])
     assert losses["loss_cls"].isfinite() and losses["loss_cls"] > 0
 
@@ -221,6 +225,79 @@ def test_samples_of_two_data_sets_share_a_batch(build_detector: Build) -> None:
 def test_initialising_leaves_parameters_where_they_are(build_detector: Build) -> None:
     """mmengine moves the model to its device first and initialises it then."""
     model = build_detector()
-    places = {name: p.data_ptr() for name, p in model.named_parameters()}
+    pointers = {name: p.data_ptr() for name, p in model.named_parameters()}
     model.init_weights()
-    assert places == {name: p.data_ptr() for name, p in model.named_parameters()}
+    assert pointers == {name: p.data_ptr() for name, p in model.named_parameters()}
+
+
+# ---------------------------------------------------------- calls are independent
+
+
+# words, and what differs from the model's test_cfg; the last is mmyolo's own code
+ASKED: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+    (WORDS, dict(score_thr=0.4, nms_pre=1000)),
+    (WORDS[::-1][:2], dict(score_thr=0.5, nms_pre=1000)),
+    (((WORDS[4], WORDS[1]), *WORDS[2:4]), dict(score_thr=0.45, max_per_img=20)),
+    (WORDS[:3], dict(multi_label=False, score_thr=0.4, nms_pre=1000)),
+    (WORDS[1:], dict(multi_label=False, score_thr=0.3, nms_pre=1000)),
+]
+IMAGES = [torch.rand(1, 3, *size) for size in ((64, 64), (64, 96))]
+
+
+@torch.no_grad()
+def answer(model: KDEOVDetector, which: int) -> tuple[Tensor, list[str]]:
+    """Rows of score and box, and names, of one call with its own thresholds."""
+    words, change = ASKED[which]
+    image = IMAGES[which % 2]
+    sample = make_sample(words=words, shape=(64, image.shape[3]))
+    cfg = Config({**model.bbox_head.test_cfg, **change})
+    (result,) = model.predict(image, [sample], cfg=cfg)
+    found = result.pred_instances
+    rows = torch.cat([found.scores[:, None], found.bboxes], 1)
+    return rows, found.label_names
+
+
+def same(one: tuple[Tensor, list[str]], other: tuple[Tensor, list[str]]) -> bool:
+    return torch.equal(one[0], other[0]) and one[1] == other[1]
+
+
+def test_a_call_with_its_own_thresholds_changes_no_other(lively: KDEOVDetector) -> None:
+    alone = [answer(lively, i) for i in range(len(ASKED))]
+    assert all(len(rows) >= 20 for rows, _ in alone)
+    assert len({len(rows) for rows, _ in alone}) == len(ASKED)
+    cfg = dict(lively.bbox_head.test_cfg)
+    for first in range(len(ASKED)):
+        for second in range(len(ASKED)):
+            answer(lively, first)
+            assert same(answer(lively, second), alone[second])
+    assert dict(lively.bbox_head.test_cfg) == cfg
+
+
+@pytest.mark.parametrize("pair", [(0, 1), (1, 2), (0, 3), (3, 4)])
+def test_two_threads_on_one_detector_do_not_influence_each_other(
+    lively: KDEOVDetector, pair: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They meet where each has its scores, and again before mmyolo's own code."""
+    alone = [answer(lively, i) for i in pair]
+    barrier = threading.Barrier(2)
+    met = []
+
+    def meet(kind: type, name: str) -> None:
+        original = getattr(kind, name)
+
+        def wait(self: Any, *args: Any, **kwargs: Any) -> Any:
+            met.append(name)
+            barrier.wait(timeout=60)
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(kind, name, wait)
+
+    meet(OVHead, "predict_by_feat")
+    if min(pair) > 2:  # both of them
+        meet(YOLOv8Head, "predict_by_feat")
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(6):
+            found = [pool.submit(answer, lively, i) for i in pair]
+            for future, wanted in zip(found, alone, strict=True):
+                assert same(future.result(timeout=60), wanted)
+    assert len(met) == (24 if min(pair) > 2 else 12)

@@ -11,9 +11,18 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from kdeov_mm import KDEOV
-from kdeov_mm.models import FoldedDetector, KDEOVDetector, PromisingPlaces, postprocess
-from kdeov_mm.models.postprocess import above, most_boxes, score_in_parts
-from kdeov_mm.vocabulary import Vocabulary
+from kdeov_mm.models import (
+    CandidateLocations,
+    FoldedDetector,
+    HeadInput,
+    KDEOVDetector,
+    TextEmbeds,
+    postprocess,
+)
+from kdeov_mm.models.folded import FoldedHeadModule
+from kdeov_mm.models.postprocess import above, max_boxes, score_in_parts
+from kdeov_mm.models.text_classifier import Linear1x1
+from kdeov_mm.vocabulary import Vocabulary, as_vocabulary
 
 from ..conftest import EMBED_DIMS, WORDS, enliven
 
@@ -55,27 +64,27 @@ def build(
     model = build_detector(teacher=None, distill=None, **keep, **options, **changes)
     enliven(model)
     torch.manual_seed(1)
-    for part in (model.fusion, model.bbox_head.head_module.adapter):
+    for part in (model.fusion, model.bbox_head.head_module.classifier.adapter):
         for parameter in part.parameters() if part is not None else ():
             nn.init.normal_(parameter, std=0.1)
     return model
 
 
-def samples(shape: tuple[int, int], text: Sequence[Any] | None) -> list[DetDataSample]:
+def samples(shape: tuple[int, int], words: Sequence[Any] | None) -> list[DetDataSample]:
     meta: dict[str, Any] = dict(
         img_shape=shape, ori_shape=shape, scale_factor=(1.0, 1.0)
     )
-    if text is not None:
-        meta["text"] = tuple(text)
+    if words is not None:
+        meta["words"] = as_vocabulary(words).words
     return [DetDataSample(metainfo=dict(meta)) for _ in range(2)]
 
 
 def found(
-    model: nn.Module, images: Tensor, text: Sequence[Any] | None = None
+    model: nn.Module, images: Tensor, words: Sequence[Any] | None = None
 ) -> list[Any]:
     with torch.no_grad():
         shape = (images.shape[2], images.shape[3])
-        results = model.predict(images, samples(shape, text))
+        results = model.predict(images, samples(shape, words))
     return [result.pred_instances for result in results]
 
 
@@ -97,7 +106,7 @@ def said(model: nn.Module, images: Tensor, words: Any = None) -> list[Tensor]:
     """Logits and box sides of all levels."""
     with torch.no_grad():
         if isinstance(model, KDEOVDetector):
-            given: Any = model._feats_and_text(images, words)
+            given: Any = model.head_input(images, as_vocabulary(words).words)
         else:
             given = model.extract_feat(images)
         logits, sides = model.bbox_head(given)
@@ -218,9 +227,9 @@ def test_samples_with_other_words_are_refused(
 @pytest.mark.parametrize(
     "words, options, message",
     [
-        ([], {}, "list of words"),
-        ("dog", {}, "list of words"),
-        (WORDS, dict(places=0), "at least one place"),
+        ([], {}, "at least one class"),
+        (["dog", ()], {}, "one word for each"),
+        (WORDS, dict(candidates=0), "at least one location"),
     ],
 )
 def test_bad_requests_are_refused(
@@ -245,14 +254,14 @@ def test_the_order_of_products_is_the_cheaper_one_and_says_the_same(
     assert head._folding_is_cheaper(50)
     words = [f"word {i}" for i in range(200)]
     text = model.text_encoder(words)
-    few, many = head.folded_module(), head.folded_module()
-    few.set_words(head.ends(text[:50]), None)
-    many.set_words(head.ends(text), None)
+    few, many = FoldedHeadModule(head), FoldedHeadModule(head)
+    few.set_words(head.final_layers(text[:50]), None)
+    many.set_words(head.final_layers(text), None)
     assert len(few.cls_preds[0]) == 3 and len(many.cls_preds[0]) == 4
     with torch.no_grad():
         feats = model.extract_feat(IMAGES)
         for folded, number in ((few, 50), (many, 200)):
-            own, _ = head((feats, text[:number], None))
+            own, _ = head(HeadInput(feats, TextEmbeds(text[:number])))
             for one, other in zip(folded(feats)[0], own):
                 torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
@@ -277,26 +286,26 @@ def test_scores_in_parts_are_those_at_once(
 @pytest.mark.parametrize("most", [1, 50, 10**6])
 def test_above_gives_at_least_the_best(words: int, most: int) -> None:
     levels = [torch.randn(n, words) for n in (40, 10, 3)]
-    values, places = above(levels, 0.5, most)
+    values, where = above(levels, 0.5, most)
     flat = torch.cat(levels)
-    assert torch.equal(flat[places[:, 0], places[:, 1]], values)
+    assert torch.equal(flat[where[:, 0], where[:, 1]], values)
     kept = flat[flat > 0.5].sort(descending=True).values[:most]
     assert torch.equal(values.sort(descending=True).values[: len(kept)], kept)
-    assert len({tuple(p) for p in places.tolist()}) == len(places)
+    assert len({tuple(p) for p in where.tolist()}) == len(where)
     if most >= flat.numel():
         assert len(values) == len(kept)
 
 
-def test_promising_places_keep_the_best_boxes(
+def test_candidate_locations_keep_the_best_boxes(
     build_detector: Callable[..., KDEOVDetector],
 ) -> None:
-    """Of 1344 places, 300 hold at least 0.99 of the best 300 boxes."""
+    """Of 1344 locations, 300 hold at least 0.99 of the best 300 boxes."""
     model = build(build_detector)
     model.bbox_head.test_cfg.update(nms_pre=3000, max_per_img=300, score_thr=0.001)
     words = [f"{a} {b}" for a in ("red", "old", "big") for b in range(400)]
     images = torch.rand(2, 3, 256, 256)
     exact = found(model.fold(words), images)
-    near = found(model.fold(words, places=300), images)
+    near = found(model.fold(words, candidates=300), images)
     for one, other in zip(exact, near, strict=True):
         these, those = (
             {(label, *box) for label, box in zip(r.labels.tolist(), r.bboxes.tolist())}
@@ -305,24 +314,24 @@ def test_promising_places_keep_the_best_boxes(
         assert len(one) == 300 and len(these & those) >= 0.99 * len(these)
 
 
-def test_all_places_are_the_exact_result(
+def test_all_locations_are_the_exact_result(
     build_detector: Callable[..., KDEOVDetector],
 ) -> None:
     model = build(build_detector)
     same(
-        found(model.fold(WORDS, places=10**6), IMAGES),
+        found(model.fold(WORDS, candidates=10**6), IMAGES),
         found(model.fold(WORDS), IMAGES),
         1e-5,
     )
 
 
-def test_only_the_chosen_places_are_scored() -> None:
+def test_only_the_chosen_locations_are_scored() -> None:
     rows = [torch.randn(6, 4), torch.randn(3, 4)]
-    layers = [(torch.randn(5, 4), torch.randn(5)) for _ in rows]
+    layers = [Linear1x1(torch.randn(5, 4), torch.randn(5)) for _ in rows]
     cfg = dict(score_thr=0.0)
-    _, places = score_in_parts(rows, layers, None, torch.tensor([7, 2]), cfg)
-    assert set(places[:, 0].tolist()) == {2, 7}
-    assert len(places) == 10 and most_boxes(cfg) == 100000
+    _, where = score_in_parts(rows, layers, None, torch.tensor([7, 2]), cfg)
+    assert set(where[:, 0].tolist()) == {2, 7}
+    assert len(where) == 10 and max_boxes(cfg) == 100000
 
 
 def test_the_objectness_finds_where_words_fire() -> None:
@@ -330,46 +339,46 @@ def test_the_objectness_finds_where_words_fire() -> None:
     kernel = torch.randn(500, 8)
     rows = torch.zeros(50, 8)
     rows[[3, 30]] = 3 * kernel[[7, 400]]
-    layers = [(kernel, torch.zeros(500))]
-    places = PromisingPlaces(layers, number=2, probes=64)([rows])
-    assert set(places.tolist()) == {3, 30}
+    layers = [Linear1x1(kernel, torch.zeros(500))]
+    where = CandidateLocations(layers, number=2, probes=64)([rows])
+    assert set(where.tolist()) == {3, 30}
 
 
 @pytest.mark.parametrize(
     "change", [dict(multi_label=False), dict(min_bbox_size=3), dict(max_per_img=-1)]
 )
-def test_places_need_a_plain_suppression(
+def test_candidates_need_a_plain_suppression(
     change: dict[str, Any], build_detector: Callable[..., KDEOVDetector]
 ) -> None:
     model = build(build_detector)
     model.bbox_head.test_cfg.update(change)
-    with pytest.raises(ValueError, match="places needs a test_cfg"):
-        model.fold(WORDS, places=10)
+    with pytest.raises(ValueError, match="candidates needs a test_cfg"):
+        model.fold(WORDS, candidates=10)
 
 
-@pytest.mark.parametrize("places", [None, 10])
+@pytest.mark.parametrize("candidates", [None, 10])
 def test_half_precision(
-    places: int | None, build_detector: Callable[..., KDEOVDetector]
+    candidates: int | None, build_detector: Callable[..., KDEOVDetector]
 ) -> None:
     model = build(build_detector).bfloat16()
     images = IMAGES.bfloat16()
     assert len(found(model, images, WORDS)[0]) > 50
-    folded = model.fold(WORDS, places=places)
+    folded = model.fold(WORDS, candidates=candidates)
     assert {p.dtype for p in folded.parameters()} == {torch.bfloat16}
     assert len(found(folded, images)[0]) > 10
 
 
-def test_pictures_of_any_kind_through_the_api(
+def test_images_of_any_kind_through_the_api(
     build_detector: Callable[..., KDEOVDetector],
 ) -> None:
     model = build(build_detector)
     pipeline = [dict(type="Resize", scale=(96, 96), keep_ratio=True)]
     loader = dict(dataset=dict(pipeline=pipeline))
     model.cfg = Config(dict(test_dataloader=loader))
-    picture = torch.randint(0, 255, (60, 90, 3), dtype=torch.uint8).numpy()
+    image = torch.randint(0, 255, (60, 90, 3), dtype=torch.uint8).numpy()
     words = (WORDS[0], [WORDS[1], "azure box"])
-    (one,) = KDEOV(model).open_vocabulary_detect(picture, words)
-    (other,) = KDEOV(model.fold(words)).open_vocabulary_detect(picture)
+    (one,) = KDEOV(model).open_vocabulary_detect(image, words)
+    (other,) = KDEOV(model.fold(words)).open_vocabulary_detect(image)
     assert one["names"] == other["names"] and len(one["names"]) > 5
     torch.testing.assert_close(one["boxes"], other["boxes"], atol=1e-2, rtol=0)
 

@@ -14,10 +14,11 @@ from kdeov_mm.models import (
     AttentionDistillation,
     DenseDistillation,
     GlobalHead,
-    Locations,
+    RegionEmbeds,
+    StudentBatch,
 )
 from kdeov_mm.models.distill.dense import embedding_maps, window_grid
-from kdeov_mm.models.global_head import filled_part
+from kdeov_mm.models.pixels import filled_part
 
 from ..conftest import CLIP_CONFIG, EMBED_DIMS, make_sample
 
@@ -31,16 +32,16 @@ class Known:
     def __init__(self, **answers: Tensor) -> None:
         self.answers = answers
 
-    def embed_images(self, pixels: Tensor, shapes: Any) -> Tensor:
+    def images(self) -> Tensor:
         return self.answers["images"]
 
-    def embed_dense(self, pixels: Tensor) -> Tensor:
+    def dense(self) -> Tensor:
         return self.answers["dense"]
 
-    def embed_captions(self, captions: Sequence[str], device: Any) -> Tensor:
+    def captions(self, captions: Sequence[str]) -> Tensor:
         return self.answers["captions"]
 
-    def embed_crops(self, pixels: Tensor, boxes: Any, scales: Any) -> Tensor:
+    def crops(self, boxes: Any, scales: Any) -> Tensor:
         return self.answers["crops"]
 
 
@@ -60,14 +61,14 @@ def make_head(**changes: Any) -> GlobalHead:
     return GlobalHead(**{"projection": projection, **changes})
 
 
-def make_locations(feats: Sequence[Tensor], side: int = 64) -> Locations:
+def make_locations(feats: Sequence[Tensor], side: int = 64) -> RegionEmbeds:
     batch, centres = len(feats[0]), []
     for feat in feats:
-        places = (torch.arange(feat.shape[-1]) + 0.5) * side / feat.shape[-1]
-        y, x = torch.meshgrid(places, places, indexing="ij")
+        points = (torch.arange(feat.shape[-1]) + 0.5) * side / feat.shape[-1]
+        y, x = torch.meshgrid(points, points, indexing="ij")
         centres.append(torch.stack([x.flatten(), y.flatten()], 1))
     number = sum(len(c) for c in centres)
-    return Locations(
+    return RegionEmbeds(
         torch.randn(batch, number, EMBED_DIMS, requires_grad=True),
         torch.zeros(batch, number, 4),
         torch.zeros(batch, number),
@@ -88,7 +89,6 @@ def make_cfg(distances: Any = None, **changes: Any) -> dict[str, Any]:
     )
 
 
-PIXELS = torch.rand(2, 3, 64, 64)
 SAMPLES = [make_sample(caption="a"), make_sample(caption="b")]
 
 
@@ -98,10 +98,10 @@ SAMPLES = [make_sample(caption="a"), make_sample(caption="b")]
 def test_image_loss_is_zero_when_student_and_teacher_agree() -> None:
     head, feats = make_head(distances=COSINE), make_feats()
     same = Known(images=head.embed(feats, filled_part(SAMPLES)).detach())
-    args = (PIXELS, SAMPLES, None)
-    assert head.loss(feats, None, same, *args)["loss_global_cosine"].abs() < 1e-5
+    student = StudentBatch(feats, SAMPLES)
+    assert head.loss(student, same)["loss_global_cosine"].abs() < 1e-5
     other = Known(images=unit(2, EMBED_DIMS))
-    assert head.loss(feats, None, other, *args)["loss_global_cosine"] > 0.1
+    assert head.loss(student, other)["loss_global_cosine"] > 0.1
 
 
 def test_an_image_embedding_is_a_unit_vector_that_padding_does_not_change() -> None:
@@ -118,10 +118,10 @@ def test_an_image_embedding_is_a_unit_vector_that_padding_does_not_change() -> N
 def test_captions_are_contrasted_and_their_absence_is_named() -> None:
     head, feats = make_head(contrast=dict(type="InfoNCE")), make_feats()
     same = Known(captions=head.embed(feats, filled_part(SAMPLES)).detach())
-    (name,) = losses = head.loss(feats, None, same, PIXELS, SAMPLES, None)
+    (name,) = losses = head.loss(StudentBatch(feats, SAMPLES), same)
     assert name == "loss_global_contrast" and losses[name] >= 0
     with pytest.raises(ValueError, match="LoadCaptions"):
-        head.loss(feats, None, same, PIXELS, [make_sample()] * 2, None)
+        head.loss(StudentBatch(feats, [make_sample()] * 2), same)
 
 
 def test_a_head_that_learns_nothing_asks_no_teacher(
@@ -129,7 +129,7 @@ def test_a_head_that_learns_nothing_asks_no_teacher(
 ) -> None:
     assert not make_head().learns
     model = build_detector(distill=None, teacher=None, global_head=make_cfg())
-    assert not model.pupils
+    assert not model.distill_heads
     with pytest.raises(ValueError, match="global_head.*teacher"):
         build_detector(teacher=None, distill=None, global_head=make_cfg(COSINE))
 
@@ -156,15 +156,16 @@ def test_dense_loss_is_zero_when_the_maps_agree(window: int | None) -> None:
     answers = F.normalize(said.detach(), dim=1)
     same = Known(dense=answers, crops=answers.permute(0, 2, 3, 1).flatten(0, 2))
     head = DenseDistillation(COSINE, window=window, stride=8)
-    losses = head.loss(feats, None, same, PIXELS, SAMPLES, locations)
+    student = StudentBatch(feats, SAMPLES, regions=locations)
+    losses = head.loss(student, same)
     assert losses["loss_dense_cosine"].abs() < 1e-4
     other = Known(dense=answers.flip(2), crops=answers.flatten(0, 2).flip(0)[: 2 * 64])
     other.answers["crops"] = same.answers["crops"].flip(0)
-    losses = head.loss(feats, None, other, PIXELS, SAMPLES, locations)
+    losses = head.loss(student, other)
     assert losses["loss_dense_cosine"] > 0.1
 
 
-def test_maps_have_the_places_of_their_locations() -> None:
+def test_maps_are_ordered_as_their_locations() -> None:
     feats = make_feats()
     locations = make_locations(feats)
     centres = locations.centres[None].expand(2, -1, -1)
@@ -217,11 +218,13 @@ def test_attention_finds_the_location_that_says_what_the_teacher_says() -> None:
     feats = make_feats()
     locations, target = make_locations(feats), unit(2, EMBED_DIMS)
     head = AttentionDistillation(COSINE, temperature=0.01)
-    args = (feats, None, Known(images=target), PIXELS, SAMPLES)
-    assert head.loss(*args, locations)["loss_attention_cosine"] > 0.3
+    student, teacher = StudentBatch(feats, SAMPLES), Known(images=target)
+    apart = head.loss(student._replace(regions=locations), teacher)
+    assert apart["loss_attention_cosine"] > 0.3
     embeds = locations.embeds.detach().clone()
     embeds[:, 17] = target * 4
-    found = head.loss(*args, locations._replace(embeds=embeds))
+    regions = locations._replace(embeds=embeds)
+    found = head.loss(student._replace(regions=regions), teacher)
     assert found["loss_attention_cosine"] < 1e-3
 
 
@@ -229,13 +232,16 @@ def test_attention_does_not_see_the_padding() -> None:
     feats = make_feats()
     locations, target = make_locations(feats), unit(2, EMBED_DIMS)
     samples = [make_sample(shape=(64, 32))] * 2
+    samples[0].set_metainfo(dict(batch_input_shape=(64, 64)))
     padding = locations.centres[:, 0] > 32
     embeds = locations.embeds.detach().clone()
     embeds[:, padding] = target[:, None]
     head = AttentionDistillation(COSINE)
-    args = (feats, None, Known(images=target), PIXELS, samples)
+    student, teacher = StudentBatch(feats, samples), Known(images=target)
+    regions = locations._replace(embeds=embeds)
     torch.testing.assert_close(
-        head.loss(*args, locations), head.loss(*args, locations._replace(embeds=embeds))
+        head.loss(student._replace(regions=locations), teacher),
+        head.loss(student._replace(regions=regions), teacher),
     )
 
 
@@ -276,7 +282,7 @@ def test_any_subset_of_heads_goes_on_one_detector(
     }
     total, _ = model.parse_losses(losses)
     total.backward()
-    for name, head in model.pupils.items():
+    for name, head in model.distill_heads.items():
         for parameter in head.parameters():
             assert parameter.grad is not None and parameter.grad.isfinite().all(), name
 
@@ -288,9 +294,9 @@ def test_two_heads_of_a_kind_both_count(build_detector: Callable[..., Any]) -> N
         second=region | dict(sources=("blocks",)),
     )
     model = build_detector(distill=dict(_delete_=True, **heads))
-    pictures = [torch.randint(256, (3, 64, 64), dtype=torch.uint8)]
+    images = [torch.randint(256, (3, 64, 64), dtype=torch.uint8)]
     samples = [make_sample([[8.0, 8, 40, 40]], [1])]
-    data = model.data_preprocessor(dict(inputs=pictures, data_samples=samples), True)
+    data = model.data_preprocessor(dict(inputs=images, data_samples=samples), True)
     losses = model.train()(**data, mode="loss")
     assert {"loss_region_cosine", "loss_region_cosine_second"} < set(losses)
     assert losses["loss_region_cosine"] != losses["loss_region_cosine_second"]
@@ -312,5 +318,6 @@ def test_dense_loss_does_not_see_the_padding() -> None:
     for sample in samples:
         sample.set_metainfo(dict(batch_input_shape=(64, 64)))
     head = DenseDistillation(COSINE)
-    losses = head.loss(feats, None, Known(dense=target), PIXELS, samples, locations)
+    student = StudentBatch(feats, samples, regions=locations)
+    losses = head.loss(student, Known(dense=target))
     assert losses["loss_dense_cosine"].abs() < 1e-4

@@ -13,7 +13,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner, load_checkpoint
 from torch import Tensor
 
-from kdeov_mm.models import GlobalHead, ImageTextModel
+from kdeov_mm.models import GlobalHead, ImageTextModel, StudentBatch
 from kdeov_mm.models.pixels import crop_to_fit, frozen_statistics, untouched
 
 from ..conftest import EMBED_DIMS, ROOT, WORDS, make_sample
@@ -39,15 +39,13 @@ def build(load_config: Callable[..., Config]) -> Callable[..., ImageTextModel]:
 
 
 def batch(model: Any, number: int = 3, **meta: Any) -> dict[str, Any]:
-    """Noise pictures through the model's preprocessor."""
-    pictures = [
-        torch.randint(256, (3, 64, 64), dtype=torch.uint8) for _ in range(number)
-    ]
+    """Noise images through the model's preprocessor."""
+    images = [torch.randint(256, (3, 64, 64), dtype=torch.uint8) for _ in range(number)]
     samples = [
         make_sample(caption=f"thing {i}", captions=(f"thing {i}", "another"), **meta)
         for i in range(number)
     ]
-    return model.data_preprocessor(dict(inputs=pictures, data_samples=samples), True)
+    return model.data_preprocessor(dict(inputs=images, data_samples=samples), True)
 
 
 @pytest.mark.parametrize("kind", BACKBONES)
@@ -252,9 +250,9 @@ def joint(build_detector: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def labelled(model: Any, boxes: Any = ((8.0, 8, 40, 40),)) -> dict[str, Any]:
-    pictures = [torch.randint(256, (3, 64, 64), dtype=torch.uint8) for _ in range(2)]
-    samples = [make_sample(boxes, [1] * len(boxes)) for _ in pictures]
-    return model.data_preprocessor(dict(inputs=pictures, data_samples=samples), True)
+    images = [torch.randint(256, (3, 64, 64), dtype=torch.uint8) for _ in range(2)]
+    samples = [make_sample(boxes, [1] * len(boxes)) for _ in images]
+    return model.data_preprocessor(dict(inputs=images, data_samples=samples), True)
 
 
 def test_a_frozen_detector_stays_as_it_is_to_the_bit(
@@ -293,7 +291,7 @@ def test_calibration_teaches_the_temperature_and_nothing_else(
     loss = model(**labelled(model), mode="loss")["loss_global_calibration"]
     loss.backward()
     moved = {n for n, p in model.named_parameters() if p.grad is not None}
-    assert moved == {"global_head.log_scale"}
+    assert moved == {"global_head.classifier.logit_scale"}
 
 
 def test_images_without_any_region_give_a_loss_of_zero(
@@ -415,7 +413,8 @@ def test_smaller_crops_are_more_for_the_same_cost(joint: Callable[..., Any]) -> 
         return feats, torch.ones(number, 2)
 
     regions = [torch.rand(100, 4) for _ in range(4)]
-    embeds, which = head._embed_crops(regions, see, 64 * 64)
+    student = StudentBatch((), [make_sample()] * 4, crop_features=see)
+    embeds, which = head._embed_crops(regions, student)
     assert seen == {32: 8, 64: 2}  # half of 4 images each
     assert len(embeds) == 10 and which.max() < 400
     assert len(set(which[:8].tolist())) == 8

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from kdeov_mm.datasets import shapes
-from kdeov_mm.models import KDEOVDetector, OVHead, WordBCELoss
+from kdeov_mm.models import HeadInput, KDEOVDetector, OVHead, TextEmbeds
 
 from ..conftest import EMBED_DIMS, WORDS, enliven, make_sample
 
@@ -42,6 +42,10 @@ def make_text(words: int) -> Tensor:
     return F.normalize(torch.randn(words, EMBED_DIMS), dim=-1)
 
 
+def head_input(feats: list[Tensor], vectors: Tensor) -> HeadInput:
+    return HeadInput(feats, TextEmbeds(vectors))
+
+
 def losses_of(
     head: OVHead, logits: list[Tensor], samples: list[DetDataSample]
 ) -> dict[str, Tensor]:
@@ -60,25 +64,25 @@ def losses_of(
 def test_logits_equal_the_slow_formula(build_detector: Build, l2_norm: bool) -> None:
     changes = {"bbox_head.head_module.l2_norm": l2_norm}
     module = build_detector(**changes).bbox_head.head_module.eval()
-    module.log_scale.data.fill_(0.7)
-    module.bias.data.copy_(torch.tensor([-1.0, 0.5, 2.0]))
+    module.classifier.logit_scale.data.fill_(0.7)
+    module.classifier.bias.data.copy_(torch.tensor([-1.0, 0.5, 2.0]))
     feats, text = make_feats(), make_text(3)
-    logits = module((feats, text, None))[0]
+    logits = module(head_input(feats, text))[0]
     for level, (feat, got) in enumerate(zip(feats, logits, strict=True)):
         embeds = module.cls_preds[level](feat)
         for b, k, y, x in ((0, 0, 0, 0), (1, 2, 1, 0), (0, 1, 1, 1)):
             e = embeds[b, :, y, x]
             e = e / e.norm() if l2_norm else e / math.sqrt(EMBED_DIMS)
-            wanted = math.exp(0.7) * (e @ text[k]) + module.bias[level]
+            wanted = math.exp(0.7) * (e @ text[k]) + module.classifier.bias[level]
             torch.testing.assert_close(got[b, k, y, x], wanted, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("words", [1, 2, 90])
 def test_there_are_as_many_scores_as_words(head: OVHead, words: int) -> None:
     feats, text = make_feats(), make_text(words)
-    logits = head.head_module((feats, text, None))[0]
+    logits = head.head_module(head_input(feats, text))[0]
     assert [m.shape for m in logits] == [(2, words, s, s) for s in (8, 4, 2)]
-    losses, locations = head.loss_and_locations(
+    losses, locations = head.loss_and_regions(
         feats, text, [make_sample(TRUTH[0], [0, words - 1]), make_sample()]
     )
     assert all(value.isfinite() for value in losses.values())
@@ -121,19 +125,21 @@ def test_the_first_scores_expect_yolov8s_number_of_objects(
         }
     ).bbox_head.head_module
     locations = torch.tensor([(320 / s) ** 2 for s in module.featmap_strides])
-    expected = module.bias.sigmoid() * locations * 20
+    expected = module.classifier.bias.sigmoid() * locations * 20
     torch.testing.assert_close(expected, torch.full((3,), 5.0), rtol=0.02, atol=0)
 
 
 def test_temperature_and_bias_are_learned(head: OVHead) -> None:
-    assert head.head_module.log_scale.item() == pytest.approx(math.log(1 / 0.07))
+    assert head.head_module.classifier.logit_scale.item() == pytest.approx(
+        math.log(1 / 0.07)
+    )
     head.zero_grad()
-    losses, _ = head.loss_and_locations(
+    losses, _ = head.loss_and_regions(
         make_feats(1), make_text(3), [make_sample(*TRUTH)]
     )
     sum(losses.values()).backward()
-    assert head.head_module.log_scale.grad.abs() > 0
-    assert (head.head_module.bias.grad.abs() > 0).all()
+    assert head.head_module.classifier.logit_scale.grad.abs() > 0
+    assert (head.head_module.classifier.bias.grad.abs() > 0).all()
 
 
 # --------------------------------------------- words do not know of each other
@@ -141,7 +147,7 @@ def test_temperature_and_bias_are_learned(head: OVHead) -> None:
 
 def raw_logits(model: KDEOVDetector, words: tuple[str, ...]) -> Tensor:
     torch.manual_seed(1)
-    samples = [make_sample(text=words)] * 2
+    samples = [make_sample(words=words)] * 2
     with torch.no_grad():
         said = model(torch.rand(2, 3, 64, 64), samples, mode="tensor")
         logits, _ = said["predictions"]
@@ -153,7 +159,7 @@ def found_by_word(model: KDEOVDetector, words: tuple[str, ...]) -> dict[str, Ten
     torch.manual_seed(1)
     with torch.no_grad():
         (sample,) = model(
-            torch.rand(1, 3, 64, 64), [make_sample(text=words)], mode="predict"
+            torch.rand(1, 3, 64, 64), [make_sample(words=words)], mode="predict"
         )
     found = sample.pred_instances
     rows = torch.cat([found.scores[:, None], found.bboxes], 1)
@@ -210,26 +216,47 @@ def test_batched_equals_single(lively: KDEOVDetector) -> None:
 # ------------------------------------------------------------------------ loss
 
 
-def test_word_bce_by_hand() -> None:
+def test_the_class_loss_by_hand(head: OVHead) -> None:
+    """Binary cross-entropy of every word at every location, unreduced."""
     logits = torch.tensor([[[0.0, math.log(3)], [math.log(3), 0.0]]])
     targets = torch.tensor([[[1.0, 0.0], [1.0, 0.5]]])
-    loss = WordBCELoss(loss_weight=2.0)
-    wanted = torch.tensor([[[2, 4], [4 / 3, 2]]]).log() * 2
-    torch.testing.assert_close(loss(logits, targets), wanted)
-    loss.word_weight = torch.tensor([[[1.0, 0.0]]])
-    torch.testing.assert_close(loss(logits, targets), wanted * loss.word_weight)
+    wanted = torch.tensor([[[2, 4], [4 / 3, 2]]]).log() * head.loss_cls.loss_weight
+    torch.testing.assert_close(head.loss_cls(logits, targets), wanted)
 
 
-def test_word_bce_of_half_logits_is_summed_in_full_precision() -> None:
-    logits = torch.randn(1, 50, 7).bfloat16()
-    targets = torch.rand(1, 50, 7)
-    half = WordBCELoss()(logits, targets)
+def test_words_that_are_not_verified_add_nothing_to_the_loss(head: OVHead) -> None:
+    """Of images without boxes: the sum over locations, and over verified words."""
+    logits = [torch.randn(2, 5, s, s) for s in (8, 4, 2)]
+    verified = torch.tensor([[True, True, False, True, False], [True] * 5])
+    samples = [make_sample(verified=row) for row in verified]
+    wanted = [
+        F.softplus(level.double()).sum((2, 3))[verified].sum() for level in logits
+    ]
+    loss = losses_of(head, logits, samples)["loss_cls"]
+    # mmyolo multiplies by the batch size
+    factor = head.loss_cls.loss_weight * len(samples)
+    torch.testing.assert_close(loss, (sum(wanted) * factor).float())
+    none = [make_sample(verified=torch.zeros(5, dtype=torch.bool))] * 2
+    assert 0 <= losses_of(head, logits, none)["loss_cls"] < 1e-9
+    far = [torch.where(verified[:, :, None, None], level, 1e4) for level in logits]
+    assert torch.equal(losses_of(head, far, samples)["loss_cls"], loss)
+
+
+def test_the_class_loss_of_half_logits_is_summed_in_full_precision(
+    head: OVHead,
+) -> None:
+    logits = [torch.randn(1, 7, s, s).bfloat16() for s in (8, 4, 2)]
+    samples = [make_sample(*TRUTH)]
+    torch.manual_seed(4)
+    half = losses_of(head, logits, samples)["loss_cls"]
+    torch.manual_seed(4)
+    full = losses_of(head, [level.float() for level in logits], samples)["loss_cls"]
     assert half.dtype == torch.float32
-    assert torch.equal(half, WordBCELoss()(logits.float(), targets))
+    assert torch.equal(half, full)
 
 
 def test_without_boxes_only_the_class_loss_counts(head: OVHead) -> None:
-    losses, locations = head.loss_and_locations(
+    losses, locations = head.loss_and_regions(
         make_feats(), make_text(3), [make_sample(), make_sample()]
     )
     assert losses["loss_cls"] > 0 and losses["loss_cls"].isfinite()
@@ -238,7 +265,7 @@ def test_without_boxes_only_the_class_loss_counts(head: OVHead) -> None:
 
 
 def test_with_boxes_every_loss_counts(head: OVHead) -> None:
-    losses, _ = head.loss_and_locations(
+    losses, _ = head.loss_and_regions(
         make_feats(), make_text(3), [make_sample(*TRUTH), make_sample()]
     )
     assert all(value > 0 and value.isfinite() for value in losses.values())
@@ -263,9 +290,9 @@ def grads_of_masked(head: OVHead, dtype: torch.dtype) -> Tensor:
     logits = [
         torch.randn(2, 5, s, s, dtype=dtype, requires_grad=True) for s in (8, 4, 2)
     ]
-    weight = torch.tensor([1.0, 1, 1, 0, 0])
-    samples = [make_sample(*TRUTH, word_weight=weight),
-               make_sample(*TRUTH, word_weight=torch.ones(5))]  # fmt: skip
+    verified = torch.tensor([True, True, True, False, False])
+    every = torch.ones_like(verified)
+    samples = [make_sample(*TRUTH, verified=row) for row in (verified, every)]
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         losses = losses_of(head, logits, samples)
     sum(losses.values()).backward()
@@ -287,11 +314,12 @@ def test_words_that_nobody_verified_get_no_gradient(
 def test_masking_one_batch_leaves_the_next_alone(head: OVHead) -> None:
     torch.manual_seed(3)
     feats, text = make_feats(1), make_text(5)
-    before, _ = head.loss_and_locations(feats, text, [make_sample(*TRUTH)])
-    masked, _ = head.loss_and_locations(
-        feats, text, [make_sample(*TRUTH, word_weight=torch.tensor([1.0, 1, 1, 0, 0]))]
+    before, _ = head.loss_and_regions(feats, text, [make_sample(*TRUTH)])
+    verified = torch.tensor([True, True, True, False, False])
+    masked, _ = head.loss_and_regions(
+        feats, text, [make_sample(*TRUTH, verified=verified)]
     )
-    after, _ = head.loss_and_locations(feats, text, [make_sample(*TRUTH)])
+    after, _ = head.loss_and_regions(feats, text, [make_sample(*TRUTH)])
     assert masked["loss_cls"] < before["loss_cls"]
     assert after == before
 
@@ -312,7 +340,7 @@ def test_extreme_logits_stay_finite(
 
 
 def test_locations_carry_gradient_in_embeddings_only(head: OVHead) -> None:
-    _, locations = head.loss_and_locations(
+    _, locations = head.loss_and_regions(
         make_feats(1), make_text(3), [make_sample(*TRUTH)]
     )
     assert locations.embeds.requires_grad
@@ -328,15 +356,18 @@ def test_locations_are_those_of_the_detections(build_detector: Build) -> None:
     for module in head.modules():  # the same statistics in both modes
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
-    _, locations = head.loss_and_locations(feats, text, [make_sample(*TRUTH)])
+    _, locations = head.loss_and_regions(feats, text, [make_sample(*TRUTH)])
     head.eval()
     head.test_cfg.update(multi_label=True, score_thr=0, nms_pre=10**6)
     meta = make_sample(shape=(10**4, 10**4)).metainfo
     (found,) = head.predict_by_feat(
-        *head((feats, text, None)), batch_img_metas=[meta], with_nms=False
+        *head(head_input(feats, text)), batch_img_metas=[meta], with_nms=False
     )
-    boxes, scale = locations.boxes[0].clamp(min=0), head.head_module.log_scale.exp()
-    bias = head.head_module.bias.repeat_interleave(torch.tensor([64, 16, 4]))
+    boxes, scale = (
+        locations.boxes[0].clamp(min=0),
+        head.head_module.classifier.logit_scale.exp(),
+    )
+    bias = head.head_module.classifier.bias.repeat_interleave(torch.tensor([64, 16, 4]))
     scores = (scale * locations.embeds[0] @ text.T + bias[:, None]).sigmoid()
     for score, label, box in zip(
         found.scores[::20], found.labels[::20], found.bboxes[::20], strict=True
@@ -359,7 +390,7 @@ def test_grid_boxes_overlap_most_objects_of_the_world_by_half(
     )
     head, feats = model.bbox_head, model.extract_feat(torch.rand(1, 3, 160, 160))
     _, sides, _ = head.head_module.embed(feats)
-    _, locations = head.loss_and_locations(feats, make_text(6), [make_sample()])
+    _, locations = head.loss_and_regions(feats, make_text(6), [make_sample()])
     assert all((s == 1.5).all() for s in sides)
     scenes = [shapes.draw_scene(shapes.scene_rng(3, 1, i)) for i in range(60)]
     objects = torch.from_numpy(np.concatenate([s.boxes for s in scenes]))
@@ -372,7 +403,7 @@ def test_unsupervised_leaves_no_loss_of_boxes(build_detector: Build) -> None:
     model = build_detector(**{"bbox_head.supervised": False})
     feats = model.extract_feat(torch.rand(1, 3, 64, 64))
     sample = make_sample([[8.0, 8, 40, 40]], [1])
-    losses, _ = model.bbox_head.loss_and_locations(feats, make_text(6), [sample])
+    losses, _ = model.bbox_head.loss_and_regions(feats, make_text(6), [sample])
     assert losses == {}
 
 
@@ -381,17 +412,20 @@ def test_film_by_class_is_film_of_the_embedding(build_detector: Build) -> None:
     adapter = dict(type="ClassFiLM", text_dims=EMBED_DIMS)
     model = build_detector(**{"bbox_head.head_module.adapter": adapter}).eval()
     head, text = model.bbox_head.head_module, make_text(5)
+    adapter = head.classifier.adapter
     plain = head.classify([torch.randn(2, EMBED_DIMS, 3, 3)] * 3, text)
-    for layer in (head.adapter.modulate[0], head.adapter.modulate[2]):
+    for layer in (adapter.modulate[0], adapter.modulate[2]):
         torch.nn.init.normal_(layer.weight, std=0.3)
     embeds = [torch.randn(2, EMBED_DIMS, 3, 3)] * 3
     logits = head.classify(embeds, text)
     assert plain[0].shape == logits[0].shape
-    scale, shift = head.adapter.modulate(text).chunk(2, -1)  # (K, D) each
+    scale, shift = adapter.modulate(text).chunk(2, -1)  # (K, D) each
     for k, word in enumerate(text):
         film = embeds[1] * (1 + scale[k])[:, None, None] + shift[k][:, None, None]
-        slow = head.log_scale.exp() * torch.einsum("bdhw,d->bhw", film, word)
-        torch.testing.assert_close(logits[1][:, k], slow + head.bias[1])
+        slow = head.classifier.logit_scale.exp() * torch.einsum(
+            "bdhw,d->bhw", film, word
+        )
+        torch.testing.assert_close(logits[1][:, k], slow + head.classifier.bias[1])
     alone = head.classify(embeds, text[2:3])
     torch.testing.assert_close(alone[0][:, 0], logits[0][:, 2])
 
@@ -400,7 +434,7 @@ def test_film_by_class_is_the_identity_at_the_start(build_detector: Build) -> No
     adapter = dict(type="ClassFiLM", text_dims=EMBED_DIMS)
     film = build_detector(**{"bbox_head.head_module.adapter": adapter})
     text = make_text(4)
-    vectors, offsets = film.bbox_head.head_module.adapter(text)
+    vectors, offsets = film.bbox_head.head_module.classifier.adapter(text)
     assert torch.equal(vectors, text) and not offsets.any()
 
 
@@ -419,7 +453,7 @@ def test_folded_and_unfolded_scores_are_the_same(
     )  # fmt: skip
     module, feats, text = model.bbox_head.head_module, make_feats(2), make_text(7)
     assert module.folds
-    folded, sides = module((feats, text, None))
+    folded, sides = module(head_input(feats, text))
     embeds, wanted = module.embed(feats)
     for a, b in zip(folded, module.classify(embeds, text), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
@@ -509,6 +543,7 @@ def test_unusual_settings_are_the_parents(head: OVHead, change: dict[str, Any]) 
     cfg = Config({**settings, **change})
     metas = [dict(ori_shape=(200, 200), scale_factor=(1.0, 1.0))] * 2
     got = head.predict_by_feat(logits, sides, batch_img_metas=metas, cfg=cfg)
+    head.num_classes = 5
     wanted = YOLOv8Head.predict_by_feat(
         head, logits, sides, batch_img_metas=metas, cfg=cfg
     )

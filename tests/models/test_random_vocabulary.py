@@ -1,6 +1,7 @@
 """Which words are asked: in a training step, in a test batch."""
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from mmdet.structures import DetDataSample
 
 from kdeov_mm.models import RandomVocabulary, words_of
+from kdeov_mm.vocabulary import Words
 
 from ..conftest import WORDS, make_sample
 
@@ -20,8 +22,13 @@ def numpy_seed() -> None:
     np.random.seed(0)
 
 
-def names(words: tuple[str, ...], sample: DetDataSample) -> list[str]:
-    return [words[i] for i in sample.gt_instances.labels]
+def names(words: tuple[Words, ...], sample: DetDataSample) -> list[str]:
+    assert all(len(own) == 1 for own in words)
+    return [words[i][0] for i in sample.gt_instances.labels]
+
+
+def flat(words: tuple[Words, ...]) -> list[str]:
+    return [word for own in words for word in own]
 
 
 def test_labels_follow_their_words() -> None:
@@ -48,13 +55,13 @@ def test_words_with_boxes_are_always_asked_even_beyond_the_bound() -> None:
     labels = list(range(30))
     sample = make_sample([[0, 0, 9, 9]] * 30, labels, MANY)
     words, (new,) = RandomVocabulary(size=10, min_size=10)([sample])
-    assert sorted(words) == sorted(MANY[:30])
+    assert sorted(flat(words)) == sorted(MANY[:30])
     assert names(words, new) == list(MANY[:30])
 
 
 def test_fewer_words_than_the_bound_are_all_asked() -> None:
     words, _ = RandomVocabulary(size=80, min_size=40)([make_sample(BOXES, [0, 1])])
-    assert sorted(words) == sorted(WORDS)
+    assert sorted(flat(words)) == sorted(WORDS)
 
 
 def test_no_word_is_asked_twice() -> None:
@@ -67,8 +74,8 @@ def test_choice_and_order_of_the_words_vary() -> None:
     draw = RandomVocabulary(size=20, min_size=20)
     drawn = [draw([make_sample(BOXES, [7, 8], MANY)])[0] for _ in range(30)]
     assert len({frozenset(words) for words in drawn}) == 30
-    assert len({words.index("word 7") for words in drawn}) > 5
-    assert len(set().union(*drawn)) > 150
+    assert len({words.index(("word 7",)) for words in drawn}) > 5
+    assert len(set().union(*map(flat, drawn))) > 150
 
 
 def test_the_seed_decides_the_words() -> None:
@@ -92,17 +99,18 @@ def test_the_given_samples_are_not_changed() -> None:
 
 def test_one_data_set_verifies_all_words() -> None:
     _, new = RandomVocabulary(4, 4)([make_sample(BOXES, [5, 1]), make_sample()])
-    assert not any("word_weight" in s.metainfo for s in new)
+    assert not any("verified" in s.metainfo for s in new)
 
 
-def test_words_of_another_data_set_weigh_nothing() -> None:
+def test_words_of_another_data_set_are_not_verified() -> None:
     cats = make_sample(BOXES[:1], [1], ("cat", "red ball"))
     world = make_sample(BOXES, [0, 2])  # "red ball" is a word of both
     words, new = RandomVocabulary(size=80, min_size=80)([cats, world])
-    assert sorted(words) == sorted({*WORDS, "cat"})
+    assert sorted(flat(words)) == sorted({*WORDS, "cat"})
     for sample, own in zip(new, ({"cat", "red ball"}, set(WORDS)), strict=True):
-        weight = sample.metainfo["word_weight"]
-        assert weight.tolist() == [float(word in own) for word in words]
+        verified = sample.metainfo["verified"]
+        assert verified.dtype == torch.bool
+        assert verified.tolist() == [word in own for word in flat(words)]
     assert names(words, new[0]) == ["red ball"]
     assert names(words, new[1]) == [WORDS[0], WORDS[2]]
 
@@ -121,18 +129,33 @@ def test_impossible_bounds_are_refused(size: int, min_size: int) -> None:
 
 def test_samples_without_words_are_refused_with_advice() -> None:
     sample = make_sample(BOXES, [0, 1])
-    sample.set_metainfo(dict(text=None))
+    sample.set_metainfo(dict(words=None))
     for refuses in (RandomVocabulary(), words_of):
         with pytest.raises(ValueError, match="LoadWords"):
             refuses([sample])
+    empty = make_sample()
+    empty.set_metainfo(dict(words=()))
     with pytest.raises(ValueError, match="no words at all"):
-        RandomVocabulary()([make_sample(text=())])
+        RandomVocabulary()([empty])
+
+
+@pytest.mark.parametrize(
+    "words", ["red ball", ("red ball", "blue cube"), ["a", ("b",)]]
+)
+def test_words_that_are_no_tuples_are_refused_with_advice(words: Any) -> None:
+    """A string is a sequence of words too, of one letter each."""
+    sample = make_sample(BOXES, [0, 1])
+    sample.set_metainfo(dict(words=words))
+    for refuses in (RandomVocabulary(), words_of):
+        with pytest.raises(ValueError, match="a tuple of words for each class"):
+            refuses([sample])
 
 
 def test_a_test_batch_shares_one_vocabulary() -> None:
-    assert words_of([make_sample(), make_sample()]) == WORDS
-    assert words_of([make_sample(text=list(WORDS))]) == WORDS
+    classes = tuple((word,) for word in WORDS)
+    assert words_of([make_sample(), make_sample()]) == classes
+    assert words_of([make_sample(words=list(WORDS))]) == classes
     with pytest.raises(ValueError, match="got 2"):
-        words_of([make_sample(), make_sample(text=WORDS[::-1])])
+        words_of([make_sample(), make_sample(words=WORDS[::-1])])
     with pytest.raises(ValueError, match="got 0"):
         words_of(None)

@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return measure_one(args)
     report: dict[str, Any] = dict(machine=machine(args.device), size=args.side)
     report["command"] = command(args)
+    # each part is printed when it is done: some take minutes
     parts: dict[str, Callable[[argparse.Namespace], Any]] = dict(
         speed=time_models,
         filter=share_kept,
@@ -254,6 +255,7 @@ def table(report: dict[str, Any]) -> str:
     heads = [f"YOLOv8-{size}, ms | of closed-set" for size in sizes]
     lines = ["| | words | " + " | ".join(heads) + " | peak memory, MiB |"]
     lines.append("|---" * (3 + 2 * len(sizes)) + "|")
+    # a line for each model and number of words, two columns for each size
     names = dict.fromkeys((row["words"], row["name"]) for row in rows)
     for words, name in sorted(names, key=lambda key: key[0]):
         cells, memory = [], []
@@ -287,6 +289,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
         colors = [
             "#d55e00" if r["name"].startswith("ours") else "#999999" for r in rows
         ]
+        # bars are medians, whiskers the quartiles
         middle = [row["whole"][1] for row in rows]
         spread = np.abs([np.subtract(r["whole"][::2], r["whole"][1]) for r in rows]).T
         labels = [f"{row['name']}, {row['words']:,} words" for row in rows]

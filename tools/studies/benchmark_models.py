@@ -196,6 +196,7 @@ def write_onnx(scratch: Path, name: str, model: Any, text: Any = None) -> None:
         return
     if not hasattr(model.bbox_head, "decode"):  # mmyolo's
         model.bbox_head.decode = partial(OVHead.decode, model.bbox_head)
+    # a batch of two at another size: both are dynamic in the file
     sample = [torch.rand(2, 3, 96, 128), *([] if text is None else [text])]
     file = graph_to_onnx(Graph(model), sample)
     whole = with_suppression(file, model.bbox_head.test_cfg)
@@ -258,6 +259,7 @@ def entries_of(
         write_onnx(scratch, f"input_{size}", fuse_before_words(model), text[:7])
         return onnx_calls(scratch, f"input_{size}", image, text.numpy())
 
+    # closed-set and folded, with BatchNorm folded and apart; ONNX; then more words
     listed: list[Entry] = []
     add(MMYOLO, 80, lambda: torch_calls(closed(args, size, True), image))
     add(

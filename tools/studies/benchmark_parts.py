@@ -47,6 +47,7 @@ def share_kept(args: argparse.Namespace, locations: int = FILTER) -> dict[str, A
     words: Asked = random_vocabulary(model, number)
     if args.checkpoint:
         words = some_words(number)
+    # two folded detectors, of which one looks at a few locations
     exact, near = model.fold(words), model.fold(words, candidates=locations)
     kept: dict[str, list[float]] = dict(scores=[], boxes=[])
     for i in range(args.scenes):
@@ -54,6 +55,7 @@ def share_kept(args: argparse.Namespace, locations: int = FILTER) -> dict[str, A
         whole = Image.fromarray(scene.image).resize((args.side, args.side))
         image = np.ascontiguousarray(np.asarray(whole)[..., ::-1])
         kept["scores"].append(share_of_places(exact, near, image))
+        # a box is kept if one of the same word lies within half a pixel
         one, other = (boxes_of(each, image) for each in (exact, near))
         far = torch.cdist(one.bboxes, other.bboxes, p=torch.inf)
         far = far + (one.labels[:, None] != other.labels) * 1e4
@@ -86,6 +88,7 @@ def share_of_places(exact: Any, near: Any, image: np.ndarray) -> float:
     module = exact.bbox_head.head_module
     hidden, layers, _, _ = module.split_last(exact.extract_feat(data["inputs"]))
     rows = [level[0].flatten(1).T for level in hidden]
+    # the 300 best scores of all levels and their locations, in parts: memory
     best: list[Tensor] = [torch.zeros(0), torch.zeros(0, dtype=torch.long)]
     start = 0
     for level, (kernel, bias) in zip(rows, layers):
@@ -110,7 +113,8 @@ def time_vocabulary(args: argparse.Namespace) -> dict[str, float]:
         model.text_encoder = encoder
         image = picture(args.side)
         words = [word.split(" ", 1)[-1] for word in some_words(13000)][1203:]
-        encoder(["thing"])  # the tower is loaded
+        # the tower is loaded before anything is timed
+        encoder(["thing"])
         detector = model.fold(["thing"])
         for turn in range(6):
             new = tuple(f"{word} {turn}" for word in dict.fromkeys(words))[:80]
@@ -120,6 +124,7 @@ def time_vocabulary(args: argparse.Namespace) -> dict[str, float]:
             started = time.perf_counter()
             model.fold(new, into=detector)
             figures["cached_words_ms"].append(1000 * (time.perf_counter() - started))
+        # what other detectors do: the text tower for each image
         calls = torch_calls(model, image, as_vocabulary(new))
         inside = []
         for _ in range(4):
@@ -152,6 +157,7 @@ def time_training(args: argparse.Namespace) -> dict[str, Any]:
         cfg.work_dir = folder
         runner = Runner.from_cfg(cfg)
         runner.train()
+    # the first ten steps warm up
     history = runner.message_hub.log_scalars
     whole, data = (
         history[f"train/{key}"].data[0][10:] for key in ("time", "data_time")

@@ -23,7 +23,6 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from kdeov_mm.inference.pictures import read_image
 from mmcv.cnn import fuse_conv_bn
 from mmengine.fileio import load
 from torch import Tensor
@@ -34,6 +33,7 @@ from kdeov_mm.clip import CLIPImageTeacher, CLIPTextEncoder
 from kdeov_mm.datasets import shapes
 from kdeov_mm.datasets.shapes_files import write_world
 from kdeov_mm.evaluation import retrieval_recall, zero_shot_accuracy
+from kdeov_mm.inference.images import read_image
 from pages import ROOT, read_json, seconds_in_turn, show, write_json
 
 FOLDER = ROOT / "configs/image_text"
@@ -73,11 +73,13 @@ def measure(args: argparse.Namespace) -> None:
     data = Scenes(args.world, args.scenes)
     rows = read_json(args.results, {})
     teacher = CLIPImageTeacher("shapes")
+    # the teacher: on whole scenes, and on its objects one by one
     rows[TEACHER] = data.figures(
         teacher(data.pixels), teacher.embed_crops(data.pixels, data.boxes, (1.0,))
     )
     told = rows[TEACHER] | dict(data.retrieval(data.means(teacher)))
     rows[PARTS] = {k: v for k, v in told.items() if "top1" not in k}
+    # the students, as users call them
     for checkpoint in args.checkpoints:
         model = KDEOV.from_checkpoint(checkpoint)
         name = checkpoint.resolve().parent.name
@@ -102,6 +104,7 @@ class Scenes:
     """
 
     def __init__(self, root: Path, count: int) -> None:
+        # the first scenes, their pixels (N, 3, H, W), RGB in [0, 1]
         captions = load(root / "annotations/captions_val.json")
         objects = load(root / "annotations/instances_val.json")
         images = captions["images"][:count]
@@ -109,13 +112,15 @@ class Scenes:
             raise SystemExit(f"{root} has {len(images)} scenes, asked for {count}")
         place = {image["id"]: i for i, image in enumerate(images)}
         files = [root / "images/val" / image["file_name"] for image in images]
-        self.scenes = [read_image(file)[..., ::-1] for file in files]
+        self.scenes = [read_image(file) for file in files]
         self.pixels = torch.from_numpy(np.stack(self.scenes)).permute(0, 3, 1, 2) / 255
+        # captions: whose each is, embedded as they stand
         said = [a for a in captions["annotations"] if a["image_id"] in place]
         self.owner = torch.tensor([place[a["image_id"]] for a in said])
         encoder = CLIPTextEncoder("shapes")
         self.captions = encoder.embed_prompts([a["caption"] for a in said])
         self.text = encoder(shapes.CLASSES)
+        # objects: boxes xyxy of each scene, labels of all
         names = {c["id"]: c["name"] for c in objects["categories"]}
         number = {name: i for i, name in enumerate(shapes.CLASSES)}
         boxes: list[list[list[float]]] = [[] for _ in images]
@@ -127,6 +132,7 @@ class Scenes:
                 labels[i].append(number[names[a["category_id"]]])
         self.boxes = [torch.tensor(b).reshape(-1, 4) for b in boxes]
         self.labels = torch.tensor(sum(labels, []))
+        # objects as images of their own
         self.crops = [
             scene[round(y1) : round(y2), round(x1) : round(x2)]
             for scene, its in zip(self.scenes, boxes)

@@ -95,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--time", action="store_true", help="measure times only")
     parser.add_argument("--tables", action="store_true", help="write tables only")
     args = parser.parse_args(argv)
+    # where results go: quick runs are no results
     if args.quick:
         args.work_dir /= "quick"
         args.results = args.work_dir / "results.json"
@@ -180,18 +181,22 @@ def put(path: Path, kind: str, entry: dict[str, Any]) -> None:
 def run_one(config: Path, seed: int, work_dir: Path, quick: bool) -> dict[str, Any]:
     """Train and test one row; its figures and where they come from."""
     folder = run_folder(config, seed, work_dir)
+    # where it comes from, before hours of training in which files may change
     origin = provenance(RESULTS, *PAGES)
     cfg = Config.fromfile(config, lazy_import=False)
     prepare(cfg, work_dir)
+    # one seed for all; quick: two iterations
     options = [f"randomness.seed={seed}"]
     if quick:
         options += ["train_cfg.max_iters=2", "param_scheduler=None"]
         options += ["test_dataloader.dataset.indices=8"]
+    # train: an interrupted run continues, and then has no time of its own
     resume = ["--resume"] if (folder / "last_checkpoint").exists() else []
     arguments = ["--work-dir", folder, *resume, "--cfg-options", *options]
     started = time.time()
     call("tools/train.py", config, *arguments)
     seconds = time.time() - started
+    # test the last checkpoint
     checkpoint = (folder / "last_checkpoint").read_text().strip()
     arguments = ["--work-dir", folder / "eval", "--cfg-options", *options]
     call("tools/test.py", config, checkpoint, *arguments)
@@ -260,6 +265,7 @@ def compare_with_plain(cfg: Config, rounds: int = 8) -> dict[str, Any]:
     """
     init_default_scope(cfg.default_scope)
     ours, plain = build(cfg), build(Config.fromfile(PLAIN, lazy_import=False))
+    # the same batches for both; the plain model has 80 classes
     loader = cfg.train_dataloader
     loader.update(batch_size=16, num_workers=0, persistent_workers=False)
     batches = list(itertools.islice(Runner.build_dataloader(loader), 4))
@@ -269,6 +275,7 @@ def compare_with_plain(cfg: Config, rounds: int = 8) -> dict[str, Any]:
     closed = copy.deepcopy(batches)
     for sample in itertools.chain(*(batch["data_samples"] for batch in closed)):
         sample.gt_instances.labels %= 80
+    # training steps, then the network alone
     steps = in_turn(Step(plain, closed), Step(ours, batches), rounds)
     image = torch.rand(1, 3, 640, 640, device=DEVICE)
     words = tuple(batches[0]["data_samples"][0].words)[:80]
@@ -357,6 +364,7 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         cells.append(f"{times['parameters'] / 1e6:.2f} M" if times else NOT)
         link = f"[`{row}`](ablations/{row}.py)"
         lines.append(f"| {link} | {title(row)} | {' | '.join(cells)} |")
+    # the README shows fewer rows and columns
     short = ["| | base | novel | step |", "|---|---|---|---|"]
     for row, what in SHORT.items():
         runs, times = of_row(results, row)

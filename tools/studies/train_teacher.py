@@ -177,6 +177,7 @@ def train(
     tokenize = CLIPSource("shapes").tokenizer()
     loss_of = open_clip.ClipLoss()
     size = model.visual.image_size[0]
+    # weight decay for matrices alone, as CLIP
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -195,6 +196,7 @@ def train(
     )
     started, losses = time.time(), []
     for step in range(args.steps):
+        # a batch: one crop of each of the names, and a caption
         chosen = rng.choice(len(names), args.batch, replace=False)
         which = torch.tensor([rng.choice(members[i]) for i in chosen])
         images = crop(crops.patches[which], size)
@@ -202,6 +204,7 @@ def train(
         tokens = tokenize([caption(names[i], rng) for i in chosen])
         features = model((images + noise - 0.5) / 0.25, tokens)
         loss = loss_of(*features[:3])
+        # a step, and CLIP's limit of the temperature
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -233,6 +236,7 @@ def evaluate(
     text = CLIPTextEncoder(source)(world.classes)
     crops = collect(seed, count, np.random.default_rng(seed), world)
     objects = torch.nonzero(crops.labels < len(world.classes))[:, 0]
+    # the objects of fresh scenes, at the two scales that students use and at one
     embeds = {}
     for key, scales in dict(top1=(1.0, 1.5), top1_1x=(1.0,)).items():
         parts = []
@@ -250,6 +254,7 @@ def evaluate(
         members = set(names)
         member = torch.tensor([n in members for n in world.classes])[labels]
         report[f"top1_{group}"] = right["top1"][member].float().mean().item()
+    # how far the right word is from the next one
     similar = embeds["top1"] @ text.T
     own = similar.gather(1, labels[:, None])[:, 0]
     similar.scatter_(1, labels[:, None], -1)

@@ -45,12 +45,15 @@ def check_configured_words(cfg: Config, datasets: Mapping[str, Any]) -> Checks:
         for part in innermost(dataset):
             if "classes" in (part.get("metainfo") or {}):
                 words[f"metainfo.classes of the {name} data"] = part.metainfo["classes"]
+            # LoadWords: the transform for data sets of other packages
             for step in part.get("pipeline", ()):
                 if str(step["type"]).split(".")[-1] == "LoadWords":
                     words[f"words of LoadWords of the {name} data"] = step["words"]
+    # the words of a training step, drawn from these
     if (cfg.model.get("vocabulary") or {}).get("size", 1) < 1:
         words["model.vocabulary, by its size"] = ()
 
+    # without words nothing can be built; with one twice it can
     for place, names in words.items():
         names = [names] if isinstance(names, str) else list(names)
         if not names or not all(str(name).strip() for name in names):
@@ -77,6 +80,7 @@ def check_labels(data: ExaminedData) -> Checks:
     unnamed: list[str] = []
     wrong: list[str] = []
     for part in innermost(data.dataset):
+        # the truth is what the files say, not what the data set makes of it
         names_of = names_in_files(part)
         for names in names_of.values():
             unnamed += names - set(words)
@@ -94,6 +98,7 @@ def check_labels(data: ExaminedData) -> Checks:
         f"labels compared with their files; {len(unnamed)} boxes in the files have no "
         f"word{examples(unnamed)}."
     )
+    # findings: too few words, or another order
     if without_word:
         what = f"{without_word} boxes have labels beyond the {len(words)} words."
         yield Finding("boxes without words", f"{data.name} data: {what}")
@@ -105,6 +110,7 @@ def check_labels(data: ExaminedData) -> Checks:
 def names_in_files(dataset: Any) -> dict[BoxKey, set[str]]:
     """Each box's class names, read from COCO's JSON or VOC's XML files themselves."""
     names: dict[BoxKey, set[str]] = defaultdict(set)
+    # COCO: one file, boxes as xywh
     if str(getattr(dataset, "ann_file", "")).endswith(".json"):
         content = json.loads(Path(dataset.ann_file).read_text())
         categories = {c["id"]: clean_name(c["name"]) for c in content["categories"]}
@@ -114,11 +120,12 @@ def names_in_files(dataset: Any) -> dict[BoxKey, set[str]]:
             key = (str(box["image_id"]), *corners)
             names[key].add(categories[box["category_id"]])
         return names
+    # VOC: a file for each image; other formats have no names to compare
     for info in map(dataset.get_data_info, range(len(dataset))):
         if not Path(info.get("xml_path", "")).is_file():
             continue
         for thing in ET.parse(info["xml_path"]).iter("object"):
-            # VOC counts pixels from 1, mmdet from 0
+            # it counts pixels from 1, mmdet from 0
             x1, y1, x2, y2 = (
                 int(float(thing.findtext(f"bndbox/{side}") or 0)) - 1
                 for side in ("xmin", "ymin", "xmax", "ymax")
@@ -134,6 +141,7 @@ def check_pixels(cfg: Config, data: ExaminedData) -> Checks:
     high = max(s["inputs"].max().item() for s in data.samples)
     pixels = f"{low:.2f} to {high:.2f}"
     yield f"{data.name} pixels after the pipeline: {pixels} (0 to 255?)."
+    # the teacher undoes the preprocessor's normalisation alone
     preprocessor = cfg.model.data_preprocessor
     normalises = preprocessor.get("mean") is not None
     has_teacher = data.name == "train" and cfg.model.get("teacher")
@@ -153,6 +161,7 @@ def held_out_names(test: ExaminedData) -> set[str]:
     for part in innermost(test.dataset):
         for group, names in asked_groups(part.metainfo).items():
             groups[group] |= set(map(clean_name, names))
+    # where there are base classes, all others are held out
     base = groups.pop("base", None)
     if base is None:
         return groups["novel"] | groups["rare"]
@@ -173,6 +182,7 @@ def check_held_out(train: ExaminedData, test: ExaminedData) -> Checks:
         f"training boxes: {boxes.total()} of {len(boxes)} words; {len(without)} words "
         f"have no box{examples(without)}; {len(held_out)} classes are held out."
     )
+    # boxes of a held-out class are worse than its name: one finding is enough
     boxed, named = sorted(held_out & set(boxes)), sorted(held_out & set(words))
     if boxed:
         what = f"{sum(boxes[word] for word in boxed)} boxes of {len(boxed)} held-out"

@@ -26,11 +26,13 @@ def examine(cfg: Config, num_batches: int = 3) -> Checks:
     try:
         yield from _all_checks(cfg, num_batches)
     except Stop as stop:
+        # e.g. without data there are no samples, and no batches
         yield stop.finding
         yield "The rest was not looked at."
 
 
 def _all_checks(cfg: Config, num_batches: int) -> Checks:
+    # validation data that is also the test data is examined once
     loaders = {n: cfg.get(f"{n}_dataloader") for n in ("train", "test", "val")}
     configs = {name: loader.dataset for name, loader in loaders.items() if loader}
     if configs.get("val") == configs.get("test"):

@@ -25,6 +25,7 @@ PARTS = ("backbone", "neck", "bbox_head")
 def build_model(cfg: Config) -> Any:
     """The detector of a config, in training."""
     teacher, words = cfg.model.get("teacher"), cfg.model.text_encoder
+    # the model would refuse two CLIPs, too, but not name a store
     if teacher and any(teacher.get(k) != words.get(k) for k in ("model", "pretrained")):
         stored = teacher.type.endswith("CachedTeacher")
         name = "cache of another teacher" if stored else "another teacher"
@@ -45,9 +46,11 @@ def check_teacher(cfg: Config, model: Any, dataset: Any) -> Checks:
         return
     weights = teacher_identity(teacher.source)["weights_sha256"]
     yield f"teacher: weights {weights[:16]}."
+    # a live teacher embeds the images itself: nothing to compare
     if not isinstance(teacher, CachedTeacher):
         return
 
+    # without the hook a training would fail at its first step
     hooks = [*cfg.get("default_hooks", {}).values(), *cfg.get("custom_hooks", ())]
     if not any(hook and "EmbeddingCacheHook" in str(hook["type"]) for hook in hooks):
         raise Stop("cache", "no EmbeddingCacheHook: nothing checks the store.")
@@ -68,6 +71,7 @@ def check_frozen(cfg: Config, model: Any) -> Checks:
         for group in wrapper.optimizer.param_groups:
             rates.update({id(p): group["lr"] for p in group["params"]})
 
+    # how much has to be trained: pretrained weights may stay as they are
     init = cfg.model.backbone.get("init_cfg") or {}
     pretrained = init.get("type") == "Pretrained" or bool(cfg.get("load_from"))
     for name in PARTS:
@@ -85,6 +89,7 @@ def check_frozen(cfg: Config, model: Any) -> Checks:
 @torch.no_grad()
 def check_scores(model: Any, batch: Sequence[Any]) -> Checks:
     """Scores before the first step: near their prior, different between words."""
+    # all words of the data, not the random ones of a step
     data = model.data_preprocessor(pseudo_collate(batch), True)
     words = data["data_samples"][0].metainfo["words"]
     samples = [DetDataSample(metainfo=dict(words=words))] * len(batch)
@@ -104,6 +109,7 @@ def check_scores(model: Any, batch: Sequence[Any]) -> Checks:
 
 def check_steps(model: Any, batches: Sequence[Sequence[Any]]) -> Checks:
     """Loss terms, positives and gradients of a few batches."""
+    # filled by hooks during the steps
     not_finite = watch_outputs(model)
     positives = watch_positives(model)
     # a region head takes no boxes of the student during its warm-up
@@ -120,6 +126,7 @@ def check_steps(model: Any, batches: Sequence[Sequence[Any]]) -> Checks:
         del terms["loss"]
         means.update({k: v.item() / len(batches) for k, v in terms.items()})
 
+    # observations, then what is wrong with the terms
     yield "loss terms: " + ", ".join(f"{k} {v:.3g}" for k, v in means.items())
     yield f"positives per level: {', '.join(map(str, positives.values()))}"
     for name, mean in means.items():
@@ -130,6 +137,7 @@ def check_steps(model: Any, batches: Sequence[Sequence[Any]]) -> Checks:
             yield Finding("loss not finite", what)
         elif mean == 0:
             yield Finding("zero loss", f"{term} is 0 in all batches.")
+    # what the losses reach: locations, and parameters of each part
     if not positives.total():
         yield Finding("no positives", "no location is assigned to any object.")
     for name in PARTS:
@@ -144,6 +152,7 @@ def watch_outputs(model: Any) -> list[str]:
 
     def look(name: str, module: Any, inputs: Any, output: Any) -> None:
         parts = output if isinstance(output, (list, tuple)) else [output]
+        # the first name is the cause: later modules only pass it on
         if any(isinstance(p, Tensor) and not p.isfinite().all() for p in parts):
             names.append(name)
 

@@ -110,6 +110,7 @@ def window_grid(
     Returns:
         Boxes (rows * columns, 4), xyxy, row by row; and (rows, columns).
     """
+    # about `stride` pixels apart, at the same distance from opposite borders
     rows, columns = (max(round(n / stride), 1) for n in size)
     y, x = (
         (torch.arange(n) + 0.5) * (whole / n) for n, whole in zip((rows, columns), size)
@@ -120,6 +121,7 @@ def window_grid(
 
 def embedding_maps(regions: RegionEmbeds, feats: Sequence[Tensor]) -> list[Tensor]:
     """Locations (B, N, D) -> L maps (B, D, H_l, W_l), as the levels' ``feats``."""
+    # (B, N, D) -> (B, H_l * W_l, D) of each level
     shapes = [feat.shape[-2:] for feat in feats]
     parts = regions.embeds.split([h * w for h, w in shapes], 1)
     return [p.transpose(1, 2).unflatten(2, s) for p, s in zip(parts, shapes)]

@@ -197,6 +197,7 @@ class ImageDistillation(RegionPicker):
         features: CropFeatures | None = student.crop_features
         if features is None:
             raise ValueError("`crops` need a student with crop_features: KDEOVDetector")
+        # pixels for each of the crop sizes
         height, width = student.samples[0].batch_input_shape
         counts = [len(b) for b in boxes]
         budget = self.crops * len(boxes) * height * width / len(self.crop_sizes)
@@ -219,6 +220,7 @@ class ImageDistillation(RegionPicker):
         """Cross-entropy of the crops with a label; only the temperature learns."""
         if text is None:
             raise ValueError("calibrate needs a student with words: KDEOVDetector")
+        # embeddings are detached, so that only the temperature has a gradient
         logits = self.classifier(crops.detach(), TextEmbeds(text))
         wrong = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
         return wrong / (labels >= 0).sum().clamp(min=1) * self.calibrate
@@ -226,12 +228,14 @@ class ImageDistillation(RegionPicker):
 
 def _means(embeds: Tensor, counts: Sequence[int]) -> Tensor:
     """(sum n_b, D) -> mean directions (B, D), unit vectors, 0 where n_b is 0."""
+    # an image without regions has no mean: nan, then 0
     means = [part.mean(0) for part in embeds.split(list(counts))]
     return F.normalize(torch.stack(means).nan_to_num(), dim=-1)
 
 
 def _labels(samples: SampleList, boxes: Sequence[Tensor]) -> Tensor:
     """Labels (sum n_b,) of the boxes, of which the first are the truth; else -1."""
+    # regions begin with the ground truth; others have no label
     labels = []
     for sample, its in zip(samples, boxes):
         known = sample.gt_instances.labels

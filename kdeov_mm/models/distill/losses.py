@@ -40,6 +40,7 @@ class L2Distance(Distance):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Embeddings (N, D), any length, and unit vectors (N, D) -> (N,)."""
+        # both have length 1
         unit = F.normalize(student.float(), dim=-1)
         return (unit - teacher).square().sum(-1)
 
@@ -56,7 +57,7 @@ class L1Distance(Distance):
 
 @MODELS.register_module()
 class RelationalDistance(Distance):
-    """Whom an embedding resembles: KL of teacher's and student's neighbours.
+    """KL divergence between the teacher's and the student's similarities.
 
     Each student embedding is compared with the teacher's of the whole batch;
     the wanted distribution is the one of the teacher's own embedding there, so
@@ -82,8 +83,10 @@ class RelationalDistance(Distance):
             anchors, which, count = teacher.unique(
                 dim=0, return_inverse=True, return_counts=True
             )
+            # similarities to all regions of the batch: (N, A)
             logits = unit @ anchors.T / self.temperature + count.log()
             wanted = anchors @ anchors.T / self.temperature + count.log()
+            # KL divergence from the teacher's distribution
             student_log = logits.log_softmax(-1)
             teacher_log = wanted.log_softmax(-1)[which]
             return F.kl_div(
@@ -116,7 +119,9 @@ class ContrastiveDistance(Distance):
         """Embeddings (N, D), any length, and unit vectors (N, D) -> (N,)."""
         with torch.autocast(student.device.type, enabled=False):
             unit = F.normalize(student.float(), dim=-1)
+            # the share of each region of the batch: (N, N)
             logits = (unit @ teacher.T / self.temperature).log_softmax(-1)
+            # regions that look the same to the teacher are positives, too
             own = teacher @ teacher.T > self.same
             own.fill_diagonal_(True)
             return -_log_share(logits, own)
@@ -145,8 +150,10 @@ class InfoNCE(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             images, captions = gathered(images.float()), gathered(captions.float())
             logits = scale * images @ captions.T
+            # equal captions are positives of each other
             own = captions @ captions.T > 1 - 1e-4
             own.fill_diagonal_(True)
+            # image to text, and text to image
             share = _log_share(logits.log_softmax(1), own)
             share = share + _log_share(logits.T.log_softmax(1), own)
             return -share.mean() / 2 * self.loss_weight

@@ -71,6 +71,7 @@ class RegionPicker(Distillation):
         """Boxes (n_b, 4) of each image, source after source."""
         result = []
         for i, sample in enumerate(samples):
+            # (n, 4) of each source
             truth, parts = sample.gt_instances.bboxes, []
             for source in self.sources:
                 if source == "truth":
@@ -120,6 +121,7 @@ class RegionPicker(Distillation):
 
 def block_boxes(shape: Sequence[int], grids: Sequence[int]) -> Tensor:
     """Tiles of n x n grids over an image (height, width, ...): (sum n^2, 4) xyxy."""
+    # corners in units of the image, then in pixels
     tiles = []
     for n in grids:
         x, y = torch.meshgrid(torch.arange(n), torch.arange(n), indexing="xy")
@@ -130,6 +132,7 @@ def block_boxes(shape: Sequence[int], grids: Sequence[int]) -> Tensor:
 
 def _random_squares(shape: Sequence[int], count: int) -> Tensor:
     """Squares of 0.1 to 0.5 of the shorter side, inside the image: (count, 4)."""
+    # sides of 0.1 to 0.5, placed anywhere inside
     height, width = shape[:2]
     side = min(height, width) * torch.empty(count, 1).uniform_(0.1, 0.5)
     corner = torch.rand(count, 2) * (torch.tensor([width, height]) - side)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdeov_mm.models import ContrastiveDistance, InfoNCE, RelationalDistance
-from kdeov_mm.models.distill.losses import initial_log_scale
+from kdeov_mm.models.text_classifier import TextClassifier, initial_logit_scale
 
 from ...conftest import run_env
 
@@ -21,7 +21,7 @@ def unit(*shape: int) -> Tensor:
     return F.normalize(torch.randn(*shape), dim=-1)
 
 
-SCALE = initial_log_scale()
+SCALE = initial_logit_scale().exp()
 
 
 def test_info_nce_by_hand() -> None:
@@ -60,10 +60,10 @@ def test_info_nce_does_not_see_the_order_of_the_batch() -> None:
 
 
 def test_the_temperature_starts_at_clips_and_learns() -> None:
-    log_scale = torch.nn.Parameter(initial_log_scale())
-    assert log_scale.exp().item() == pytest.approx(1 / 0.07)
-    InfoNCE()(unit(4, 8), unit(4, 8), log_scale).backward()
-    assert log_scale.grad.abs() > 0
+    classifier = TextClassifier()
+    assert classifier.scale().item() == pytest.approx(1 / 0.07)
+    InfoNCE()(unit(4, 8), unit(4, 8), classifier.scale()).backward()
+    assert classifier.logit_scale.grad.abs() > 0
 
 
 PROCESS = """
@@ -71,7 +71,7 @@ import sys, torch, torch.distributed as dist, torch.nn.functional as F
 dist.init_process_group("gloo")
 import kdeov_mm
 from kdeov_mm.models import InfoNCE
-from kdeov_mm.models.distill.losses import initial_log_scale
+from kdeov_mm.models.text_classifier import initial_logit_scale
 torch.manual_seed(0)
 data, weight = torch.randn(6, 5), torch.randn(5, 8)
 captions = F.normalize(torch.randn(6, 8), dim=-1)
@@ -82,15 +82,15 @@ class Run(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.layer = layer
-        self.log_scale = torch.nn.Parameter(initial_log_scale())
+        self.logit_scale = torch.nn.Parameter(initial_logit_scale())
     def forward(self, x, y):
         images = F.normalize(self.layer(x), dim=-1)
-        return InfoNCE()(images, y, self.log_scale)
+        return InfoNCE()(images, y, self.logit_scale.exp())
 mine = slice(dist.get_rank() * 3, dist.get_rank() * 3 + 3)
 run = torch.nn.parallel.DistributedDataParallel(Run())
 loss = run(data[mine], captions[mine])
 loss.backward()
-torch.save([loss.detach(), layer.weight.grad, run.module.log_scale.grad],
+torch.save([loss.detach(), layer.weight.grad, run.module.logit_scale.grad],
            f"{sys.argv[1]}/{dist.get_rank()}.pt")
 dist.destroy_process_group()
 """
@@ -118,13 +118,13 @@ def test_two_processes_give_the_loss_and_gradients_of_the_joint_batch(
     captions = F.normalize(torch.randn(6, 8), dim=-1)
     captions[5] = captions[0]
     kernel = weight.T.clone().requires_grad_()
-    log_scale = initial_log_scale().requires_grad_()
-    loss = InfoNCE()(F.normalize(data @ kernel.T, dim=-1), captions, log_scale)
+    logit_scale = initial_logit_scale().requires_grad_()
+    loss = InfoNCE()(F.normalize(data @ kernel.T, dim=-1), captions, logit_scale.exp())
     loss.backward()
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")
         for got, wanted in zip(
-            found, (loss.detach(), kernel.grad, log_scale.grad), strict=True
+            found, (loss.detach(), kernel.grad, logit_scale.grad), strict=True
         ):
             torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
 

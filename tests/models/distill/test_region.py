@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from kdeov_mm.clip import CLIPImageTeacher
-from kdeov_mm.models import Locations, RegionDistillation
+from kdeov_mm.clip import CLIPImageTeacher, LiveBatch
+from kdeov_mm.models import RegionDistillation, RegionEmbeds, StudentBatch
 from kdeov_mm.models.distill.regions import block_boxes
 
 from ...conftest import EMBED_DIMS, make_sample
@@ -29,14 +29,12 @@ class KnownTeacher:
         torch.manual_seed(int(box.sum() * 97) % 10**6)
         return F.normalize(torch.randn(EMBED_DIMS), dim=0)
 
-    def embed_crops(
-        self, pixels: Tensor, boxes: Sequence[Tensor], scales: Sequence[float]
-    ) -> Tensor:
+    def crops(self, boxes: Sequence[Tensor], scales: Sequence[float]) -> Tensor:
         self.asked.append(list(boxes))
         return torch.stack([self.direction(b) for b in torch.cat(list(boxes))])
 
 
-def make_locations(batch: int = 1, **changes: Any) -> Locations:
+def make_locations(batch: int = 1, **changes: Any) -> RegionEmbeds:
     """64 locations; each holds a 24 px box about its centre, jittered."""
     torch.manual_seed(0)
     n = len(CENTRES)
@@ -48,7 +46,7 @@ def make_locations(batch: int = 1, **changes: Any) -> Locations:
         sharpness=torch.rand(batch, n),
         centres=CENTRES,
     )
-    return Locations(**{**fields, **changes})
+    return RegionEmbeds(**{**fields, **changes})
 
 
 def make_head(
@@ -62,12 +60,17 @@ def make_head(
 
 
 def run(
-    head: RegionDistillation, samples: list[Any], locations: Locations, teacher: Any
+    head: RegionDistillation, samples: list[Any], regions: RegionEmbeds, teacher: Any
 ) -> Tensor:
-    pixels = torch.rand(len(samples), 3, SIDE, SIDE)
-    losses = head.loss((), None, teacher, pixels, samples, locations)
+    losses = head.loss(StudentBatch((), samples, regions=regions), teacher)
     assert list(losses) == ["loss_region_cosine"]
     return losses["loss_region_cosine"]
+
+
+def live(clip: str, batch: int = 1) -> LiveBatch:
+    """A real image tower, and noise."""
+    pixels = torch.rand(batch, 3, SIDE, SIDE)
+    return LiveBatch(CLIPImageTeacher(clip), pixels, [(SIDE, SIDE)] * batch)
 
 
 TRUTH = [[10.0, 10, 36, 34], [40, 30, 64, 60]]
@@ -78,14 +81,14 @@ TRUTH = [[10.0, 10, 36, 34], [40, 30, 64, 60]]
 
 def test_regions_begin_with_the_ground_truth() -> None:
     samples = [make_sample(TRUTH, [0, 1]), make_sample()]
-    first, second = make_head().regions(samples, make_locations(batch=2))
+    first, second = make_head().regions(samples, make_locations(batch=2), None)
     assert first[:2].tolist() == TRUTH
     assert len(first) > 2 and len(second) > 0
 
 
 def test_regions_are_never_duplicates() -> None:
     head = make_head(proposals=50, nms_iou=0.4)
-    (regions,) = head.regions([make_sample(TRUTH, [0, 1])], make_locations())
+    (regions,) = head.regions([make_sample(TRUTH, [0, 1])], make_locations(), None)
     overlap = box_iou(regions, regions).fill_diagonal_(0)
     overlap[:2, :2] = 0  # what the labels say is not ours to judge
     assert len(regions) > 6
@@ -94,7 +97,7 @@ def test_regions_are_never_duplicates() -> None:
 
 def test_own_regions_stay_within_the_image_and_not_in_its_padding() -> None:
     sample = make_sample(TRUTH[:1], [0], shape=(40, 48))
-    (regions,) = make_head(proposals=50).regions([sample], make_locations())
+    (regions,) = make_head(proposals=50).regions([sample], make_locations(), None)
     own = regions[1:]
     assert (own >= 0).all() and (own[:, 0::2] <= 48).all()
     assert (own[:, 1::2] <= 40).all()
@@ -103,10 +106,10 @@ def test_own_regions_stay_within_the_image_and_not_in_its_padding() -> None:
 
 
 def test_there_are_as_many_own_regions_as_asked_and_the_best() -> None:
-    (few,) = make_head(proposals=3).regions([make_sample()], make_locations())
-    (many,) = make_head(proposals=9).regions([make_sample()], make_locations())
+    (few,) = make_head(proposals=3).regions([make_sample()], make_locations(), None)
+    (many,) = make_head(proposals=9).regions([make_sample()], make_locations(), None)
     assert len(few) == 3 and torch.equal(many[:3], few)
-    (none,) = make_head(proposals=0).regions([make_sample()], make_locations())
+    (none,) = make_head(proposals=0).regions([make_sample()], make_locations(), None)
     assert len(none) == 0
 
 
@@ -223,9 +226,7 @@ def test_no_boxes_at_all_give_a_finite_zero(tiny_clip: str, steps: int) -> None:
     """No labels, and nothing of the student's own: with a real image tower."""
     locations = make_locations(batch=2, boxes=torch.zeros(2, 64, 4))
     head = make_head(steps)
-    loss = run(
-        head, [make_sample(), make_sample()], locations, CLIPImageTeacher(tiny_clip)
-    )
+    loss = run(head, [make_sample(), make_sample()], locations, live(tiny_clip, 2))
     loss.backward()
     assert loss == 0 and (locations.embeds.grad == 0).all()
 
@@ -235,7 +236,7 @@ def test_regions_at_and_beyond_the_border_give_a_finite_loss(tiny_clip: str) -> 
     locations = make_locations()
     loss = run(
         make_head(match_iou=0.1), [make_sample(edge, [0, 1, 2])], locations,
-        CLIPImageTeacher(tiny_clip),
+        live(tiny_clip),
     )  # fmt: skip
     loss.backward()
     assert loss > 0 and loss.isfinite() and locations.embeds.grad.isfinite().all()

@@ -1,0 +1,157 @@
+"""Checkpoints: their config is read as data, and what is none is refused."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+
+from kdeov_mm.checkpoints import load_model, read_checkpoint, read_config
+
+# ----------------------------------------------------------------- the config
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("a = 1\nb = 'x'\nc = [1, (2.5, None)]", dict(a=1, b="x", c=[1, (2.5, None)])),
+        ("a = -1\nb = -0.5\nc = +2\nd = 1 + 2j", dict(a=-1, b=-0.5, c=2, d=1 + 2j)),
+        ("a = {'x': {1, 2}, 3: b'y'}", dict(a={"x": {1, 2}, 3: b"y"})),
+        ("a = 'x' 'y'\n# nothing\n\nb = True", dict(a="xy", b=True)),
+        ("model = dict(type='A', layers=[dict(n=1), dict(n=2)])",
+         dict(model=dict(type="A", layers=[dict(n=1), dict(n=2)]))),
+        ("a = dict(dict(x=1, y=dict(z=-2)), x=3)", dict(a=dict(x=3, y=dict(z=-2)))),
+        ("a = dict({'x y': 1}, z=ConfigDict(w=OrderedDict()))",
+         {"a": {"x y": 1, "z": {"w": {}}}}),
+        ("dict(a=1)", dict(a=1)),
+        ("{'a': (1,)}", dict(a=(1,))),
+    ],
+)  # fmt: skip
+def test_literals_and_nested_dicts_are_read(
+    text: str, expected: dict[str, Any], strict: bool
+) -> None:
+    assert read_config(text, strict) == expected
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_json_is_read(strict: bool) -> None:
+    content = dict(a=True, b=None, c=[False, 1.5, "x"], d=dict(e={}, f=[]))
+    assert read_config(json.dumps(content), strict) == content
+    assert read_config(json.dumps(content, indent=2), strict) == content
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_infinities_are_numbers_wherever_they_stand(strict: bool) -> None:
+    text = "a = inf\nb = -inf\nc = dict(ranges=[(-inf, 4), (4, inf)], x={'y': -inf})"
+    found = read_config(text, strict)
+    assert found == dict(
+        a=math.inf,
+        b=-math.inf,
+        c=dict(ranges=[(-math.inf, 4), (4, math.inf)], x=dict(y=-math.inf)),
+    )
+    found = read_config("a = nan", strict)
+    assert found is not None and math.isnan(found["a"])
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_mmengine_writes_is_read(strict: bool) -> None:
+    content = dict(
+        model=dict(
+            type="A", scale=(640, 640), factor=float("-inf"), flags=[None, True]
+        ),
+        pipeline=[dict(type="B", prob=[0.5, 0.25]), dict(type="C", names={"a b": 1})],
+    )
+    cfg = Config(content)
+    assert read_config(cfg.pretty_text, strict) == content
+    assert read_config(cfg.to_dict(), strict) == content
+
+
+EXPRESSIONS = [
+    ("a = b + c", None),
+    ("a = b", None),
+    ("a = os.sep", None),
+    ("a = -x", None),
+    ("a = 'x' % 3", None),
+    ("a = f'{x}'", None),
+    ("a = [i for i in range(3)]", None),
+    ("a = x if y else z", None),
+    ("a = lambda: 1", None),
+    ("a = [1, x, (2, y.z)]", [1, None, (2, None)]),
+    ("a = dict(b=f(c=1, *d), e=2)", dict(b=dict(c=1), e=2)),
+    ("a = __import__('os').system('exit 1')", {}),
+    ("a = open('x')", {}),
+    ("a = {'b': 1, **c}", dict(b=1)),
+    ("a = dict(b=1, **c)", dict(b=1)),
+    ("a = dict([('b', 1)])", {}),
+]
+
+
+@pytest.mark.parametrize("text, expected", EXPRESSIONS)
+def test_expressions_are_never_run_and_read_as_none(text: str, expected: Any) -> None:
+    """Of a call its named values are read, of a dictionary what it writes out."""
+    assert read_config(f"{text}\nd = 1") == dict(a=expected, d=1)
+
+
+@pytest.mark.parametrize("text", [text for text, _ in EXPRESSIONS])
+def test_strictly_an_expression_is_refused_with_its_line(text: str) -> None:
+    message = "line 2 of the checkpoint's config is no plain value .*give the config"
+    with pytest.raises(ValueError, match=message):
+        read_config(f"d = 1\n{text}", strict=True)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("nothing", [None, "", "# x", "a =", "[1, 2]", "1", "'text'"])
+def test_no_config_is_none(nothing: Any, strict: bool) -> None:
+    assert read_config(nothing, strict) is None
+
+
+# ------------------------------------------------------------- files and models
+
+
+@pytest.mark.parametrize("harm", ["empty", "text", "cut", "zip"])
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, harm: str) -> None:
+    path = tmp_path / "a.pth"
+    torch.save(dict(state_dict=dict(x=torch.ones(100))), path)
+    whole = path.read_bytes()
+    content = dict(
+        empty=b"", text=b"no weights", cut=whole[: len(whole) // 2], zip=b"PK" * 40
+    )
+    path.write_bytes(content[harm])
+    with pytest.raises(ValueError, match=r"a\.pth is no checkpoint, or damaged"):
+        read_checkpoint(path)
+
+
+def test_a_missing_checkpoint_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="gone.pth does not exist; train one"):
+        read_checkpoint(tmp_path / "gone.pth")
+
+
+def test_a_trained_model_is_loaded_for_inference(
+    load_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    cfg = load_config("kdeov_n_shapes.py")
+    pretrained = dict(type="Pretrained", checkpoint="gone.pth")  # not to be loaded
+    cfg.model.backbone.init_cfg = pretrained
+    model = MODELS.build(cfg.model)
+    meta = dict(dataset_meta=dict(classes=("cat", "dog")))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), tmp_path / "a.pth")
+    loaded = load_model(cfg, tmp_path / "a.pth")
+    assert not loaded.training and loaded.cfg.model.type == cfg.model.type
+    assert cfg.model.backbone.init_cfg == pretrained
+    assert loaded.dataset_meta == meta["dataset_meta"]
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def test_a_checkpoint_of_another_model_is_refused(
+    load_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    torch.save(dict(state_dict=dict(x=torch.ones(1))), tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"a\.pth is of another model: \d+ of the"):
+        load_model(load_config("kdeov_n_shapes.py"), tmp_path / "a.pth")
