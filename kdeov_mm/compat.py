@@ -54,6 +54,7 @@ def _apply_once() -> tuple[str, ...]:
 
 def _require_mm_packages() -> None:
     """Name the missing package and the command, or the version that is out of range."""
+    # found without an import, which would fail on a package that is not yet mended
     for name in ("mmengine", "mmcv", "mmdet", "mmyolo"):
         if importlib.util.find_spec(name) is None:
             raise ModuleNotFoundError(
@@ -63,6 +64,7 @@ def _require_mm_packages() -> None:
                 "missing: pip install mmengine==0.10.7 mmdet==3.3.0 mmyolo==0.6.0",
                 name=name,
             )
+    # these two import nothing that needs a fix
     import mmcv
     from mmengine.utils import digit_version
 
@@ -78,6 +80,7 @@ def _require_matching_torchvision() -> None:
     """Say what is wrong when torchvision was built for another torch."""
     try:
         importlib.import_module("torchvision")
+    # its message is about an operator: "torchvision::nms does not exist"
     except RuntimeError as error:
         if "torchvision::" not in str(error):
             raise
@@ -108,19 +111,17 @@ def _fix_missing_ops() -> bool:
     ``mmcv_full_available``) go on saying "no compiled ops".
     """
     name = "mmcv._ext"
+    # a compiled mmcv, or a second call
     if name in sys.modules or importlib.util.find_spec(name) is not None:
         return False
     module = ModuleType(name, "Stand-in for mmcv's compiled ops, by kdeov_mm.compat.")
     module.__spec__ = ModuleSpec(name, loader=None)
-    for op in (
-        _nms,
-        _roi_align_forward,
-        _roi_align_backward,
-    ):
+    for op in (_nms, _roi_align_forward, _roi_align_backward):
         setattr(module, op.__name__.removeprefix("_"), op)
-    # mmcv's environment report asks for these two.
+    # mmcv's environment report asks for these two
     module.get_compiler_version = lambda: "n/a"  # type: ignore[attr-defined]
     module.get_compiling_cuda_version = lambda: "n/a"  # type: ignore[attr-defined]
+    # every other op can be imported by name, as mmcv.ops does with all of them
     module.__getattr__ = _missing_op  # type: ignore[method-assign]
     sys.modules[name] = module
     sys.modules["mmcv"]._ext = module  # type: ignore[attr-defined]
@@ -129,6 +130,7 @@ def _fix_missing_ops() -> bool:
 
 def _missing_op(name: str) -> Callable[..., NoReturn]:
     """An op that is not there: it can be imported, and teaches when it is called."""
+    # Python asks modules for __path__ and others, and takes what it gets
     if name.startswith("__"):
         raise AttributeError(name)
 
@@ -157,7 +159,7 @@ def _nms(bboxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> T
     """
     from torchvision.ops import nms
 
-    # The offset widens every box at its far corner, so moving that corner is the same.
+    # the offset widens every box at its far corner, so moving that corner is the same
     boxes = _full(bboxes)
     far = boxes.new_tensor([0, 0, offset, offset])
     return nms(boxes + far, _full(scores), iou_threshold)
@@ -180,14 +182,13 @@ def _roi_align_forward(
     """Fill output (R, C, h, w) from input (N, C, H, W) at rois (R, 5): index, xyxy."""
     from torchvision.ops import roi_align
 
+    # 0 is the maximum, 1 the average
     if pool_mode != 1:
         _missing_op("roi_align with pool_mode='max'")()
     size = (aligned_height, aligned_width)
-    output.copy_(
-        roi_align(
-            _full(input), _full(rois), size, spatial_scale, sampling_ratio, aligned
-        )
-    )
+    images, boxes = _full(input), _full(rois)
+    # the caller made the output, of its own type
+    output.copy_(roi_align(images, boxes, size, spatial_scale, sampling_ratio, aligned))
 
 
 def _roi_align_backward(
@@ -205,7 +206,7 @@ def _roi_align_backward(
     aligned: bool,
 ) -> None:
     """Fill grad_input (N, C, H, W) from grad_output (R, C, h, w)."""
-    # The kernel that torchvision's own backward calls: no second forward is needed.
+    # the kernel that torchvision's own backward calls: no second forward is needed
     grad_input.copy_(
         torch.ops.torchvision._roi_align_backward(
             _full(grad_output),
@@ -239,6 +240,7 @@ def _fix_version_gates() -> bool:
     import mmcv
     from mmengine.utils import digit_version
 
+    # the first limit, of mmyolo
     real = mmcv.__version__
     if digit_version(real) < digit_version("2.1.0"):
         return False
@@ -247,6 +249,7 @@ def _fix_version_gates() -> bool:
         packages = [importlib.import_module(name) for name in ("mmdet", "mmyolo")]
     finally:
         mmcv.__version__ = real
+    # what they say of mmcv from here on is true again
     for package in packages:
         package.mmcv_version = digit_version(real)  # type: ignore[attr-defined]
     return True
@@ -276,6 +279,7 @@ def _fix_checkpoint_types() -> bool:
 
     if digit_version(torch.__version__) < digit_version("2.6.0"):
         return False
+    # arrays and numbers of numpy, under its old and its new name
     reconstruct = np.zeros(1).__reduce__()[0]
     scalar = np.float64(0).__reduce__()[0]
     types: list[Any] = [HistoryBuffer, ConfigDict, np.ndarray, np.dtype]
@@ -284,6 +288,7 @@ def _fix_checkpoint_types() -> bool:
             (reconstruct, f"{core}.multiarray._reconstruct"),
             (scalar, f"{core}.multiarray.scalar"),
         ]
+    # each dtype has a class of its own since numpy 1.20
     types += [
         type(np.dtype(kind))
         for kind in ("bool", "int32", "int64", "float16", "float32", "float64")
@@ -324,6 +329,7 @@ def _fix_pkg_resources() -> bool:
     """
     if importlib.util.find_spec("pkg_resources") is not None:
         return False
+    # each of these has imported the functions by name
     for user in ("utils.package_utils", "utils", "config.config", "hub.hub"):
         module = importlib.import_module(f"mmengine.{user}")
         for function in (is_installed, get_installed_path):
@@ -361,8 +367,10 @@ def _fix_amp_on_cpu() -> bool:
     """
     wrapper = importlib.import_module("mmengine.optim.optimizer.amp_optimizer_wrapper")
     accelerators = ("is_cuda", "is_npu", "is_mlu", "is_musa")
+    # releases differ in which of them they ask
     checks = [getattr(wrapper, f"{name}_available", None) for name in accelerators]
     if any(check() for check in checks if check is not None):
         return False
+    # only the assertion of this module asks for it
     wrapper.is_cuda_available = lambda: True  # type: ignore[attr-defined]
     return True

@@ -84,6 +84,7 @@ class Vocabulary:
     encoder: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        # frozen: the checked values are set once, here
         object.__setattr__(self, "names", _listed(self.names))
         words = self.words or tuple((n,) for n in self.names)
         if isinstance(words, (str, Mapping)) or len(words) != len(self.names):
@@ -91,6 +92,7 @@ class Vocabulary:
                 f"expected a list of words for each of {len(self.names)} names, got "
                 f"{len(words)} lists of synonyms"
             )
+        # the name comes first, and no word twice
         cleaned = tuple(
             tuple(dict.fromkeys(map(clean_name, (name, *_listed(own, "words")))))
             if own
@@ -99,6 +101,7 @@ class Vocabulary:
         )
         object.__setattr__(self, "words", cleaned)
         self._check_words()
+        # a group names classes; some may be empty
         for group, members in self.groups.items():
             if unknown := set(members) - {*self.names}:
                 raise ValueError(
@@ -109,14 +112,17 @@ class Vocabulary:
     def _check_words(self) -> None:
         """Every class has a first word of its own; vectors cover all of them."""
         firsts = [own[0] for own in self.words]
+        # CLIP would embed an empty word, too
         if empty := [n for n, own in zip(self.names, self.words) if "" in own]:
             raise ValueError(f"classes with an empty word: {empty[:5]}")
+        # labels are matched by name, predictions by their first word
         for what, values in (("names", self.names), ("words", firsts)):
             if twice := [v for v, number in Counter(values).items() if number > 1]:
                 raise ValueError(
                     f"two classes have the same {what}, and could not be told apart: "
                     f"{twice[:5]}. Rename one."
                 )
+        # synonyms may be without a vector, as in a matrix made elsewhere
         missing = [w for w in firsts if self.vectors and w not in self.vectors]
         if missing:
             raise ValueError(f"words without a vector: {missing[:5]}")
@@ -132,6 +138,7 @@ class Vocabulary:
     @property
     def metainfo(self) -> dict[str, Any]:
         """The classes and groups, for a data set."""
+        # colours far apart for neighbours, the same for a class each time
         colors = [((67 * i + 40) % 256, 101 * i % 256, 173 * i % 256)
                   for i in range(len(self))]  # fmt: skip
         return dict(as_metainfo(self.groups), classes=self.names, palette=colors)
@@ -154,17 +161,14 @@ class Vocabulary:
         """Some classes, in the given order."""
         names = tuple(self.names[i] for i in indices)
         words = tuple(self.words[i] for i in indices)
+        # groups lose other classes, vectors other words
+        groups = {
+            group: tuple(n for n in names if n in {*members})
+            for group, members in self.groups.items()
+        }
         kept = {w for own in words for w in own}
-        return replace(
-            self,
-            names=names,
-            words=words,
-            groups={
-                group: tuple(n for n in names if n in {*members})
-                for group, members in self.groups.items()
-            },
-            vectors={w: v for w, v in self.vectors.items() if w in kept},
-        )
+        vectors = {w: v for w, v in self.vectors.items() if w in kept}
+        return replace(self, names=names, words=words, groups=groups, vectors=vectors)
 
     # ------------------------------------------------------------ where from
 
@@ -178,11 +182,11 @@ class Vocabulary:
         chosen = sorted(categories, key=lambda c: c["id"])
         names = tuple(c["name"] for c in chosen)
         words = tuple((c["name"], *c.get("synonyms", ())) for c in chosen)
+        # COCO's have no frequency
         if any(c.get("frequency") not in (*"fcr",) for c in chosen):
             return cls(names, words)
-        return cls(
-            names, words, frequency_groups({c["name"]: c["frequency"] for c in chosen})
-        )
+        frequency = {c["name"]: c["frequency"] for c in chosen}
+        return cls(names, words, frequency_groups(frequency))
 
     @classmethod
     def from_matrix(
@@ -206,6 +210,7 @@ class Vocabulary:
             ValueError: a row or a column too many or too few, rows that are no
                 numbers or all zero, another order, another CLIP.
         """
+        # shape and values
         rows = _rows(matrix)
         vocabulary = names if isinstance(names, Vocabulary) else cls(tuple(names))
         if rows.shape != (len(vocabulary), encoder.embed_dims):
@@ -216,6 +221,7 @@ class Vocabulary:
             )
         if not rows.isfinite().all() or (rows.norm(dim=1) == 0).any():
             raise ValueError("the matrix has rows that are all zero, or no numbers")
+        # order, where some words can be embedded again
         firsts = [own[0] for own in vocabulary.words]
         vectors = F.normalize(rows, dim=1)
         if encoder.is_local:
@@ -255,7 +261,8 @@ class Vocabulary:
 
     @classmethod
     def _from_text(cls, path: Path) -> "Vocabulary":
-        content = path.read_text(encoding="utf-8-sig")  # Windows begins with a mark
+        # files of Windows begin with a mark
+        content = path.read_text(encoding="utf-8-sig")
         lines = [line.split("#")[0].strip() for line in content.splitlines()]
         words = [[w.strip() for w in line.split(",")] for line in lines if line]
         return cls(tuple(own[0] for own in words), tuple(map(tuple, words)))
@@ -263,8 +270,10 @@ class Vocabulary:
     @classmethod
     def _from_json(cls, path: Path) -> "Vocabulary":
         content = json.loads(path.read_text(encoding="utf-8-sig"))
+        # annotations, or only their categories
         if isinstance(content, dict) and "categories" in content:
             content = content["categories"]
+        # names, synonyms and groups
         if isinstance(content, dict):
             groups = {g: tuple(n) for g, n in content.get("groups", {}).items()}
             return cls(_listed(content["names"]), content.get("synonyms", ()), groups)
@@ -272,6 +281,7 @@ class Vocabulary:
             return cls.from_categories(content)
         if isinstance(content, str):
             raise ValueError(f"expected a list of class names, got {content!r}")
+        # a list of classes, some with synonyms
         words = [(own,) if isinstance(own, str) else tuple(own) for own in content]
         return cls(tuple(own[0] for own in words), tuple(words))
 
@@ -294,6 +304,7 @@ class Vocabulary:
         """
         if not self.vectors:
             raise ValueError("no vectors to save: call embed(text_encoder) first")
+        # rows: the word of each vector
         content = dict(
             names=self.names,
             words=self.words,
@@ -317,8 +328,10 @@ class Vocabulary:
         """
         if self.vectors:
             text_encoder.check_vectors(self)
+        # each word once, in the order of the classes
         every = dict.fromkeys(w for own in self.words for w in own)
         others = [word for word in every if word not in self.vectors]
+        # nothing to embed: the encoder needs neither cache nor tower
         if not others:
             return self
         vectors = {**self.vectors, **dict(zip(others, text_encoder(others)))}
@@ -326,27 +339,18 @@ class Vocabulary:
 
     def matrix(self) -> Tensor:
         """(K, D) unit vectors: per class the mean of its words that have one."""
-        return torch.stack(
-            [
-                F.normalize(
-                    torch.stack([self.vectors[w] for w in own if w in self.vectors])
-                    .mean(0),
-                    dim=0,
-                )
-                for own in self.words
-            ]
-        )  # fmt: skip
+        known = [[w for w in own if w in self.vectors] for own in self.words]
+        means = [torch.stack([self.vectors[w] for w in own]).mean(0) for own in known]
+        return F.normalize(torch.stack(means), dim=1)
 
     def neighbours(self, name: str, number: int = 5) -> list[tuple[str, float]]:
         """The classes closest to one, with their cosine, closest first."""
         vectors = self.matrix()
         similar = vectors @ vectors[self.names.index(name)]
+        # the class itself is below all others
         similar[self.names.index(name)] = -2
-        best = similar.topk(min(number, len(self) - 1))
-        return [
-            (self.names[i], s)
-            for i, s in zip(best.indices.tolist(), best.values.tolist())
-        ]
+        values, indices = similar.topk(min(number, len(self) - 1))
+        return [(self.names[i], s) for i, s in zip(indices.tolist(), values.tolist())]
 
 
 Asked = str | Path | Sequence[str | Sequence[str]] | Vocabulary
@@ -374,8 +378,10 @@ def as_vocabulary(words: Asked | None) -> Vocabulary:
         isinstance(words, str) and words.endswith((".txt", ".json", ".safetensors"))
     ):
         return Vocabulary.load(words)
+    # classes without synonyms, as on a command line
     if isinstance(words, str):
         words = [word.strip() for word in words.split(",")]
+    # what is neither a word nor some words is refused by name in Vocabulary
     every = [
         (own,) if isinstance(own, str) or not isinstance(own, Iterable) else tuple(own)
         for own in (() if words is None else words)
@@ -408,6 +414,7 @@ def asked_groups(metainfo: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     A group of which only some are asked (COCO's base classes, of a data set of cats and
     dogs) is not that group.
     """
+    # mmengine's data sets may have classes=None
     classes = set(metainfo.get("classes") or ())
     return {
         key.removesuffix(GROUP_SUFFIX): tuple(names)
@@ -422,6 +429,7 @@ def _rows(matrix: Any) -> Tensor:
         if Path(matrix).suffix != ".npy":
             raise ValueError(f"a matrix is an array or a .npy file, got {matrix}")
         matrix = np.load(matrix)
+    # bfloat16 is unknown to numpy; other byte orders and strides are unknown to torch
     if isinstance(matrix, Tensor):
         return matrix.detach().float().cpu()
     return torch.from_numpy(np.array(matrix, np.float32))
@@ -429,6 +437,7 @@ def _rows(matrix: Any) -> Tensor:
 
 def _listed(names: Any, what: str = "class names") -> tuple[str, ...]:
     """Strings as a tuple; a single string is a mistake."""
+    # numpy's strings become Python's, so that JSON can hold them
     found = () if isinstance(names, (str, Mapping)) else tuple(names)
     if not found or not all(isinstance(name, str) for name in found):
         raise ValueError(f"expected a list of {what}, got {names!r:.80}")
@@ -438,10 +447,11 @@ def _listed(names: Any, what: str = "class names") -> tuple[str, ...]:
 def _check_sample(
     words: Sequence[str], vectors: Tensor, encoder: TextEncoder, number: int = 16
 ) -> None:
-    """Embed some words anew and compare."""
+    """Embed some words again, evenly among all, and compare."""
     which = np.linspace(0, len(words) - 1, min(number, len(words))).astype(int)
     own = encoder.encode([words[i] for i in which])
     similar = (own * vectors[which]).sum(1)
+    # float16 and other machines differ by less than 0.01
     worst = int(similar.argmin())
     if similar[worst] < 0.99:
         raise ValueError(

@@ -13,10 +13,12 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Generator, Iterator
 from contextlib import contextmanager
+from inspect import GEN_CLOSED, getgeneratorstate
 from itertools import groupby, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import ijson  # takes the fastest of its backends by itself
@@ -273,20 +275,21 @@ def refusal(path: Path, reason: str) -> ValueError:
 
 def items(path: Path, prefix: str) -> Iterator[Any]:
     """Stream the values at a prefix of a JSON file."""
-    found, reason = ijson.sendable_list(), "is not JSON"
-    parser = ijson.items_coro(found, prefix, use_float=True)
+    rest = blocks(path, prefix)
+
+    def read(size: int) -> bytes:
+        return next(rest, b"") if size else b""
+
     try:
-        for block in blocks(path, prefix):
-            parser.send(block)
-            yield from found
-            found.clear()
-        reason = f"ends early, after {path.stat().st_size:,} bytes: download it again"
-        parser.close()
+        yield from ijson.items(SimpleNamespace(read=read), prefix, use_float=True)
     except ijson.JSONError as error:
-        raise ValueError(f"{path} {reason}: {str(error).splitlines()[0]}.") from error
+        reason = f"is not JSON: {str(error).splitlines()[0]}"
+        if getgeneratorstate(rest) == GEN_CLOSED:
+            reason = f"ends early, after {path.stat().st_size:,} bytes: get it again"
+        raise ValueError(f"{path} {reason}.") from error
 
 
-def blocks(path: Path, what: str) -> Iterator[bytes]:
+def blocks(path: Path, what: str) -> Generator[bytes, None, None]:
     """The bytes of a file; a terminal shows how far it was read."""
     bar: Record = dict(desc=f"{path.name}, {what}", disable=None, leave=False)
     size = path.stat().st_size

@@ -36,6 +36,7 @@ def teacher_identity(source: CLIPSource) -> dict[str, Any]:
 
 def plain_dataset(dataset: Any) -> Any:
     """The data set inside wrappers that only repeat images."""
+    # of an image they give the same each time
     while type(dataset).__name__ in ("RepeatDataset", "ClassBalancedDataset"):
         dataset = dataset.dataset
     if not isinstance(dataset, BaseDataset):
@@ -49,12 +50,8 @@ def plain_dataset(dataset: Any) -> Any:
 def pixel_steps(dataset: Any, neutral: Sequence[str] = ()) -> list[str]:
     """The steps of a data set's pipeline that decide its pixels.
 
-    Args:
-        dataset: an mm data set.
-        neutral: further steps that change neither pixels nor boxes.
-
-    Raises:
-        StoreMismatch: a step makes other pixels each time, or is not known.
+    StoreMismatch where a step makes other pixels each time, or is neither known nor
+    said to be ``neutral``.
     """
     steps, flips, packed = [], 0, ()
     for step in dataset.pipeline.transforms:
@@ -89,9 +86,8 @@ def _check_flip(step: Any) -> None:
     given = step.direction
     if {*(given if isinstance(given, list) else [given])} - {"horizontal", None}:
         raise StoreMismatch(
-            f"RandomFlip with direction {step.direction}: a store holds images as they "
-            "are and mirrored left to right, no others. Use direction='horizontal', or "
-            "the live teacher."
+            f"RandomFlip with direction {given}: a store holds images mirrored left to "
+            "right, no others. Use direction='horizontal', or the live teacher."
         )
 
 
@@ -132,14 +128,14 @@ def _check_heads(store: EmbeddingStore, heads: Mapping[str, Any]) -> None:
             missing.append("dense maps (--dense)")
         if needs.captions and not manifest["captions"]:
             missing.append("captions (LoadCaptions in the pipeline)")
+        # another head's crops serve as well, if they are the same
         wanted = needs_record(needs)
         if needs.crops and not any(_covers(held, wanted) for held in manifest["needs"]):
             missing.append(f"the crops of {wanted}, but those of {manifest['needs']}")
         if missing:
             raise StoreMismatch(
                 f"the head {name} needs what the store {store.folder} does not hold: "
-                f"{'; '.join(missing)}. Make it again with this config: "
-                "tools/cache_embeddings.py."
+                f"{'; '.join(missing)}. Make it again (tools/cache_embeddings.py)."
             )
 
 
@@ -179,16 +175,11 @@ class CachedTeacher:
         self._store: EmbeddingStore | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "CachedTeacher":
-        """One teacher for all copies of a student (moving averages): itself."""
+        """One teacher for all copies of a student (moving averages)."""
         return self
 
     def admit(self, dataset: Any, heads: Mapping[str, Any], preprocessor: Any) -> None:
-        """Check that the store serves a training, before it.
-
-        Args:
-            dataset: the training data.
-            heads: the distillation heads, by name.
-            preprocessor: the student's.
+        """Check that the store serves a training with these data and heads.
 
         Raises:
             StoreMismatch, FileNotFoundError: it does not, and why; there is none.
@@ -198,10 +189,11 @@ class CachedTeacher:
         store.check(format=FORMAT, teacher=teacher_identity(self.source))
         if preprocessor.batch_augments:
             raise StoreMismatch(
-                "batch_augments of the data preprocessor change the image after the "
-                "pipeline: take them out, or use the live teacher."
+                "batch_augments of the data preprocessor change the images: take them "
+                "out, or use the live teacher."
             )
         _check_heads(store, heads)
+        # the images and boxes of the training data, and how the student gets them
         dataset = plain_dataset(dataset)
         store.check(pixels=pixel_steps(dataset, self.neutral))
         store.check(data=data_fingerprint(dataset))
@@ -209,7 +201,7 @@ class CachedTeacher:
         self._store = store
 
     def check_heads(self, heads: Mapping[str, Any]) -> None:
-        """Nothing here: :meth:`admit` compares them with the store before training."""
+        """Nothing: :meth:`admit` compares them with the store before training."""
 
     def for_batch(
         self, inputs: Tensor, samples: SampleList, preprocessor: Any
@@ -217,9 +209,8 @@ class CachedTeacher:
         """The teacher of these samples; only size and device of the inputs count."""
         if self._store is None:
             raise RuntimeError(
-                "the stored embeddings were not checked against this training: add "
-                "default_hooks=dict(cache=dict(type='EmbeddingCacheHook')) to the "
-                "config."
+                "the stored embeddings were not checked against this training: add to "
+                "the config default_hooks=dict(cache=dict(type='EmbeddingCacheHook'))."
             )
         return StoredBatch(self._store, samples, inputs)
 
@@ -230,9 +221,11 @@ class StoredBatch:
     def __init__(
         self, store: EmbeddingStore, samples: SampleList, inputs: Tensor
     ) -> None:
+        # what the store holds, for messages and checks
         self.folder = store.folder
         self.scales = [tuple(s) for s in store.manifest["scales"]]
         self.has_dense = store.manifest["dense"]
+        # where the embeddings of these images are
         self.ids = [s.metainfo["img_id"] for s in samples]
         self.stored = [store[i] for i in self.ids]
         self.mirrored = [int(bool(s.metainfo.get("flip", False))) for s in samples]
@@ -252,9 +245,8 @@ class StoredBatch:
         padded = [shape for shape in self.shapes if shape != self.size]
         if padded:
             raise ValueError(
-                f"images of {padded[0]} are padded to {self.size}, and "
-                "the stored dense maps are without padding: resize all images to one "
-                "size, a multiple of pad_size_divisor."
+                f"images of {padded[0]} are padded to {self.size}, stored maps not: "
+                "resize all images to one size, a multiple of pad_size_divisor."
             )
         return F.normalize(self._whole("dense"), dim=1)
 
@@ -265,17 +257,19 @@ class StoredBatch:
 
     def captions(self, captions: Sequence[str]) -> Tensor:
         """As :class:`TeacherBatch`; ValueError where the store lacks a caption."""
+        vectors = []
         for caption, image, image_id in zip(captions, self.stored, self.ids):
             if caption not in image.captions:
                 raise ValueError(
                     f"{self.folder} does not hold the caption {caption!r} of image "
                     f"{image_id!r}: make it again with these captions in the pipeline."
                 )
-        vectors = [image.caption(text) for text, image in zip(captions, self.stored)]
+            vectors.append(image.caption(caption))
         return F.normalize(torch.stack(vectors).to(self.device).float(), dim=-1)
 
     def stored_boxes(self, index: int) -> Tensor:
         """As :class:`TeacherBatch`."""
+        # the store has them for the image as it is
         image = self.stored[index]
         return self._mirror(image.boxes[image.stored], index)
 
@@ -286,6 +280,7 @@ class StoredBatch:
                 f"{self.folder} holds crops of scales {self.scales}, not of "
                 f"{tuple(scales)}: make it again with this config."
             )
+        # boxes of several heads are stored together, with the index of their scales
         kind: int = self.scales.index(tuple(scales))
         parts = []
         for i, (image, wanted) in enumerate(zip(self.stored, boxes)):
@@ -293,7 +288,7 @@ class StoredBatch:
             asked = self._mirror(wanted.detach().float().cpu(), i)
             apart = torch.cdist(asked, image.boxes, p=torch.inf)  # (n, M)
             apart = apart.masked_fill(image.scales != kind, torch.inf)
-            # min knows no empty store
+            # of no boxes there is no nearest one
             far = asked[:, 0] + torch.inf
             near, which = apart.min(1) if apart.numel() else (far, far)
             if (near > TOLERANCE).any():
@@ -306,7 +301,7 @@ class StoredBatch:
         return F.normalize(torch.cat(parts).to(self.device).float(), dim=-1)
 
     def _mirror(self, boxes: Tensor, index: int) -> Tensor:
-        """Boxes (n, 4) of an image, mirrored if it is."""
+        # twice is as before: the same for boxes to and from the store
         return mirrored(boxes, self.shapes[index][1]) if self.mirrored[index] else boxes
 
 

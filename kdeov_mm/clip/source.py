@@ -66,33 +66,26 @@ class CLIPSource:
         return path.stem
 
     def weights_file(self) -> Path:
-        """The local weights file; a tag is downloaded once by open_clip.
-
-        Raises:
-            FileNotFoundError: no weights are named, or the file is missing.
-            ValueError: the tag's weights want another activation.
-        """
+        """The local weights file; a tag is downloaded once by open_clip."""
         # a folder brings its weights
         if self.folder is not None:
             files = sorted(self.folder.glob("open_clip_model*.safetensors"))
             files += sorted(self.folder.glob("open_clip_pytorch_model*.bin"))
-            if not files:
-                raise FileNotFoundError(
-                    f"{self.folder} holds no open_clip weights "
-                    "(open_clip_model.safetensors)."
-                )
-            return files[0]
+            if files:
+                return files[0]
+            name = "open_clip_model.safetensors"
+            raise FileNotFoundError(
+                f"{self.folder} holds no open_clip weights ({name})"
+            )
         # others need a file, or a tag that open_clip knows
         if self.pretrained and Path(self.pretrained).is_file():
             return Path(self.pretrained)
         tag = open_clip.get_pretrained_cfg(self.model, self.pretrained or "")
         if not tag:
-            found = f"pretrained='{self.pretrained}' is neither a file nor a tag of it"
             raise FileNotFoundError(
-                f"CLIP '{self.model}' has no weights"
-                f"{f' ({found})' if self.pretrained else ''}: set `pretrained` to a "
-                "local file or to one of the tags "
-                f"{open_clip.list_pretrained_tags_by_model(self.model)}."
+                f"CLIP '{self.model}': pretrained={self.pretrained!r} is neither a "
+                "file nor a tag: set `pretrained` to a local file of weights or to one "
+                f"of the tags {open_clip.list_pretrained_tags_by_model(self.model)}."
             )
         # with the wrong activation the vectors are wrong, and nothing else tells
         quick = [bool(c.get("quick_gelu")) for c in (tag, self.model_config())]
@@ -108,6 +101,7 @@ class CLIPSource:
         """The architecture, in open_clip's terms."""
         if self.folder is not None:
             return self._folder_config()["model_cfg"]
+        # open_clip answers None for a name that it does not know
         config = open_clip.get_model_config(self.architecture)
         if config is None:
             raise ValueError(
@@ -118,6 +112,7 @@ class CLIPSource:
 
     def _folder_config(self) -> dict[str, Any]:
         folder = self.folder or Path()
+        # open_clip's own file: model_cfg and preprocess_cfg
         return json.loads((folder / "open_clip_config.json").read_text())
 
     def weights_hash(self) -> str:
@@ -130,13 +125,12 @@ class CLIPSource:
         # weights first: their message names what is missing
         weights = self.weights_hash()
         config = json.dumps(self.model_config(), sort_keys=True)
-        return {
-            "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
-            "weights_sha256": weights,
-        }
+        digest = hashlib.sha256(config.encode()).hexdigest()
+        return {"config_sha256": digest, "weights_sha256": weights}
 
     def load(self) -> nn.Module:
         """The whole frozen CLIP in eval mode, float32."""
+        # without weights open_clip would only warn, and give random ones
         weights = None if self.folder else str(self.weights_file())
         model = open_clip.create_model(
             self.architecture, pretrained=weights, require_pretrained=True
@@ -159,14 +153,12 @@ class CLIPSource:
         if "mean" not in known or "std" not in known:
             print_log(
                 f"CLIP '{self.model}' says no mean and std of its images: taking "
-                "OpenAI's. Others can stand in the JSON config, as preprocess_cfg.",
+                "OpenAI's. Others can be in the JSON config, as preprocess_cfg.",
                 "current",
                 level=logging.WARNING,
             )
-        return {
-            "mean": known.get("mean", open_clip.OPENAI_DATASET_MEAN),
-            "std": known.get("std", open_clip.OPENAI_DATASET_STD),
-        }
+        mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+        return {"mean": known.get("mean", mean), "std": known.get("std", std)}
 
 
 def file_sha256(path: Path) -> str:

@@ -7,7 +7,6 @@ mirrored. ``tools/cache_embeddings.py`` fills a store.
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..files import locked, write_whole
+from ..files import write_whole
 from ..vectors import VectorFile, write_vectors
 
 FORMAT = 2
@@ -57,8 +56,7 @@ class EmbeddingStore:
         manifest: what it must hold; None takes what it does.
 
     Raises:
-        FileNotFoundError: there is no store, and no manifest to begin one.
-        StoreMismatch: the store holds something else.
+        FileNotFoundError, StoreMismatch: there is none, or one of something else.
     """
 
     def __init__(
@@ -91,11 +89,11 @@ class EmbeddingStore:
         wanted = json.loads(json.dumps(wanted))
         for key, value in wanted.items():
             if self.manifest.get(key) != value:
-                held, asked = map(_short, (self.manifest.get(key), value))
+                held = json.dumps(self.manifest.get(key))
                 raise StoreMismatch(
                     f"the store {self.folder} is of another {key}: it holds "
-                    f"{held}, wanted is {asked}. "
-                    "Name another store, or delete this one and make it again with "
+                    f"{held:.300}, wanted is {json.dumps(value):.300}. Name another "
+                    "store, or delete this one and make it again with "
                     "tools/cache_embeddings.py."
                 )
 
@@ -107,10 +105,6 @@ class EmbeddingStore:
     def shard_file(self, number: int) -> Path:
         """Where a shard is, or will be."""
         return self.folder / f"shard-{number:05d}.safetensors"
-
-    def locked(self) -> AbstractContextManager[None]:
-        """Keep other writers out; see :func:`kdeov_mm.files.locked`."""
-        return locked(self.folder)
 
     def write_shard(
         self, number: int, ids: Sequence[Any], records: Sequence[Record]
@@ -130,14 +124,17 @@ class EmbeddingStore:
         if records[0].dense is not None:
             dense = [r.dense for r in records if r.dense is not None]
             tensors["dense"] = torch.stack(dense, 1).half()
+        # of all images, too
         if vectors:
             tensors["captions"] = torch.stack(vectors).half()
+        # what the rows belong to
         captions = [list(r.captions) for r in records]
         about = dict(shard=number, ids=list(ids), captions=captions)
         write_vectors(self.shard_file(number), SHARD, tensors, about)
 
     def is_whole(self, number: int) -> bool:
         """Whether a shard is there and its content is what was written."""
+        # reading it compares the checksum
         try:
             self._images_of(number)
         except (FileNotFoundError, ValueError):
@@ -158,6 +155,7 @@ class EmbeddingStore:
     def _images(self) -> dict[Any, "StoredImage"]:
         """Image id -> where its vectors are."""
         images: dict[Any, StoredImage] = {}
+        # boxes are read now, embeddings when a batch asks for them
         self.check_complete()
         for number in range(self.num_shards):
             try:
@@ -176,7 +174,8 @@ class EmbeddingStore:
         if about["shard"] != number:
             raise ValueError(f"{file.path} is damaged: it is shard {about['shard']}")
         # rows of an image's crops and captions follow those of the image before
-        images, begin, first_caption = {}, 0, 0
+        images: dict[Any, StoredImage] = {}
+        begin = first_caption = 0
         kept = [tensors[name] for name in ("boxes", "scales", "stored")]
         for place, (image, captions, end) in enumerate(
             zip(about["ids"], about["captions"], tensors["ends"].tolist())
@@ -190,12 +189,7 @@ class EmbeddingStore:
         return images
 
     def __getitem__(self, image_id: Any) -> "StoredImage":
-        """An image's part of the store.
-
-        Raises:
-            KeyError, ValueError, FileNotFoundError: the store has no such image, or a
-                shard is damaged or missing.
-        """
+        """An image's part of the store; KeyError where there is none."""
         if image_id not in self._images:
             raise KeyError(f"{self.folder} holds no image {image_id!r}")
         return self._images[image_id]
@@ -203,24 +197,18 @@ class EmbeddingStore:
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An image's part of a shard; vectors are read when asked for.
-
-    Attributes:
-        file: the open shard.
-        place: of the image in the shard.
-        begin: row of its first crop.
-        boxes, scales, stored: see :class:`Record`.
-        captions: its captions.
-        first_caption: row of the first one.
-    """
+    """An image's part of a shard; vectors are read when asked for."""
 
     file: VectorFile
+    # of the image among those of the shard; of its first crop among all crops
     place: int
     begin: int
+    # see Record
     boxes: Tensor
     scales: Tensor
     stored: Tensor
     captions: list[str]
+    # of its first caption among all of the shard
     first_caption: int
 
     def crops(self, mirrored: int) -> Tensor:
@@ -236,8 +224,3 @@ class StoredImage:
         """(D,) float16 of one of its captions."""
         row = self.first_caption + self.captions.index(text)
         return self.file.rows("captions", row)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 300 else f"{text[:300]} ..."

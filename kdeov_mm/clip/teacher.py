@@ -36,7 +36,7 @@ class CLIPImageTeacher:
         self.batch_size = batch_size
         # the tower is loaded when an image is embedded, and follows it to its device
         self._tower: Any = None
-        self._sentences = CLIPTextEncoder(model, pretrained)
+        self.text_encoder = CLIPTextEncoder(model, pretrained)
         statistics = self.source.image_statistics()
         self._mean = torch.tensor(statistics["mean"]).view(1, 3, 1, 1)
         self._std = torch.tensor(statistics["std"]).view(1, 3, 1, 1)
@@ -53,11 +53,7 @@ class CLIPImageTeacher:
         return self._tower
 
     def check_heads(self, heads: Mapping[str, Any]) -> None:
-        """Refuse distillation heads whose boxes only a store has.
-
-        Raises:
-            ValueError: names the source, and what to set.
-        """
+        """Raise ValueError for distillation heads whose boxes only a store has."""
         if any("stored" in head.needs.sources for head in heads.values()):
             raise ValueError(
                 "'stored' boxes come from a store: use model.teacher.type="
@@ -67,7 +63,7 @@ class CLIPImageTeacher:
     def for_batch(
         self, inputs: Tensor, samples: SampleList, preprocessor: Any
     ) -> "LiveBatch":
-        """The teacher of a student's inputs (B, 3, H, W), whose normalisation is undone."""
+        """The teacher of a student's inputs (B, 3, H, W), as its preprocessor gave."""
         shapes = [sample.img_shape for sample in samples]
         pixels = undo_normalisation(preprocessor, inputs, shapes)
         return LiveBatch(self, pixels, shapes)
@@ -96,8 +92,9 @@ class CLIPImageTeacher:
         image's size.
 
         Raises:
-            TypeError: the image tower is no open_clip ``VisionTransformer``.
+            TypeError: the image tower has no patches.
         """
+        # the parts of the tower are used one by one
         tower = self._load(pixels.device)
         if not isinstance(tower, VisionTransformer):
             raise TypeError(
@@ -105,6 +102,7 @@ class CLIPImageTeacher:
                 f"'{self.source.model}' has a {type(tower).__name__}: set `window` "
                 "of DenseDistillation, which embeds crops instead."
             )
+        # the nearest size that is a multiple of the patches
         patch = tower.patch_size[0]
         height, width = (max(round(n / patch), 1) for n in pixels.shape[-2:])
         images = self._normalised(pixels, (height * patch, width * patch))
@@ -127,6 +125,7 @@ class CLIPImageTeacher:
         tokens = (feats + grid).flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, hw, C)
         first = (tower.class_embedding + place[0]).expand(len(tokens), 1, -1)
         tokens = tower.ln_pre(torch.cat([first, tokens], 1))
+        # all blocks but the last see the whole image
         *blocks, last = tower.transformer.resblocks
         for block in blocks:
             tokens = block(tokens)
@@ -135,12 +134,6 @@ class CLIPImageTeacher:
         weight, bias = attention.in_proj_weight, attention.in_proj_bias
         values = F.linear(last.ln_1(tokens), weight.chunk(3)[2], bias.chunk(3)[2])
         return attention.out_proj(values)[:, 1:]
-
-    def embed_captions(
-        self, captions: Sequence[str], device: torch.device | str = "cpu"
-    ) -> Tensor:
-        """Embed N sentences as they are: (N, D) unit vectors on ``device``."""
-        return self._sentences.embed_prompts(captions, device)
 
     @torch.no_grad()
     def embed_crops(
@@ -167,6 +160,7 @@ class CLIPImageTeacher:
         # the image was padded for its batch
         framed = F.pad(pixels.float(), (0, 1, 0, 1))
         total = pixels.new_zeros(())
+        # each scale is embedded by itself, so that small and large crops count alike
         for scale in scales:
             scaled = [_scale_boxes(own, scale, limit) for own in boxes]
             total = total + self(roi_align(framed, scaled, size, aligned=True))
@@ -194,6 +188,7 @@ def undo_normalisation(
         inputs: (B, 3, H, W), normalised.
         shapes: height and width of each image without its padding.
     """
+    # mmdet's preprocessors say nothing of this in public
     pixels = inputs
     if preprocessor._enable_normalize:
         pixels = pixels * preprocessor.std + preprocessor.mean
@@ -220,6 +215,7 @@ class LiveBatch(NamedTuple):
 
     def images(self) -> Tensor:
         """As :class:`TeacherBatch`."""
+        # without their padding, which would be read as a part of the image
         sizes = [(shape[0], shape[1]) for shape in self.shapes]
         embeds: dict[int, Tensor] = {}
         # images of one size pass the teacher together
@@ -239,8 +235,9 @@ class LiveBatch(NamedTuple):
 
     def captions(self, captions: Sequence[str]) -> Tensor:
         """As :class:`TeacherBatch`."""
-        return self.teacher.embed_captions(captions, self.pixels.device)
+        text_encoder = self.teacher.text_encoder
+        return text_encoder.embed_prompts(captions, self.pixels.device)
 
     def stored_boxes(self, index: int) -> Tensor:
-        """None: a student with such boxes is refused before."""
+        """None: :meth:`CLIPImageTeacher.check_heads` refuses heads that need them."""
         raise ValueError("a live teacher has no stored boxes")

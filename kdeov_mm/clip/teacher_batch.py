@@ -15,13 +15,8 @@ class TeacherBatch(Protocol):
     def crops(self, boxes: Sequence[Tensor], scales: Sequence[float]) -> Tensor:
         """Crops of B tensors of boxes (n_b, 4), xyxy in pixels of the padded input.
 
-        Args:
-            boxes: of each image.
-            scales: crop sizes relative to the box; the embeddings are summed and
-                normalised again.
-
-        Returns:
-            (sum n_b, D), in the order of the boxes.
+        The embeddings of the crops at all ``scales``, sizes relative to the box, are
+        summed and normalised again: (sum n_b, D), in the order of the boxes.
         """
 
     def dense(self) -> Tensor:

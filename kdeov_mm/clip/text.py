@@ -20,6 +20,7 @@ from ..vocabulary import Vocabulary, clean_name
 from .packing import is_causal, packed
 from .source import CLIPSource
 
+CHUNK = 256  # sentences that pass a tower at once
 DEFAULT_TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}")
 
 
@@ -101,21 +102,17 @@ class CLIPTextEncoder:
     @property
     def made_by(self) -> dict[str, str]:
         """As :attr:`identity`; the hashes only where the weights are at hand."""
-        made_by = self.identity if self.is_local else self._names
+        made_by = {"model": self.source.model, "templates": json.dumps(self.templates)}
         if self.source.pretrained:
             made_by["pretrained"] = str(self.source.pretrained)
-        return made_by
-
-    @property
-    def _names(self) -> dict[str, str]:
-        return {"model": self.source.model, "templates": json.dumps(self.templates)}
+        return self.identity | made_by if self.is_local else made_by
 
     @property
     def identity(self) -> dict[str, str]:
         """What the vectors depend on, as strings."""
-        names = self._names
-        # in this order, which decides the cache's name
-        return {"model": names.pop("model"), **self.source.identity, **names}
+        # their order decides the cache's name
+        own = {"model": self.source.model, **self.source.identity}
+        return own | {"templates": json.dumps(self.templates)}
 
     @property
     def cache_file(self) -> Path:
@@ -124,11 +121,7 @@ class CLIPTextEncoder:
         return self.cache_dir / f"text-{key[:16]}.safetensors"
 
     def __call__(self, names: Sequence[str]) -> Tensor:
-        """K words, cleaned by :func:`clean_name` -> (K, D) float32 unit vectors.
-
-        Raises:
-            ValueError: no words, an empty one, or one that cannot be embedded here.
-        """
+        """K words, cleaned by :func:`clean_name` -> (K, D) float32 unit vectors."""
         if isinstance(names, str):
             raise ValueError(f"expected a list of words, got the string {names!r}")
         words = [clean_name(name) for name in names]
@@ -152,6 +145,7 @@ class CLIPTextEncoder:
             if missing:
                 self._vectors.update(zip(missing, self.encode(missing)))
                 self._save_cache()
+        # other threads only add to the cache
         known = ChainMap(dict(self._fixed), self._vectors)
         return torch.stack([known[word] for word in words])
 
@@ -186,18 +180,12 @@ class CLIPTextEncoder:
         self,
         prompts: Sequence[str] | Tensor,
         device: torch.device | str = "cpu",
-        chunk: int = 256,
     ) -> Tensor:
-        """Embed N sentences, or tokens (N, context), as they are, without the cache.
+        """N sentences, or tokens (N, context), as they are -> (N, D) unit vectors.
 
-        Args:
-            prompts: the sentences.
-            device: where the tower computes, and the vectors are.
-            chunk: sentences that pass the tower at once.
-
-        Returns:
-            (N, D) float32 unit vectors.
+        The cache is not used; the tower computes, in float32, on ``device``.
         """
+        # tokens, of one length
         tower = self._load().to(device)
         if isinstance(prompts, Tensor):
             tokens = prompts
@@ -214,7 +202,7 @@ class CLIPTextEncoder:
         if not is_causal(tower):
             parts = [
                 tower.encode_text(part.to(device), normalize=True)
-                for part in tokens.split(chunk)
+                for part in tokens.split(CHUNK)
             ]
             return torch.cat(parts)
         # others are read together; the embedding stands at each sentence's end
@@ -229,8 +217,8 @@ class CLIPTextEncoder:
         tensors, metadata = read_vectors(path, "text cache")
         if metadata["encoder"] != self.identity:
             raise ValueError(
-                f"The text embeddings in {path} were made by {metadata['encoder']}, but "
-                f"this model uses {self.identity}. Vectors of two CLIPs do not "
+                f"The text embeddings in {path} were made by {metadata['encoder']}, "
+                f"but this model uses {self.identity}. Vectors of two CLIPs do not "
                 "compare: delete the file, or configure the CLIP that made it."
             )
         return dict(zip(metadata["words"], tensors["vectors"]))

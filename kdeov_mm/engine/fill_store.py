@@ -25,6 +25,7 @@ from ..clip.cached_teacher import (
 )
 from ..clip.source import file_sha256
 from ..clip.store import FORMAT, Record
+from ..files import locked
 from ..models import KDEOVDetector, words_of
 from ..models.pixels import frozen_statistics
 
@@ -64,7 +65,7 @@ def fill_store(
     manifest = embedder.manifest() | dict(images=count, shard_size=shard_size)
     store = EmbeddingStore(folder, manifest)
 
-    with store.locked(), tqdm(total=count, desc="embedding", unit="image") as bar:
+    with locked(store.folder), tqdm(total=count, desc="embedding", unit="image") as bar:
         kept = 0
         for number in range(store.num_shards):
             begin = number * shard_size
@@ -212,7 +213,7 @@ class Embedder:
             every = torch.cat([*groups, torch.zeros(0, 4)])
             counts = torch.tensor([len(b) for b in groups], dtype=torch.long)
             texts = list(dict.fromkeys(self.captions.get(sample.img_id, ())))
-            vectors = self.teacher.embed_captions(texts) if texts else ()
+            vectors = self.teacher.text_encoder.embed_prompts(texts) if texts else ()
             yield Record(
                 boxes=every,
                 scales=torch.arange(len(groups)).repeat_interleave(counts),

@@ -1,15 +1,6 @@
 """Metrics, each reported with the full name of its protocol."""
 
-from .average_precision import (
-    RULES,
-    GroundTruth,
-    Predictions,
-    Rules,
-    average_precision,
-    outcomes,
-    precision_table,
-    summary,
-)
+from .average_precision import RULES, GroundTruth, Predictions, average_precision
 from .detection import OpenVocabularyMetric
 from .image_text import (
     RetrievalMetric,
@@ -18,7 +9,7 @@ from .image_text import (
     zero_shot_accuracy,
 )
 from .leaks import LABEL_SETS, describe_leaks, leak_report
-from .protocol_metric import ProtocolMetric, newest_metrics
+from .protocol_metric import newest_metrics
 from .reliability import reliability
 
 __all__ = [
@@ -27,18 +18,13 @@ __all__ = [
     "GroundTruth",
     "OpenVocabularyMetric",
     "Predictions",
-    "ProtocolMetric",
     "RetrievalMetric",
-    "Rules",
     "ZeroShotMetric",
     "average_precision",
     "describe_leaks",
     "leak_report",
     "newest_metrics",
-    "outcomes",
-    "precision_table",
     "reliability",
     "retrieval_recall",
-    "summary",
     "zero_shot_accuracy",
 ]

@@ -45,9 +45,7 @@ class Rules(NamedTuple):
 
 RULES = {
     "coco": Rules("COCO AP (100 boxes per class and image)", per_pair=100),
-    "lvis": Rules(
-        "LVIS AP, standard (300 boxes per image)", federated=True, per_image=300
-    ),
+    "lvis": Rules("LVIS AP, standard (300 boxes per image)", True, per_image=300),
     "lvis-fixed": Rules(
         "LVIS AP, fixed (10,000 boxes per class, no cap per image)",
         federated=True,
@@ -147,8 +145,8 @@ class GroundTruth:
 
     def _listed(self, images: Sequence[Record], key: str) -> Array:
         """Sorted pairs that the images list under a key."""
-        asked = set(self.categories.tolist())
         # (image id, category id) of the classes asked for
+        asked = {*self.categories.tolist()}
         rows = [(i["id"], c) for i in images for c in i.get(key) or () if c in asked]
         ids = np.array(rows, np.int64).reshape(-1, 2)
         return np.unique(self.pair(ids[:, 0], ids[:, 1]))
@@ -241,12 +239,9 @@ def summary(
         ``AP`` (IoU 0.50 to 0.95), ``AP50``, ``AP75``; ``<group>_AP``,
         ``<group>_AP50``; NaN where a group has no object.
     """
-    metrics = {
-        "AP": _mean_precision(table),
-        "AP50": _mean_precision(table[0]),
-        "AP75": _mean_precision(table[5]),
-    }
     # IoU 0.5 is the first of ten, 0.75 the sixth
+    parts = dict(AP=table, AP50=table[0], AP75=table[5])
+    metrics = {key: _mean_precision(part) for key, part in parts.items()}
     for group, names in groups.items():
         part = table[:, :, [ground_truth.names.index(n) for n in names]]
         metrics[f"{group}_AP"] = _mean_precision(part)
@@ -421,31 +416,18 @@ def _matcher(
 
     def index(boxes: list[dict[str, Any]]) -> COCO:
         """Boxes, each of an image and a class, with ids from 1."""
+        for n, box in enumerate(boxes, 1):
+            box.update(id=n, image_id=image_of[box["pair"]])
+            box["category_id"] = box["pair"] % number
+        categories = [dict(id=i, name=str(i), frequency="f") for i in labels]
         content = COCO()
-        content.dataset = dict(
-            images=images,
-            categories=[dict(id=i, name=str(i), frequency="f") for i in labels],
-            annotations=[
-                dict(
-                    b,
-                    id=n,
-                    image_id=image_of[b["pair"]],
-                    category_id=b["pair"] % number,
-                )
-                for n, b in enumerate(boxes, 1)
-            ],
-        )
+        content.dataset = dict(images=images, categories=categories, annotations=boxes)
         content.createIndex()
         return content
 
     # both sides see the same images and classes
-    run = COCOeval_faster(
-        index(objects),
-        index(detections),
-        "bbox",
-        print_function=lambda *_: None,
-        lvis_style=federated,
-    )
+    quiet: dict[str, Any] = dict(print_function=lambda *_: None, lvis_style=federated)
+    run = COCOeval_faster(index(objects), index(detections), "bbox", **quiet)
     # the caps are ours; the library reserves memory for as many as it is told
     run.params.maxDets = [int(counts.max(initial=1))]
     run.params.areaRng, run.params.areaRngLbl = run.params.areaRng[:1], ["all"]
@@ -476,8 +458,7 @@ def _check_unique(values: Sequence[Any], what: str, advice: str) -> None:
 
 def _ids(values: Sequence[Any], what: str) -> Array:
     """Ids as an array; they have to be whole numbers of 64 bits."""
-    wrong = [v for v in values if type(v) is not int or abs(v) >= 2**62]
-    if wrong:
+    if wrong := [v for v in values if type(v) is not int or abs(v) >= 2**62]:
         raise ValueError(f"{what} ids are whole numbers below 2^62, got {wrong[0]!r}")
     return np.array(values, np.int64)
 

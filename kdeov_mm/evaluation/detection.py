@@ -95,22 +95,18 @@ class OpenVocabularyMetric(ProtocolMetric):
         number, most = len(predictions.scores), max(len(r[2]) for r in results)
         lines += [f"The model gave {number} boxes, at most {most} of an image."]
         content: dict[str, Any] = dict(
-            images=len(results),
-            words=len(names),
-            boxes=number,
-            max_boxes_of_an_image=most,
-            metrics=by_rules,
+            images=len(results), words=len(names), boxes=number
         )
+        content.update(max_boxes_of_an_image=most, metrics=by_rules)
         # false positives and calibration, by the first rules
         if self.reliability:
             groups = {"all": tuple(ground_truth.names), **groups}
             first = RULES[self.rules[0]]
-            content["reliability"] = reliability(
-                ground_truth, predictions, first, groups
-            )
-            for group, values in content["reliability"].items():
+            by_group = reliability(ground_truth, predictions, first, groups)
+            for group, values in by_group.items():
                 lines += _describe(group, values)
                 metrics.update(_flat(group, values))
+            content["reliability"] = by_group
         self.report(lines, **content)
         return metrics
 
@@ -142,43 +138,36 @@ def _predictions(
 
 def _describe(group: str, values: dict[str, Any]) -> list[str]:
     """The reliability of a group as lines for the log."""
-    lines = [
-        f"Reliability of {group}: {values['objects']} objects, "
-        f"{values['questions']} pairs of an image and a class verified absent"
-    ]
+    objects, questions = values["objects"], values["questions"]
+    pairs = f"{questions} pairs of an image and a class verified absent"
+    lines = [f"Reliability of {group}: {objects} objects, {pairs}"]
     # what a threshold costs on images without the class
     for recall, at in values["at_recall"].items():
         if at["per_image"] is None:
             lines.append(f"  recall {recall} is not reached")
         else:
-            lines.append(
-                f"  {at['per_image']:.4f} false positives per image without the "
-                f"asked class, at recall {recall} (score {at['threshold']:.3f})"
-            )
+            rate = f"{at['per_image']:.4f} false positives per image"
+            where = f"recall {recall} (score {at['threshold']:.3f})"
+            lines.append(f"  {rate} without the asked class, at {where}")
     # what a score promises
     curve = values["calibration"]
     right = "none" if curve["at_0.7"] is None else f"{curve['at_0.7']:.3f}"
     error = "none" if curve["ece"] is None else f"{curve['ece']:.4f}"
-    lines.append(
-        f"  of the {curve['boxes_at_0.7']} boxes scored 0.65 to 0.75 are right: "
-        f"{right}; expected calibration error: {error}"
-    )
-    return lines
+    boxes = f"of the {curve['boxes_at_0.7']} boxes scored 0.65 to 0.75"
+    end = f"are right: {right}; expected calibration error: {error}"
+    return [*lines, f"  {boxes} {end}"]
 
 
 def _flat(group: str, values: dict[str, Any]) -> dict[str, float]:
     """The metrics of a group's reliability that are single numbers; NaN for None."""
-    flat = {
-        f"FPPI@R{recall}": at["per_image"] for recall, at in values["at_recall"].items()
-    }
-    curve = values["calibration"]
+    curve, at = values["calibration"], values["at_recall"]
+    flat = {f"FPPI@R{recall}": at[recall]["per_image"] for recall in at}
     flat.update({"ECE": curve["ece"], "right@0.7": curve["at_0.7"]})
     return {f"{group}_{k}": float("nan") if v is None else v for k, v in flat.items()}
 
 
 def _numpy(values: Any) -> np.ndarray:
-    if isinstance(values, Tensor):
-        # numpy has no bfloat16
-        values = values.float() if values.is_floating_point() else values
-        values = values.cpu().numpy()
-    return np.asarray(values)
+    # numpy has no bfloat16
+    if isinstance(values, Tensor) and values.is_floating_point():
+        values = values.float()
+    return np.asarray(values.cpu() if isinstance(values, Tensor) else values)

@@ -12,13 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mmdet.datasets import (
-    CocoDataset,
-    LVISV1Dataset,
-    Objects365V1Dataset,
-    Objects365V2Dataset,
-    VOCDataset,
-)
+from mmdet import datasets
 from mmengine.runner import CheckpointLoader
 from open_clip import IMAGENET_CLASSNAMES
 
@@ -27,35 +21,25 @@ from ..vocabulary import clean_name
 
 # those of ImageNet are labels of images, all others boxes
 LABEL_SETS: Mapping[str, tuple[str, ...]] = {
-    "coco": CocoDataset.METAINFO["classes"],
-    "objects365v1": Objects365V1Dataset.METAINFO["classes"],
-    "objects365v2": Objects365V2Dataset.METAINFO["classes"],
-    "lvis": LVISV1Dataset.METAINFO["classes"],
-    "voc": VOCDataset.METAINFO["classes"],
+    "coco": datasets.CocoDataset.METAINFO["classes"],
+    "objects365v1": datasets.Objects365V1Dataset.METAINFO["classes"],
+    "objects365v2": datasets.Objects365V2Dataset.METAINFO["classes"],
+    "lvis": datasets.LVISV1Dataset.METAINFO["classes"],
+    "voc": datasets.VOCDataset.METAINFO["classes"],
     "imagenet-1k": tuple(IMAGENET_CLASSNAMES),
 }
 # names of one thing, as _spellings writes them
-_SAME = (
-    {"airplane", "aeroplane", "plane", "airliner"},
-    {"bus", "autobus", "minibus"},
-    {"cat", "kitty", "kitten"},
-    {"couch", "sofa"},
-    {"motorcycle", "motorbike"},
-    {"tv", "television", "tvmonitor"},
-    {"cellphone", "mobilephone", "cellulartelephone"},
-    {"donut", "doughnut"},
-    {"tie", "necktie"},
-    {"keyboard", "computerkeyboard"},
-    {"hairdrier", "hairdryer"},
-    {"remote", "remotecontrol"},
-    {"cow", "cattle", "ox"},
+_ONE_THING = (
+    "airplane aeroplane plane airliner, bus autobus minibus, cat kitty kitten, "
+    "couch sofa, motorcycle motorbike, tv television tvmonitor, donut doughnut, "
+    "cellphone mobilephone cellulartelephone, tie necktie, cow cattle ox, "
+    "keyboard computerkeyboard, hairdrier hairdryer, remote remotecontrol"
 )
+_SAME = [sorted(names.split()) for names in _ONE_THING.split(", ")]
 
 
 def leak_report(
-    checkpoint: str | Path,
-    novel: Sequence[str],
-    declared: Sequence[str] | None = None,
+    checkpoint: str | Path, novel: Sequence[str], declared: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """Novel classes among the labels that a checkpoint was trained with.
 
@@ -93,20 +77,18 @@ def leak_report(
     if declared is None and config is not None:
         declared = config.get("pretraining")
         declared = [declared] if isinstance(declared, str) else declared
-    if unknown := [name for name in declared or () if name not in LABEL_SETS]:
-        unclear.append(
-            f"it declares the label sets {unknown}, which are not known here; known: "
-            f"{[*LABEL_SETS]}"
-        )
-    for name in [name for name in declared or () if name in LABEL_SETS]:
-        leaks[name] = overlap(novel, LABEL_SETS[name], kinds=name == "imagenet-1k")
+    for name in declared or ():
+        if name in LABEL_SETS:
+            leaks[name] = overlap(novel, LABEL_SETS[name], kinds=name == "imagenet-1k")
+        else:
+            known = f"which is not known here; known: {[*LABEL_SETS]}"
+            unclear.append(f"it declares the label set {name!r}, {known}")
     if declared is None:
         unclear += _undeclared(config, files)
     if config is not None and _is_mixture(config.get("train_dataloader")):
         unclear.append("it was trained on several data sets, and names one's classes")
     # a leak is certain; that there is none only where nothing is unclear
-    clean: bool | None = not any(leaks.values())
-    clean = None if clean and unclear else clean
+    clean = False if any(leaks.values()) else None if unclear else True
     report = dict(checkpoint=str(checkpoint), novel=len(novel), found=leaks)
     return dict(report, began_with=files, unclear=unclear, clean=clean)
 
@@ -159,32 +141,34 @@ def overlap(
 
 @cache
 def _forms(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Ways to write a name, as it is and without its remark in brackets.
-
-    Lower case, letters and digits alone, singular, and some synonyms.
-    """
+    """Ways to write a name, as it is and without its remark in brackets."""
     text = clean_name(name).lower()
     plain = re.sub(r"\(.*?\)", " ", text)
-    exact = _spellings(text)
-    return exact, _spellings(plain) if plain != text else ()
+    return _spellings(text), _spellings(plain) if plain != text else ()
 
 
 def _spellings(text: str) -> tuple[str, ...]:
-    singular = {"s": "", "es": "", "ies": "y", "ves": "f"}
+    """Letters and digits alone, singular, and some synonyms."""
     forms: dict[str, None] = {}
     # "monitor/tv" is the whole, "monitor" and "tv"
     for part in (text, *text.split("/")):
         letters = re.sub(r"[^\w]|_", "", part)
         forms[letters] = None
         # short words, as "bus", are not shortened to one or two letters
-        for end, instead in (*singular.items(), ("ves", "fe")):
+        for end, instead in (
+            ("s", ""),
+            ("es", ""),
+            ("ies", "y"),
+            ("ves", "f"),
+            ("ves", "fe"),
+        ):
             if letters.endswith(end) and len(letters) > len(end) + 2:
                 forms[letters.removesuffix(end) + instead] = None
     # and the other names of the same thing
     for form in [*forms]:
         for same in _SAME:
             if form in same:
-                forms.update(dict.fromkeys(sorted(same)))
+                forms.update(dict.fromkeys(same))
     return tuple(filter(None, forms))
 
 
@@ -221,11 +205,9 @@ def describe_leaks(report: Mapping[str, Any]) -> str:
     lines = [f"Leak report of {report['checkpoint']}, {report['novel']} novel classes:"]
     for source, hits in report["found"].items():
         what = "boxes in training" if source == "trained_on" else f"'{source}'"
-        named = ", ".join(
-            name if name == there else f"{name} ({there})"
-            for name, there in hits.items()
-        )
-        lines.append(f"  {what}: {f'{len(hits)} novel: {named}' if hits else 'none'}")
+        named = [n if n == there else f"{n} ({there})" for n, there in hits.items()]
+        novel = f"{len(hits)} novel: {', '.join(named)}" if hits else "none"
+        lines.append(f"  {what}: {novel}")
     # then what is not known, and what follows from all of it
     lines += [f"  {sentence}" for sentence in report["unclear"]]
     verdict = {

@@ -27,6 +27,7 @@ from kdeov_mm.clip import (
     TeacherBatch,
 )
 from kdeov_mm.datasets.transforms import META_KEYS
+from kdeov_mm.files import locked
 from kdeov_mm.models.distill.regions import block_boxes
 
 from ..conftest import EMBED_DIMS, ROOT, load_tool, run_env, write_clip
@@ -422,7 +423,7 @@ def test_killed_five_times_and_finished_is_as_undisturbed(
 def test_two_writers_do_not_meet(
     config_file: Path, store: EmbeddingStore, tool: Any, capsys: Any
 ) -> None:
-    with store.locked():
+    with locked(store.folder):
         code = tool.main([str(config_file), "--dense", "--shard-size", "5"])
     assert code == 1 and "another process" in capsys.readouterr().err
 

@@ -18,7 +18,8 @@ from mmdet.datasets import CocoDataset
 
 from kdeov_mm.datasets import COCOByName, OVLVISDataset
 from kdeov_mm.datasets.coco import COCO_GROUPS
-from kdeov_mm.evaluation import RULES, GroundTruth, Predictions, precision_table
+from kdeov_mm.evaluation import RULES, GroundTruth, Predictions
+from kdeov_mm.evaluation.average_precision import precision_table
 
 from ..conftest import ROOT, load_tool, run_env
 

@@ -17,15 +17,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from kdeov_mm.datasets import OVCocoDataset
-from kdeov_mm.evaluation import (
-    RULES,
-    GroundTruth,
-    OpenVocabularyMetric,
-    Predictions,
-    Rules,
-    precision_table,
-    summary,
-)
+from kdeov_mm.evaluation import RULES, GroundTruth, OpenVocabularyMetric, Predictions
+from kdeov_mm.evaluation.average_precision import Rules, precision_table, summary
 
 from ..datasets.test_datasets import NAMES, load, make_coco, permuted
 

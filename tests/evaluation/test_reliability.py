@@ -7,14 +7,8 @@ import pytest
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from kdeov_mm.evaluation import (
-    RULES,
-    GroundTruth,
-    Predictions,
-    Rules,
-    outcomes,
-    reliability,
-)
+from kdeov_mm.evaluation import RULES, GroundTruth, Predictions, reliability
+from kdeov_mm.evaluation.average_precision import Rules, outcomes
 from kdeov_mm.evaluation.reliability import calibration, false_positives
 
 from .test_detection import (
