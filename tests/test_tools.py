@@ -170,7 +170,7 @@ def test_scaling_the_learning_rate_needs_to_know_from_what(
 # ------------------------------------------------------------------------- test
 
 
-def test_testing_writes_figures_predictions_and_pictures(
+def test_testing_writes_metrics_predictions_and_drawings(
     config: Path, trained: Path, tmp_path: Path
 ) -> None:
     dump = tmp_path / "found.pkl"
