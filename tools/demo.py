@@ -37,11 +37,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument(
-        "--images", type=int, default=6, help="validation images to draw"
+        "--pictures", type=int, default=6, help="validation images to draw"
     )
     args = parser.parse_args()
-    if args.images < 1:
-        parser.error("--images needs at least one")
+    if args.pictures < 1:
+        parser.error("--pictures needs at least one")
     # configs name their data relative to the project
     os.chdir(ROOT)
     # each step is a tool that users run by hand, too
@@ -63,7 +63,7 @@ def main() -> None:
     # its folder has an evaluation for each run of the demo
     figures = newest_metrics(WORK / "eval")
     say(4, "Drawing ground truth and predictions", "a few seconds")
-    drawings = draw_examples(checkpoint, args.images)
+    drawings = draw_examples(checkpoint, args.pictures)
     # what `make demo` shows, and keeps
     report: dict[str, Any] = dict(
         protocol=protocol(),
@@ -75,7 +75,7 @@ def main() -> None:
         eval_seconds=round(eval_seconds, 1),
         config=CONFIG,
         checkpoint=relative(checkpoint),
-        drawings=drawings,
+        pictures=drawings,
     )
     (WORK / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     print_table(report)
@@ -167,8 +167,8 @@ def print_table(report: dict[str, Any]) -> None:
     for label, key in rows:
         print(f"{label:<56}{report[key]:.3f}")
     print(
-        f"\nReport:   {WORK / 'report.json'}\nDrawings: "
-        f"{report['drawings'][0]} and {len(report['drawings']) - 1} more "
+        f"\nReport:   {WORK / 'report.json'}\nPictures: "
+        f"{report['pictures'][0]} and {len(report['pictures']) - 1} more "
         "(left: truth, right: student)"
     )
 
