@@ -27,18 +27,11 @@ from tqdm import tqdm
 ROOT = Path(__file__).parents[1]
 COCO_LISTS = json.loads((ROOT / "kdeov_mm/datasets/coco_groups.json").read_text())
 COCO_GROUPS = {name: group for group, names in COCO_LISTS.items() for name in names}
-COUNTS = {  # categories by group; LVIS's are frequent, common, rare
-    "coco": dict(base=48, novel=17, other=15),
-    "lvis": dict(f=405, c=461, r=337),
-}
-STOCK = {  # images, boxes
-    "instances_train2017.json": (118_287, 860_001),
-    "instances_val2017.json": (5_000, 36_781),
-    "lvis_v1_train.json": (100_170, 1_270_141),
-    "lvis_v1_val.json": (19_809, 244_707),
-}
-COCO_TRAIN, COCO_VAL, LVIS_TRAIN, LVIS_VAL = STOCK
-PAGES = dict(coco="https://cocodataset.org", lvis="https://www.lvisdataset.org")
+# for COCO and LVIS: numbers of categories by group, of images and boxes of the stock
+# files, and the splits
+TABLE = json.loads(Path(__file__).with_suffix(".json").read_text())
+COUNTS = {dataset: table["categories"] for dataset, table in TABLE.items()}
+STOCK = {n: tuple(v) for table in TABLE.values() for n, v in table["stock"].items()}
 MANIFEST, FORMAT = "splits.json", 1
 LISTS_OF_CATEGORIES = {"neg_category_ids", "not_exhaustive_category_ids"}
 MAX_ABSENT = 0.1  # of the ids listed for minival; 191 of 5,000 are in stock files
@@ -54,20 +47,12 @@ class Split(NamedTuple):
     name: str
     source: str
     groups: tuple[str, ...]
-    images: str = "all"  # or "boxed" (with a box that is kept), "listed" by the user
+    images: str  # "all", "boxed" (with a box that is kept), "listed" by the user
 
 
 SPLITS = {
-    "coco": (
-        Split("ov_coco_train_base.json", COCO_TRAIN, ("base",), "boxed"),
-        Split("ov_coco_val_65.json", COCO_VAL, ("base", "novel"), "boxed"),
-        Split("ov_coco_val_80.json", COCO_VAL, ("base", "novel", "other")),
-    ),
-    "lvis": (
-        Split("lvis_v1_train_base.json", LVIS_TRAIN, ("f", "c")),
-        Split("lvis_v1_val_rare.json", LVIS_VAL, ("r",)),
-        Split("lvis_v1_minival.json", LVIS_VAL, ("f", "c", "r"), "listed"),
-    ),
+    dataset: tuple(Split(n, s, tuple(g), i) for n, s, g, i in table["splits"])
+    for dataset, table in TABLE.items()
 }
 
 
@@ -84,7 +69,7 @@ def make_splits(
     names = dict.fromkeys(split.source for split in SPLITS[dataset])
     sources = {n: fingerprint(folder / n) for n in names if (folder / n).is_file()}
     if not sources:
-        files = f"{', '.join(names)}: unpack the zip files of {PAGES[dataset]}."
+        files = f"{', '.join(names)}: unpack the zip files of {TABLE[dataset]['page']}."
         raise FileNotFoundError(f"{folder} holds none of {files}")
     todo: dict[Split, Record] = {}
     for split in SPLITS[dataset]:
@@ -101,11 +86,10 @@ def make_splits(
             say(f"{split.name}: {state}")
             if state.startswith("to be made"):
                 todo[split] = recipe
-    free = shutil.disk_usage(folder).free / 1e6
-    need = sum(recipe["source"]["bytes"] for recipe in todo.values()) / 1e6
-    if free < need:
-        free_and_need = f"{free:,.0f} MB free, the splits may need {need:,.0f} MB"
-        raise OSError(f"{folder} has {free_and_need}: make room, and run again.")
+    need = sum(recipe["source"]["bytes"] for recipe in todo.values())
+    if (free := shutil.disk_usage(folder).free) < need:
+        text = f"{free / 1e6:,.0f} MB free, the splits may need {need / 1e6:,.0f} MB"
+        raise OSError(f"{folder} has {text}: make room, and run again.")
     for name, splits in groupby(todo, lambda split: split.source):
         stock = Source(folder / name, dataset)
         for split in splits:
@@ -142,8 +126,8 @@ class Source:
             raise refusal(path, f"category names are there twice: {twice[:5]}")
         self.groups = {i: COCO_GROUPS.get(name, "unknown") for i, name in names.items()}
         if dataset == "lvis":
-            for i, category in self.categories.items():
-                self.groups[i] = str(category.get("frequency", "unknown"))
+            kinds = ((i, c.get("frequency")) for i, c in self.categories.items())
+            self.groups = {i: str(kind or "unknown") for i, kind in kinds}
         if (counts := dict(Counter(self.groups.values()))) != COUNTS[dataset]:
             wanted = f"{dataset.upper()}'s {COUNTS[dataset]}, but {counts}"
             others = [n for n in names.values() if n not in COCO_GROUPS][:3] or "none"
@@ -170,10 +154,9 @@ def make(split: Split, recipe: Record, source: Source, listed: set[int]) -> Reco
         counts = write(partial, split, source, chosen)
         entry = {**recipe, **fingerprint(partial), **counts, "ids_absent": absent}
         # listed before it is there, so that no file of ours seems someone else's
-        splits = {**read_manifest(path.parent), split.name: entry}
+        splits = dict(splits={**read_manifest(path.parent), split.name: entry})
         with moved_into(path.with_name(MANIFEST)) as manifest:
-            text = json.dumps(dict(splits=splits), indent=2, sort_keys=True)
-            manifest.write_text(text + "\n")
+            manifest.write_text(json.dumps(splits, indent=2, sort_keys=True) + "\n")
     return entry
 
 
@@ -224,7 +207,7 @@ def state_of(path: Path, recipe: Record, entry: Record) -> str:
 
 def describe(entry: Record) -> str:
     """A manifest entry in words."""
-    boxes = ", ".join(f"{number:,} {group}" for group, number in entry["boxes"].items())
+    boxes = ", ".join(f"{n:,} {group}" for group, n in entry["boxes"].items())
     text = f"{entry['images']:,} images, boxes: {boxes}; "
     if entry["ids_sha256"]:
         absent, listed = entry["ids_absent"], entry["ids_absent"] + entry["images"]
@@ -331,6 +314,8 @@ def main() -> None:
         make_splits(args.dataset, folder, args.minival_ids, tqdm.write)
     except (OSError, ValueError) as error:
         parser.exit(1, f"{error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "interrupted; what was not written whole is not there\n")
 
 
 if __name__ == "__main__":

@@ -91,10 +91,14 @@ class OVHeadModule(YOLOv8HeadModule):
         self.prior = prior_words * prior_size**2
         # the parent's class branch is at least `num_classes` wide
         super().__init__(hidden_channels, in_channels, **kwargs)
-        self.classifier = TextClassifier(num_biases=self.num_levels, adapter=adapter)
+        # after the branches: random numbers are drawn in the order of version 0.1.0
+        if adapter:
+            self.classifier.adapter = MODELS.build(adapter)
         self._register_load_state_dict_pre_hook(rename_old_keys)
 
     def _init_layers(self) -> None:
+        # before the branches: optimizers number parameters in the order of version 0.1.0
+        self.classifier = TextClassifier(num_biases=self.num_levels)
         super()._init_layers()
         # in place of the last convolution, to K classes
         for branch in self.cls_preds:

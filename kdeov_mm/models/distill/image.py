@@ -66,9 +66,9 @@ class ImageDistillation(RegionPicker):
         self.calibrate = calibrate
         self.contrast: InfoNCE | None = MODELS.build(contrast) if contrast else None
         self._check_arguments()
-        self.projection = MODELS.build(projection)
         # without contrast and calibration, nothing would teach the temperature
         self.classifier = TextClassifier(learn_scale=bool(contrast or calibrate))
+        self.projection = MODELS.build(projection)
         self._register_load_state_dict_pre_hook(rename_old_keys)
 
     def _check_arguments(self) -> None:
