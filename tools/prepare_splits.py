@@ -1,9 +1,5 @@
 """Make the open-vocabulary splits of COCO and LVIS; see docs/data.md.
 
-COCO's 48 base and 17 novel classes are those of OVR-CNN (Zareian et al., CVPR 2021);
-LVIS's base classes are its 866 frequent and common ones, its novel classes the 337
-rare ones, as in ViLD (Gu et al., ICLR 2022).
-
 A stock file is streamed, once for each of its lists and then for each split; ids alone
 are held. kdeov_mm is not imported, because torch needs more memory than that.
 """
@@ -13,9 +9,8 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Container, Generator, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
-from inspect import GEN_CLOSED, getgeneratorstate
 from itertools import groupby, pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,17 +22,13 @@ from tqdm import tqdm
 ROOT = Path(__file__).parents[1]
 COCO_LISTS = json.loads((ROOT / "kdeov_mm/datasets/coco_groups.json").read_text())
 COCO_GROUPS = {name: group for group, names in COCO_LISTS.items() for name in names}
-# for COCO and LVIS: numbers of categories by group, of images and boxes of the stock
-# files, and the splits
-TABLE = json.loads(Path(__file__).with_suffix(".json").read_text())
+TABLE = json.loads(Path(__file__).with_suffix(".json").read_text())  # see Split
 COUNTS = {dataset: table["categories"] for dataset, table in TABLE.items()}
 STOCK = {n: tuple(v) for table in TABLE.values() for n, v in table["stock"].items()}
 MANIFEST, FORMAT = "splits.json", 1
 LISTS_OF_CATEGORIES = {"neg_category_ids", "not_exhaustive_category_ids"}
 MAX_ABSENT = 0.1  # of the ids listed for minival; 191 of 5,000 are in stock files
-dumps = json.JSONEncoder(
-    ensure_ascii=False, allow_nan=False, separators=(",", ":")
-).encode
+dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 Record = dict[str, Any]  # a category, an image, an output's entry in the manifest
 
 
@@ -46,32 +37,26 @@ class Split(NamedTuple):
 
     name: str
     source: str
-    groups: tuple[str, ...]
+    groups: list[str]
     images: str  # "all", "boxed" (with a box that is kept), "listed" by the user
 
 
-SPLITS = {
-    dataset: tuple(Split(n, s, tuple(g), i) for n, s, g, i in table["splits"])
-    for dataset, table in TABLE.items()
-}
+SPLITS = {d: [Split(*row) for row in t["splits"]] for d, t in TABLE.items()}
 
 
 def make_splits(
     dataset: str, folder: Path, minival_ids: Path | None, say: Callable[[str], object]
 ) -> list[str]:
-    """Write the splits whose stock files are in `folder`, and a manifest beside them.
-
-    What is there, whole and of the same source, is left alone. Returns the names of the
-    files that were written; `say` gets each line of the report.
-    """
+    """Write the splits in `folder` that are not there; their names."""
     listed = read_ids(minival_ids) if minival_ids else set()
     manifest = read_manifest(folder)
     names = dict.fromkeys(split.source for split in SPLITS[dataset])
-    sources = {n: fingerprint(folder / n) for n in names if (folder / n).is_file()}
+    there = [name for name in names if (folder / name).is_file()]
+    sources = {n: dict(fingerprint(folder / n), file=n) for n in there}
     if not sources:
-        files = f"{', '.join(names)}: unpack the zip files of {TABLE[dataset]['page']}."
+        files = f"{', '.join(names)}: unpack the zips of {TABLE[dataset]['page']}"
         raise FileNotFoundError(f"{folder} holds none of {files}")
-    todo: dict[Split, Record] = {}
+    todo: list[tuple[Split, Record]] = []
     for split in SPLITS[dataset]:
         ids = sorted(listed) if split.images == "listed" else None
         if split.source not in sources:
@@ -80,22 +65,23 @@ def make_splits(
             say(f"{split.name}: not made, the list of its image ids was not given")
         else:
             digest = ids and hashlib.sha256(dumps(ids).encode()).hexdigest()
-            source = dict(sources[split.source], file=split.source)
-            recipe = dict(format=FORMAT, source=source, ids_sha256=digest)
+            recipe = dict(
+                format=FORMAT, source=sources[split.source], ids_sha256=digest
+            )
             state = state_of(folder / split.name, recipe, manifest.get(split.name, {}))
             say(f"{split.name}: {state}")
             if state.startswith("to be made"):
-                todo[split] = recipe
-    need = sum(recipe["source"]["bytes"] for recipe in todo.values())
+                todo.append((split, recipe))
+    need = sum(recipe["source"]["bytes"] for _, recipe in todo)
     if (free := shutil.disk_usage(folder).free) < need:
         text = f"{free / 1e6:,.0f} MB free, the splits may need {need / 1e6:,.0f} MB"
-        raise OSError(f"{folder} has {text}: make room, and run again.")
-    for name, splits in groupby(todo, lambda split: split.source):
+        raise OSError(f"{folder} has {text}: make room.")
+    for name, outputs in groupby(todo, lambda output: output[0].source):
         stock = Source(folder / name, dataset)
-        for split in splits:
-            entry = make(split, todo[split], stock, listed)
+        for split, recipe in outputs:
+            entry = make(split, recipe, stock, listed)
             say(f"{split.name}: written; {describe(entry)}")
-    return [split.name for split in todo]
+    return [split.name for split, _ in todo]
 
 
 def read_ids(path: Path) -> set[int]:
@@ -107,11 +93,11 @@ def read_ids(path: Path) -> set[int]:
     else:
         words = path.read_text(errors="replace").split()
         ids = [int(word) if word.isdecimal() else word for word in words]
-    wrong = [i for i in ids if type(i) is not int]
-    if wrong or not ids:
+    if wrong := [i for i in ids or ["none"] if type(i) is not int]:
         forms = "one per line, a JSON list, or an annotation file with images"
-        found = str((wrong or ["none"])[0])[:40]
-        raise ValueError(f"{path}: expected image ids, {forms}; found {found!r}.")
+        raise ValueError(
+            f"{path}: expected image ids, {forms}; found {str(wrong[0])[:40]!r}."
+        )
     return set(ids)
 
 
@@ -122,17 +108,16 @@ class Source:
         self.path = path
         self.categories = {c["id"]: c for c in read_records(path, "categories")}
         names = {i: str(c.get("name")) for i, c in self.categories.items()}
-        if twice := [name for name, n in Counter(names.values()).items() if n > 1]:
+        if twice := [n for n, number in Counter(names.values()).items() if number > 1]:
             raise refusal(path, f"category names are there twice: {twice[:5]}")
         self.groups = {i: COCO_GROUPS.get(name, "unknown") for i, name in names.items()}
         if dataset == "lvis":
             kinds = ((i, c.get("frequency")) for i, c in self.categories.items())
             self.groups = {i: str(kind or "unknown") for i, kind in kinds}
         if (counts := dict(Counter(self.groups.values()))) != COUNTS[dataset]:
-            wanted = f"{dataset.upper()}'s {COUNTS[dataset]}, but {counts}"
             others = [n for n in names.values() if n not in COCO_GROUPS][:3] or "none"
-            wrong = f"its categories are not {wanted}; not COCO's are {others}"
-            raise refusal(path, wrong)
+            wrong = f"not {dataset.upper()}'s {COUNTS[dataset]}, but {counts}"
+            raise refusal(path, f"its categories are {wrong}; not COCO's are {others}")
         self.images = {image["id"] for image in read_records(path, "images")}
         # a validation file under a training file's name would be trained and tested on
         for name, (number, _) in STOCK.items():
@@ -145,10 +130,10 @@ def make(split: Split, recipe: Record, source: Source, listed: set[int]) -> Reco
     chosen = listed if split.images == "listed" else source.images
     absent = len(chosen - source.images)
     if absent > MAX_ABSENT * len(chosen):
-        raise ValueError(
-            f"{absent:,} of the {len(chosen):,} listed image ids are not in "
-            f"{source.path}, more than {MAX_ABSENT:.0%}: they are not LVIS minival's."
+        few = (
+            f"{absent:,} of the {len(chosen):,} listed ids, more than {MAX_ABSENT:.0%}"
         )
+        raise ValueError(f"{few}, are not in {source.path}: not LVIS minival's.")
     path = source.path.with_name(split.name)
     with moved_into(path) as partial:
         counts = write(partial, split, source, chosen)
@@ -188,8 +173,8 @@ def write(path: Path, split: Split, source: Source, chosen: set[int]) -> Record:
                 file.write("," * bool(images) + dumps(record))
                 images += 1
         file.write("]}")
-    sources = dict(source_images=len(source.images), source_boxes=total)
-    return dict(sources, images=images, boxes=dict(boxes), categories=len(groups))
+    numbers = dict(images=images, boxes=dict(boxes), categories=len(groups))
+    return dict(numbers, source_images=len(source.images), source_boxes=total)
 
 
 def state_of(path: Path, recipe: Record, entry: Record) -> str:
@@ -206,17 +191,16 @@ def state_of(path: Path, recipe: Record, entry: Record) -> str:
 
 
 def describe(entry: Record) -> str:
-    """A manifest entry in words."""
     boxes = ", ".join(f"{n:,} {group}" for group, n in entry["boxes"].items())
     text = f"{entry['images']:,} images, boxes: {boxes}; "
     if entry["ids_sha256"]:
         absent, listed = entry["ids_absent"], entry["ids_absent"] + entry["images"]
         text += f"{absent:,} of {listed:,} listed ids absent ({absent / listed:.1%}); "
-    name = entry["source"]["file"]
+    text += f"{entry['source']['file']}: "
     here = "{source_images:,} images and {source_boxes:,} boxes".format(**entry)
-    stock = "{:,} images and {:,} boxes".format(*STOCK[name])
+    stock = "{:,} images and {:,} boxes".format(*STOCK[entry["source"]["file"]])
     other = f"the stock file has {stock}, this one has {here}"
-    return f"{text}{name}: {f'{here}, as the stock file' if here == stock else other}"
+    return text + (f"{here}, as the stock file" if here == stock else other)
 
 
 def read_manifest(folder: Path) -> dict[str, Record]:
@@ -227,8 +211,7 @@ def read_manifest(folder: Path) -> dict[str, Record]:
         return {name: dict(entry) for name, entry in content["splits"].items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = f"{path} is no manifest of splits, or was damaged ({error!r})"
-        advice = "move it and the splits beside it away, and run again."
-        raise ValueError(f"{reason}: {advice}") from error
+        raise ValueError(f"{reason}: move it and the splits away.") from error
 
 
 def read_records(path: Path, key: str, **known: Container[int]) -> Iterator[Record]:
@@ -252,27 +235,23 @@ def read_records(path: Path, key: str, **known: Container[int]) -> Iterator[Reco
 
 
 def refusal(path: Path, reason: str) -> ValueError:
-    expected = "Expected the instances file as it was published: see docs/data.md."
-    return ValueError(f"{path}: {reason}. {expected}")
+    return ValueError(f"{path}: {reason}. Expected the file as published: docs/data.md")
 
 
 def items(path: Path, prefix: str) -> Iterator[Any]:
     """Stream the values at a prefix of a JSON file."""
-    rest = blocks(path, prefix)
-
-    def read(size: int) -> bytes:
-        return next(rest, b"") if size else b""
-
+    rest: Any = blocks(path, prefix)
+    file = SimpleNamespace(read=lambda size: next(rest, b"") if size else b"")
     try:
-        yield from ijson.items(SimpleNamespace(read=read), prefix, use_float=True)
+        yield from ijson.items(file, prefix, use_float=True)
     except ijson.JSONError as error:
         reason = f"is not JSON: {str(error).splitlines()[0]}"
-        if getgeneratorstate(rest) == GEN_CLOSED:
+        if rest.gi_frame is None:  # read to its end
             reason = f"ends early, after {path.stat().st_size:,} bytes: get it again"
         raise ValueError(f"{path} {reason}.") from error
 
 
-def blocks(path: Path, what: str) -> Generator[bytes, None, None]:
+def blocks(path: Path, what: str) -> Iterator[bytes]:
     """The bytes of a file; a terminal shows how far it was read."""
     bar: Record = dict(desc=f"{path.name}, {what}", disable=None, leave=False)
     size = path.stat().st_size
@@ -302,8 +281,7 @@ def fingerprint(path: Path) -> Record:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dataset", choices=SPLITS)
-    root = "its annotations/ has the stock files (data/DATASET)"
-    parser.add_argument("--root", type=Path, help=root)
+    parser.add_argument("--root", type=Path, help="has annotations/ (data/DATASET)")
     ids = "LVIS minival's image ids: one per line, a JSON list, or an annotation file"
     parser.add_argument("--minival-ids", type=Path, metavar="FILE", help=ids)
     args = parser.parse_args()

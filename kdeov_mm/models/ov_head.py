@@ -97,7 +97,7 @@ class OVHeadModule(YOLOv8HeadModule):
         self._register_load_state_dict_pre_hook(rename_old_keys)
 
     def _init_layers(self) -> None:
-        # before the branches: optimizers number parameters in the order of version 0.1.0
+        # before the branches: optimizers number parameters in this order since 0.1.0
         self.classifier = TextClassifier(num_biases=self.num_levels)
         super()._init_layers()
         # in place of the last convolution, to K classes

@@ -406,7 +406,7 @@ def test_the_validation_file_under_the_name_of_the_training_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would become the base training set, and be tested on."""
-    monkeypatch.setitem(splits.STOCK, splits.COCO_VAL, (30, 300))
+    monkeypatch.setitem(splits.STOCK, "instances_val2017.json", (30, 300))
     _, other = put(tmp_path, "coco")
     other.unlink()
     refused(tmp_path, "coco", "it has the 30 images of instances_val2017.json")
