@@ -155,4 +155,5 @@ def test_folders_have_locks_of_their_own(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
     with locked(tmp_path / "a"), locked(tmp_path / "b"):
-        pass
+        with pytest.raises(BlockingIOError), locked(tmp_path / "a"):
+            pytest.fail("two writers")
