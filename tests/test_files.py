@@ -154,6 +154,10 @@ def test_the_lock_is_released_after_an_error_and_can_be_taken_again(
 def test_folders_have_locks_of_their_own(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
-    with locked(tmp_path / "a"), locked(tmp_path / "b"):
-        with pytest.raises(BlockingIOError), locked(tmp_path / "a"):
-            pytest.fail("two writers")
+    with (
+        locked(tmp_path / "a"),
+        locked(tmp_path / "b"),
+        pytest.raises(BlockingIOError),
+        locked(tmp_path / "a"),
+    ):
+        pytest.fail("two writers")
