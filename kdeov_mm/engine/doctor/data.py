@@ -79,7 +79,8 @@ def check_labels(data: ExaminedData) -> Checks:
     compared, without_word = 0, 0
     unnamed: list[str] = []
     wrong: list[str] = []
-    for part in innermost(data.dataset):
+    parts = innermost(data.dataset)  # without repetitions
+    for part in parts:
         # the truth is what the files say, not what the data set makes of it
         names_of = names_in_files(part)
         for names in names_of.values():
@@ -94,7 +95,7 @@ def check_labels(data: ExaminedData) -> Checks:
                     wrong.append(f"'{real}' is called '{words[label]}'")
 
     yield (
-        f"{data.name} data: {len(data.dataset)} images, {len(words)} words, {compared} "
+        f"{data.name} data: {sum(map(len, parts))} images, {len(words)} words, {compared} "
         f"labels compared with their files; {len(unnamed)} boxes in the files have no "
         f"word{examples(unnamed)}."
     )
