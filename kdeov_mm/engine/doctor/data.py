@@ -95,9 +95,9 @@ def check_labels(data: ExaminedData) -> Checks:
                     wrong.append(f"'{real}' is called '{words[label]}'")
 
     yield (
-        f"{data.name} data: {sum(map(len, parts))} images, {len(words)} words, {compared} "
-        f"labels compared with their files; {len(unnamed)} boxes in the files have no "
-        f"word{examples(unnamed)}."
+        f"{data.name} data: {sum(map(len, parts))} images, {len(words)} words, "
+        f"{compared} labels compared with their files; {len(unnamed)} boxes in the "
+        f"files have no word{examples(unnamed)}."
     )
     # findings: too few words, or another order
     if without_word:
