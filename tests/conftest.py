@@ -17,6 +17,7 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from PIL import Image
@@ -69,7 +70,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def same_start() -> None:
-    """Every test begins with the same seed, and in mmdet's scope."""
+    """Every test begins with the same seed, in mmdet's scope, outside of a training."""
+    MessageHub._instance_dict.clear()
     torch.manual_seed(0)
     init_default_scope("mmdet")
 

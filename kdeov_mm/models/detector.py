@@ -19,7 +19,7 @@ from .ov_head import HeadInput
 from .pixels import crop_to_fit, filled_part, frozen_statistics, untouched
 from .postprocess import is_simple
 from .random_vocabulary import RandomVocabulary
-from .student import Student, check_dims, words_of
+from .student import Student, check_dims, training_progress, words_of
 from .text_classifier import TextEmbeds
 
 
@@ -135,7 +135,13 @@ class KDEOVDetector(Student, SingleStageDetector):
         # distillation: each head compares student and teacher
         crop_features = partial(self._crop_features, batch_inputs)
         student = StudentBatch(
-            feats, samples, text.vectors, regions, plain, crop_features
+            feats,
+            samples,
+            text.vectors,
+            regions,
+            plain,
+            crop_features,
+            training_progress(),
         )
         teacher = self.teacher_batch(batch_inputs, samples)
         for name, head in self.distill_heads.items():
