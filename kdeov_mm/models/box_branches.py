@@ -1,7 +1,18 @@
 """YOLOv8's two branches, with boxes in full precision."""
 
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
 from mmyolo.models.dense_heads import YOLOv8HeadModule
 from torch import Tensor, nn
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """A context in which operators keep the precision that they are given."""
+    # entered only where it changes something: exporters would keep it in the graph
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 class BoxBranches(YOLOv8HeadModule):
@@ -12,7 +23,7 @@ class BoxBranches(YOLOv8HeadModule):
     """
 
     def forward_single(
-        self, x: Tensor, cls_pred: nn.Module, reg_pred: nn.Module
+        self, x: Tensor, cls_pred: nn.Module, reg_pred: nn.Sequential
     ) -> tuple[Tensor, ...]:
         """One level's features (B, C, H, W) -> what the parent's gives.
 
@@ -21,8 +32,14 @@ class BoxBranches(YOLOv8HeadModule):
             also box logits (B, H * W, 4, R).
         """
         height, width = x.shape[2:]
+        # the last layer in the precision of its weights: it costs little, and of half
+        # logits other locations are matched
+        trunk, last = reg_pred[:-1], reg_pred[-1]
+        hidden = trunk(x)
+        with without_autocast(x.device):
+            logits = last(hidden.to(last.weight.dtype))
         # (B, 4 * R, H, W) -> (B, H * W, 4, R)
-        logits = reg_pred(x).reshape(-1, 4, self.reg_max, height * width)
+        logits = logits.reshape(-1, 4, self.reg_max, height * width)
         logits = logits.permute(0, 3, 1, 2)
         # (B, H * W, 4) -> (B, 4, H, W)
         sides = self.box_sides(logits).transpose(1, 2).reshape(-1, 4, height, width)

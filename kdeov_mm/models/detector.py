@@ -117,7 +117,11 @@ class KDEOVDetector(Student, SingleStageDetector):
     def loss(
         self, batch_inputs: Tensor, batch_data_samples: SampleList
     ) -> dict[str, Tensor]:
-        """Images (B, 3, H, W) and samples with boxes -> named losses."""
+        """Images (B, 3, H, W) and samples with boxes -> named losses.
+
+        Raises:
+            ValueError: samples without words, or nothing to learn.
+        """
         # the words of this step, and labels that index them
         words, samples = self.vocabulary(batch_data_samples)
         text = self.embed(words, batch_inputs.device)
@@ -131,6 +135,11 @@ class KDEOVDetector(Student, SingleStageDetector):
         if self.frozen:
             losses = {}
         if not self.distill_heads or self.teacher is None:
+            if not losses:
+                raise ValueError(
+                    "nothing to learn: bbox_head.supervised=False needs model.distill "
+                    "and model.teacher."
+                )
             return losses
         # distillation: each head compares student and teacher
         crop_features = partial(self._crop_features, batch_inputs)

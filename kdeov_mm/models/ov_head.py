@@ -15,7 +15,7 @@ from mmyolo.models.dense_heads import YOLOv8Head
 from mmyolo.models.utils import gt_instances_preprocess
 from torch import Tensor, nn
 
-from .box_branches import BoxBranches
+from .box_branches import BoxBranches, without_autocast
 from .distill.base import RegionEmbeds, joint_total
 from .postprocess import (
     PART,
@@ -138,9 +138,11 @@ class OVHeadModule(BoxBranches):
         return [e / self.embed_dims**0.5 for e in embeds]
 
     def classify(self, embeds: Sequence[Tensor], vectors: Tensor) -> list[Tensor]:
-        """L maps (B, D, H, W) and vectors (K, D) -> logits (B, K, H, W)."""
-        layers = self.classifier.layers(vectors)
-        return [layer(embed) for embed, layer in zip(embeds, layers)]
+        """L maps (B, D, H, W) and vectors (K, D) -> logits (B, K, H, W), in float32."""
+        # in full precision: of half logits other locations are matched
+        with without_autocast(vectors.device):
+            layers = self.classifier.layers(vectors.float())
+            return [layer(embed.float()) for embed, layer in zip(embeds, layers)]
 
     @property
     def folds(self) -> bool:
@@ -265,7 +267,8 @@ class OVHead(YOLOv8Head):
     Args:
         head_module: config of :class:`OVHeadModule`.
         loss_cls: config of the class loss, unreduced: binary cross-entropy.
-        supervised: learn from boxes; False leaves all to the distillation.
+        supervised: learn from boxes; False leaves all to the distillation, and boxes,
+            temperature and biases as they are.
         kwargs: those of ``mmyolo.YOLOv8Head``.
     """
 
@@ -284,6 +287,10 @@ class OVHead(YOLOv8Head):
         )
         super().__init__(head_module, loss_cls=loss_cls or cross_entropy, **kwargs)
         self.supervised = supervised
+        # distributed training waits for ever for a parameter without a gradient
+        if not supervised:
+            self.head_module.classifier.requires_grad_(False)
+            self.head_module.reg_preds.requires_grad_(False)
 
     def loss_and_regions(
         self, feats: Sequence[Tensor], vectors: Tensor, samples: SampleList
@@ -333,7 +340,7 @@ class OVHead(YOLOv8Head):
                 :meth:`loss_and_regions`.
             batch_gt_instances_ignore: not used, as in the parent.
         """
-        with torch.autocast(cls_scores[0].device.type, enabled=False):
+        with without_autocast(cls_scores[0].device):
             # (B, N, K), (B, N, 4, R), and centres and strides (N, 4)
             logits = _flatten(cls_scores).float()
             distances = torch.cat(list(bbox_dist_preds), 1).float()

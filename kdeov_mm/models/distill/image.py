@@ -69,6 +69,9 @@ class ImageDistillation(RegionPicker):
         # without contrast and calibration, nothing would teach the temperature
         self.classifier = TextClassifier(learn_scale=bool(contrast or calibrate))
         self.projection = MODELS.build(projection)
+        # distributed training waits for ever for a parameter without a gradient
+        if not self.learns:
+            self.requires_grad_(False)
         self._register_load_state_dict_pre_hook(rename_old_keys)
 
     def _check_arguments(self) -> None:
