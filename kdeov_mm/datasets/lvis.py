@@ -29,12 +29,12 @@ class OVLVISDataset(OVCocoDataset):
     ``train2017/000000391895.jpg``, below ``data_prefix.img``.
 
     LVIS is federated: of most classes nobody looked whether they are in an image. So a
-    training sample has two more entries, where the file's images list
-    ``neg_category_ids``:
+    training sample says more, if the file's images list ``neg_category_ids``:
 
-    - ``verified_labels``: labels of the classes whose presence or absence in the image
-      is known: those annotated there, and those listed as absent, without those of
-      ``not_exhaustive_category_ids``, of which there are more objects than boxes.
+    - ``not_exhaustive_labels``: labels of the classes of which the image has more
+      objects than boxes (``not_exhaustive_category_ids``);
+    - ``verified_labels``: of the other classes those that are annotated in the image or
+      listed as absent, cropped away or not;
     - ``label_weights``: for each class the square root of the number of images that
       have it, the odds with which Detic (Zhou et al., 2022) draws the classes that an
       image is taught not to have; one object for all samples.
@@ -64,19 +64,23 @@ class OVLVISDataset(OVCocoDataset):
         return records
 
     def parse_data_info(self, raw_data_info: dict) -> Any:
-        """mmdet's record of an image, with ``verified_labels``."""
+        """mmdet's record of an image, with its verified and unfinished labels."""
         image = raw_data_info["raw_img_info"]
         if "coco_url" in image:
             image["file_name"] = "/".join(image["coco_url"].split("/")[-2:])
         record = super().parse_data_info(raw_data_info)
         # a test asks about all words; the metric knows the file's lists
         if "neg_category_ids" in image and not self.test_mode:
-            annotated = [box["category_id"] for box in raw_data_info["raw_ann_info"]]
-            known = {*annotated, *image["neg_category_ids"]}
-            known -= {*image.get("not_exhaustive_category_ids", ())}
-            labels = (self.cat2label[i] for i in known if i in self.cat2label)
-            record["verified_labels"] = tuple(sorted(labels))
+            there = {box["category_id"] for box in raw_data_info["raw_ann_info"]}
+            unfinished = {*image.get("not_exhaustive_category_ids", ())}
+            verified = there.union(image["neg_category_ids"]) - unfinished
+            record["verified_labels"] = self._labels(verified)
+            record["not_exhaustive_labels"] = self._labels(unfinished)
         return record
+
+    def _labels(self, categories: set[int]) -> tuple[int, ...]:
+        """Sorted labels of those categories that are asked."""
+        return tuple(sorted(self.cat2label[i] for i in categories & {*self.cat_ids}))
 
     @cached_property
     def label_weights(self) -> tuple[float, ...]:

@@ -272,6 +272,8 @@ def test_a_sample_of_lvis_says_what_is_verified(
         known = {name[a["category_id"]] for a in mine} | {"crane"}
         labels = {order.index(n) for n in (known - {"mouse"}) & {*order}}
         assert info["verified_labels"] == tuple(sorted(labels))
+        unfinished = {order.index(n) for n in {"mouse"} & {*order}}
+        assert info["not_exhaustive_labels"] == tuple(unfinished)
     assert "mouse" in {name[a["category_id"]] for a in coco["annotations"]}
 
 
@@ -314,6 +316,7 @@ def test_label_weights_are_roots_of_the_numbers_of_images(
     for info, result in zip(infos, packed, strict=True):
         sample = result["data_samples"]
         assert sample.verified_labels == info["verified_labels"]
+        assert sample.not_exhaustive_labels == info["not_exhaustive_labels"]
         assert sample.label_weights == weights
 
 
