@@ -1,4 +1,4 @@
-"""The OV-COCO and OV-LVIS recipes, by mm's commands, on stand-ins of the stock files."""
+"""The OV-COCO and OV-LVIS recipes by mm's commands, on stand-ins of their data."""
 
 import json
 import os
@@ -193,3 +193,76 @@ def test_the_doctor_has_nothing_to_say(
     assert "WRONG" not in report and "Nothing is wrong." in report
     assert "train data: 21 images" in report
     assert f"{17 if name == 'ovcoco' else 337} classes are held out" in report
+
+
+# ------------------------------------------------------------------- for real, slow
+
+STEPS, BETWEEN = 300, 100  # steps, and between checkpoints
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's working directory with a few hundred pictures."""
+    folder = tmp_path_factory.mktemp("large")
+    write_standins(folder / "data", train=240, val=100)
+    return folder
+
+
+def command(tool: str, *args: object) -> list[str]:
+    return [sys.executable, str(ROOT / f"tools/{tool}.py"), *map(str, args)]
+
+
+def run(folder: Path, tool: str, *args: object) -> str:
+    """Run a tool of ours as a user does, in a folder; its output."""
+    done = subprocess.run(
+        command(tool, *args), cwd=folder, env=run_env(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_300_steps_killed_resumed_and_tested(
+    name: str, large: Path, clip: list[str]
+) -> None:
+    """Ten minutes: the losses fall, boxes are found, the doctor has nothing to say."""
+    work = large / "work_dirs" / name
+    options = [*clip, *small(), *schedule(STEPS, 30, BETWEEN)]
+    training = [leaf(name), "--work-dir", work, "--cfg-options", *options]
+    first = subprocess.Popen(
+        command("train", *training), cwd=large, env=run_env(),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    # killed at some step after the first checkpoint
+    while not (work / f"iter_{BETWEEN}.pth").exists() and first.poll() is None:
+        time.sleep(1)
+    time.sleep(7)
+    first.kill()
+    assert first.wait() == -signal.SIGKILL
+    before = steps(work)
+    assert before[-1]["iter"] > BETWEEN
+    run(large, "train", *training[:3], "--resume", *training[3:])
+    after = steps(work)
+    assert (after[0]["iter"], after[-1]["iter"]) == (BETWEEN + 1, STEPS)
+    for key in ("loss_cls", "loss_bbox", "loss_dfl", "loss_region_cosine"):
+        begin, end = (
+            sum(row[key] for row in rows) / len(rows)
+            for rows in (before[:30], after[-30:])
+        )
+        assert end < begin, key
+    # tests by all leaves, and what else a user asks
+    checkpoint = work / f"iter_{STEPS}.pth"
+    for tested, (recipe, _) in LEAVES.items():
+        if recipe == name:
+            out = large / f"work_dirs/test_{tested}"
+            args = [leaf(tested), checkpoint, "--work-dir", out]
+            run(large, "test", *args, "--cfg-options", *clip, *small())
+            report = json.loads((out / "figures.json").read_text())
+            print(tested, json.dumps(report["metrics"]))
+            assert report["boxes"] > 0
+    cfg = Config.fromfile(leaf(name), lazy_import=False)
+    cfg.merge_from_dict(dict(option.split("=") for option in clip))
+    cfg.dump(large / f"{name}.py")
+    assert "Nothing is wrong." in run(large, "doctor", f"{name}.py")
