@@ -15,6 +15,7 @@ from ..vocabulary import as_vocabulary
 META_KEYS = (
     *("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
     *("flip", "flip_direction", "words", "gt_label", "caption", "captions"),
+    *("verified_labels", "not_exhaustive_labels", "label_weights"),  # OVLVISDataset's
 )
 
 
