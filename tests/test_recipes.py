@@ -184,7 +184,9 @@ def test_a_recipe_is_tested_by_all_its_leaves(
         assert tool.main([leaf(tested), str(folder / "iter_3.pth")]) == 0
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name", ["ovlvis", pytest.param("ovcoco", marks=pytest.mark.slow)]
+)
 def test_the_doctor_has_nothing_to_say(
     name: str, clip: list[str], place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
