@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from mmcv.transforms import BaseTransform
 from mmdet.datasets.transforms import PackDetInputs
 from mmdet.registry import TRANSFORMS
@@ -16,11 +17,17 @@ META_KEYS = (
     *("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
     *("flip", "flip_direction", "words", "gt_label", "caption", "captions"),
 )
+# pixels of the input by which steps round boxes
+BOX_TOLERANCE = 2
 
 
 @TRANSFORMS.register_module()
 class PackInputs(PackDetInputs):
     """mmdet's PackDetInputs, which also keeps words, label and captions of a sample.
+
+    After :class:`KeepOriginal` the sample also has ``original``, a uint8 tensor
+    (3, H, W) with the channels in the order of ``inputs``, and in its metainfo
+    ``homography_matrix``, (3, 3): from pixels of ``original`` to pixels of the input.
 
     Args:
         meta_keys: what the sample keeps, as far as the pipeline made it.
@@ -28,6 +35,91 @@ class PackInputs(PackDetInputs):
 
     def __init__(self, meta_keys: Sequence[str] = META_KEYS) -> None:
         super().__init__(tuple(meta_keys))
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """As the parent's.
+
+        Raises:
+            ValueError: steps after :class:`KeepOriginal` turn the image, or move it
+                without recording how.
+        """
+        packed = super().transform(results)
+        if "original" in results:
+            _check_homography(results)
+            sample, image = packed["data_samples"], results["original"]
+            image = torch.from_numpy(image).permute(2, 0, 1).contiguous()
+            sample.set_data(dict(original=image))
+            sample.set_metainfo(dict(homography_matrix=results["homography_matrix"]))
+        return packed
+
+
+def _check_homography(results: dict[str, Any]) -> None:
+    """Refuse a homography that turns boxes, or is not all that was done."""
+    where, matrix = results.get("img_path"), results["homography_matrix"]
+    rest = matrix - np.array([[matrix[0, 0], 0, matrix[0, 2]],
+                              [0, matrix[1, 1], matrix[1, 2]],
+                              [0, 0, 1]])  # fmt: skip
+    if np.abs(rest).max() > 1e-6:
+        raise ValueError(
+            f"{where}: steps after KeepOriginal rotate or shear the image, so that "
+            "boxes of the input are no boxes of the original. Put those steps before "
+            "KeepOriginal, or take KeepOriginal out: the teacher then crops the input."
+        )
+    # not all steps record what they do; then the boxes are elsewhere
+    boxes, kept = _corners(results), results["original_boxes"]
+    ends = kept.reshape(-1, 2, 2) * matrix[[0, 1], [0, 1]] + matrix[:2, 2]
+    moved = np.concatenate([ends.min(1), ends.max(1)], 1)  # (m, 4): mirrors swap ends
+    # each box is one of the original's or, where it was cut, a part of it
+    beyond = (moved - boxes[:, None]) * (1, 1, -1, -1)  # (n, m, 4), pixels
+    if not (beyond <= BOX_TOLERANCE).all(2).any(1).all():
+        raise ValueError(
+            f"{where}: the boxes are not where homography_matrix puts those of the "
+            "image that KeepOriginal kept. Either a step after it moves pixels without "
+            "recording it (RandomAffine, Mosaic, MixUp, Expand and others), or boxes "
+            "are loaded after it. Put those steps before KeepOriginal, or take "
+            "KeepOriginal out: the teacher then crops the input."
+        )
+
+
+def _corners(results: dict[str, Any]) -> np.ndarray:
+    """The boxes of a sample in a pipeline, of any of mmdet's kinds: (n, 4) xyxy."""
+    boxes = results.get("gt_bboxes", ())
+    return np.array(getattr(boxes, "tensor", boxes), np.float32).reshape(-1, 4)
+
+
+@TRANSFORMS.register_module()
+class KeepOriginal(BaseTransform):
+    """Keep the image as it is here: the live teacher crops from it, not from the input.
+
+    For training pipelines, before the steps that resize, crop and mirror: they make
+    thumbnails of objects, which no CLIP can name. Steps that change colours stand
+    before it, so that student and teacher see the same ones; so does a ``Resize`` that
+    bounds the memory where images are very large. :class:`PackInputs` hands the image
+    on. mmdet's Resize, RandomCrop, RandomFlip and what is made of them may follow.
+    """
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Add ``original``, (H, W, 3) uint8, and begin ``homography_matrix`` anew.
+
+        Raises:
+            ValueError: the image is not (H, W, 3) uint8.
+        """
+        image = results["img"]
+        if image.dtype != np.uint8 or image.ndim != 3:
+            raise ValueError(
+                "KeepOriginal expects an image (H, W, 3) of uint8, got "
+                f"{image.shape} of {image.dtype}: put it before steps that make floats "
+                "(PhotoMetricDistortion), and load images without to_float32."
+            )
+        # later steps may write into the image and its boxes
+        results["original"] = image.copy()
+        results["original_boxes"] = _corners(results)
+        # mmdet's steps multiply what they do into it
+        results["homography_matrix"] = np.eye(3, dtype=np.float32)
+        return results
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
 
 
 @TRANSFORMS.register_module()

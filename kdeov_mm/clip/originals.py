@@ -1,0 +1,112 @@
+"""Images before their resize, from which the live teacher crops."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from mmdet.structures import SampleList
+from torch import Tensor
+
+
+class Originals(NamedTuple):
+    """Images as :class:`kdeov_mm.datasets.KeepOriginal` kept them, and their inputs.
+
+    They are mirrored where the input is, so that only scale and shift are between
+    both. For samples without an original the input stands for it.
+
+    Attributes:
+        pixels: (B, 3, H, W), RGB in [0, 1], black padding.
+        sizes: (B, 2), width and height of each image in ``pixels``.
+        scale, shift: (B, 2), for x and y: pixels of the input times ``scale``, plus
+            ``shift``, are those of ``pixels``.
+    """
+
+    pixels: Tensor
+    sizes: Tensor
+    scale: Tensor
+    shift: Tensor
+
+    def boxes(self, boxes: Sequence[Tensor]) -> list[Tensor]:
+        """B tensors of boxes (n_b, 4), xyxy in pixels of the input -> of ``pixels``."""
+        scale, shift = self.scale.repeat(1, 2), self.shift.repeat(1, 2)
+        return [own * a + b for own, a, b in zip(boxes, scale, shift)]
+
+    def windows(self, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        """What inputs of B heights and widths show of the images: (3, h, w) each.
+
+        In whole pixels, at least one.
+        """
+        whole = [self.scale.new_tensor([[0, 0, s[1], s[0]]]) for s in shapes]
+        windows = [box.round().long().tolist()[0] for box in self.boxes(whole)]
+        parts = []
+        for image, (x1, y1, x2, y2), size in zip(self.pixels, windows, self.sizes):
+            # inside the image: an input may have more padding than that
+            width, height = map(int, size.tolist())
+            x1, y1 = min(max(x1, 0), width - 1), min(max(y1, 0), height - 1)
+            x2, y2 = min(max(x2, x1 + 1), width), min(max(y2, y1 + 1), height)
+            parts.append(image[:, y1:y2, x1:x2])
+        return parts
+
+    def mirrored(self, shapes: Sequence[tuple[int, ...]]) -> "Originals":
+        """Those of the same inputs, of B heights and widths, mirrored left to right."""
+        widths = self.shift.new_tensor([shape[1] for shape in shapes])
+        shift = self.shift.clone()
+        shift[:, 0] = self.sizes[:, 0] - widths * self.scale[:, 0] - shift[:, 0]
+        pixels = mirror_images(self.pixels, self.sizes[:, 0].long().tolist())
+        return self._replace(pixels=pixels, shift=shift)
+
+
+def mirror_images(pixels: Tensor, widths: Sequence[int]) -> Tensor:
+    """Images (B, 3, H, W) mirrored left to right; padding stays at the right."""
+    pixels = pixels.clone()
+    for image, width in zip(pixels, widths):
+        image[..., :width] = image[..., :width].flip(-1)
+    return pixels
+
+
+def find_originals(
+    preprocessor: Any, samples: SampleList, pixels: Tensor
+) -> Originals | None:
+    """The originals that samples have; None where none of them has one.
+
+    Args:
+        preprocessor: the student's.
+        samples: B samples, as :class:`kdeov_mm.datasets.PackInputs` makes them.
+        pixels: (B, 3, H, W), the inputs as RGB in [0, 1].
+
+    Raises:
+        ValueError: ``batch_augments``, which resize inputs and do not say how.
+    """
+    if not any("original" in sample for sample in samples):
+        return None
+    if preprocessor.batch_augments:
+        raise ValueError(
+            "batch_augments of the data preprocessor resize inputs after KeepOriginal "
+            "and do not record it: take them out, or KeepOriginal."
+        )
+    images, maps = [], []
+    for sample, image in zip(samples, pixels):
+        if "original" in sample:
+            # RGB, as the preprocessor makes the input, and mirrored where it is
+            image = sample.original
+            if preprocessor._channel_conversion:
+                image = image.flip(0)
+            matrix = sample.homography_matrix.astype(float)
+            factors, edges = matrix[[0, 1], [0, 1]], matrix[:2, 2]
+            image = image.flip([2 - axis for axis in (0, 1) if factors[axis] < 0])
+            # its left and upper edge in the input, and from there back
+            edges = edges + factors.clip(max=0) * image.shape[:0:-1]
+            maps.append([*(1 / abs(factors)), *(-edges / abs(factors))])
+        else:
+            # the input itself, and nothing between both
+            image = image[:, : sample.img_shape[0], : sample.img_shape[1]]
+            maps.append([1.0, 1.0, 0.0, 0.0])
+        images.append(image)
+    # one stack of all, black around them
+    sizes = [image.shape[:0:-1] for image in images]  # (3, h, w) -> (w, h)
+    width, height = (max(side) for side in zip(*sizes))
+    stack = pixels.new_zeros(len(images), 3, height, width)
+    for place, image, sample in zip(stack, images, samples):
+        image = image / 255 if "original" in sample else image
+        place[:, : image.shape[1], : image.shape[2]] = image
+    scale, shift = pixels.new_tensor(maps).split(2, 1)
+    return Originals(stack, pixels.new_tensor(sizes), scale, shift)
