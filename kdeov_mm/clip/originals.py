@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from mmdet.structures import SampleList
 from torch import Tensor
 
@@ -10,14 +12,14 @@ from torch import Tensor
 class Originals(NamedTuple):
     """Images as :class:`kdeov_mm.datasets.KeepOriginal` kept them, and their inputs.
 
-    They are mirrored where the input is, so that only scale and shift are between
-    both. For samples without an original the input stands for it.
+    An input shows its original scaled, shifted and perhaps mirrored. For samples
+    without an original the input stands for it.
 
     Attributes:
         pixels: (B, 3, H, W), RGB in [0, 1], black padding.
         sizes: (B, 2), width and height of each image in ``pixels``.
         scale, shift: (B, 2), for x and y: pixels of the input times ``scale``, plus
-            ``shift``, are those of ``pixels``.
+            ``shift``, are those of ``pixels``; a negative scale mirrors.
     """
 
     pixels: Tensor
@@ -27,8 +29,12 @@ class Originals(NamedTuple):
 
     def boxes(self, boxes: Sequence[Tensor]) -> list[Tensor]:
         """B tensors of boxes (n_b, 4), xyxy in pixels of the input -> of ``pixels``."""
-        scale, shift = self.scale.repeat(1, 2), self.shift.repeat(1, 2)
-        return [own * a + b for own, a, b in zip(boxes, scale, shift)]
+        result = []
+        for own, scale, shift in zip(boxes, self.scale, self.shift):
+            ends = own.reshape(-1, 2, 2) * scale + shift  # (n, 4) -> (n, 2, xy)
+            # a mirror swaps them
+            result.append(torch.cat([ends.amin(1), ends.amax(1)], 1))
+        return result
 
     def windows(self, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """What inputs of B heights and widths show of the images: (3, h, w) each.
@@ -48,19 +54,11 @@ class Originals(NamedTuple):
 
     def mirrored(self, shapes: Sequence[tuple[int, ...]]) -> "Originals":
         """Those of the same inputs, of B heights and widths, mirrored left to right."""
-        widths = self.shift.new_tensor([shape[1] for shape in shapes])
-        shift = self.shift.clone()
-        shift[:, 0] = self.sizes[:, 0] - widths * self.scale[:, 0] - shift[:, 0]
-        pixels = mirror_images(self.pixels, self.sizes[:, 0].long().tolist())
-        return self._replace(pixels=pixels, shift=shift)
-
-
-def mirror_images(pixels: Tensor, widths: Sequence[int]) -> Tensor:
-    """Images (B, 3, H, W) mirrored left to right; padding stays at the right."""
-    pixels = pixels.clone()
-    for image, width in zip(pixels, widths):
-        image[..., :width] = image[..., :width].flip(-1)
-    return pixels
+        # x of the input is its width minus x of the mirrored one
+        widths = self.scale.new_tensor([[shape[1], 0] for shape in shapes])
+        turn = self.scale.new_tensor([-1, 1])
+        shift = self.shift + widths * self.scale
+        return self._replace(scale=self.scale * turn, shift=shift)
 
 
 def find_originals(
@@ -86,16 +84,13 @@ def find_originals(
     images, maps = [], []
     for sample, image in zip(samples, pixels):
         if "original" in sample:
-            # RGB, as the preprocessor makes the input, and mirrored where it is
+            # RGB, as the preprocessor makes the input
             image = sample.original
             if preprocessor._channel_conversion:
                 image = image.flip(0)
-            matrix = sample.homography_matrix.astype(float)
-            factors, edges = matrix[[0, 1], [0, 1]], matrix[:2, 2]
-            image = image.flip([2 - axis for axis in (0, 1) if factors[axis] < 0])
-            # its left and upper edge in the input, and from there back
-            edges = edges + factors.clip(max=0) * image.shape[:0:-1]
-            maps.append([*(1 / abs(factors)), *(-edges / abs(factors))])
+            # from the input back to the original
+            matrix = np.linalg.inv(sample.homography_matrix.astype(float))
+            maps.append([*matrix[[0, 1], [0, 1]], *matrix[:2, 2]])
         else:
             # the input itself, and nothing between both
             image = image[:, : sample.img_shape[0], : sample.img_shape[1]]

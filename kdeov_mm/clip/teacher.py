@@ -11,7 +11,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from .originals import Originals, find_originals, mirror_images
+from .originals import Originals, find_originals
 from .source import CLIPSource
 from .text import CLIPTextEncoder
 
@@ -247,8 +247,8 @@ class LiveBatch(NamedTuple):
     def crops(self, boxes: Sequence[Tensor], scales: Sequence[float]) -> Tensor:
         """As :class:`TeacherBatch`.
 
-        A crop larger than its box may reach beyond the input. An original goes on
-        there, as ViLD's crops do; beyond the image all is black.
+        Those of an original do not depend on how the input was augmented. Where they
+        reach beyond the input, the original goes on; beyond the image all is black.
         """
         if self.originals is None:
             return self.teacher.embed_crops(self.pixels, boxes, scales)
@@ -257,7 +257,10 @@ class LiveBatch(NamedTuple):
 
     def mirrored(self) -> "LiveBatch":
         """The batch of the same inputs mirrored left to right."""
-        pixels = mirror_images(self.pixels, [shape[1] for shape in self.shapes])
+        # the padding stays at the right
+        pixels = self.pixels.clone()
+        for image, (_, width, *_) in zip(pixels, self.shapes):
+            image[..., :width] = image[..., :width].flip(-1)
         originals = self.originals and self.originals.mirrored(self.shapes)
         return self._replace(pixels=pixels, originals=originals)
 

@@ -25,9 +25,13 @@ BOX_TOLERANCE = 2
 class PackInputs(PackDetInputs):
     """mmdet's PackDetInputs, which also keeps words, label and captions of a sample.
 
-    After :class:`KeepOriginal` the sample also has ``original``, a uint8 tensor
-    (3, H, W) with the channels in the order of ``inputs``, and in its metainfo
-    ``homography_matrix``, (3, 3): from pixels of ``original`` to pixels of the input.
+    After :class:`KeepOriginal` the sample also has
+
+    - ``original``: (3, H, W) uint8, the channels in the order of ``inputs``;
+    - ``homography_matrix`` in its metainfo: (3, 3), from pixels of ``original`` to
+      pixels of the input;
+    - ``visible`` in its ``gt_instances``: (n,), the part of each box of the original
+      that the input shows, by area.
 
     Args:
         meta_keys: what the sample keeps, as far as the pipeline made it.
@@ -45,40 +49,51 @@ class PackInputs(PackDetInputs):
         """
         packed = super().transform(results)
         if "original" in results:
-            _check_homography(results)
             sample, image = packed["data_samples"], results["original"]
             image = torch.from_numpy(image).permute(2, 0, 1).contiguous()
             sample.set_data(dict(original=image))
             sample.set_metainfo(dict(homography_matrix=results["homography_matrix"]))
+            # those of ignored boxes are not among the instances
+            visible = torch.from_numpy(_visible_parts(results)).float()
+            ignored = results.get("gt_ignore_flags", np.zeros(len(visible), bool))
+            sample.gt_instances.visible = visible[np.asarray(ignored) == 0]
         return packed
 
 
-def _check_homography(results: dict[str, Any]) -> None:
-    """Refuse a homography that turns boxes, or is not all that was done."""
+def _visible_parts(results: dict[str, Any]) -> np.ndarray:
+    """How much of a box of the original each box of the input is: (n,) in [0, 1].
+
+    ValueError where ``homography_matrix`` turns boxes, or is not all that was done.
+    """
     where, matrix = results.get("img_path"), results["homography_matrix"]
-    rest = matrix - np.array([[matrix[0, 0], 0, matrix[0, 2]],
-                              [0, matrix[1, 1], matrix[1, 2]],
-                              [0, 0, 1]])  # fmt: skip
-    if np.abs(rest).max() > 1e-6:
+    advice = (
+        "Put those steps before KeepOriginal, or take KeepOriginal out: the teacher "
+        "then crops the input."
+    )
+    if np.abs(matrix[[0, 1, 2, 2], [1, 0, 0, 1]]).max() > 1e-6:
         raise ValueError(
             f"{where}: steps after KeepOriginal rotate or shear the image, so that "
-            "boxes of the input are no boxes of the original. Put those steps before "
-            "KeepOriginal, or take KeepOriginal out: the teacher then crops the input."
+            f"boxes of the input are no boxes of the original. {advice}"
         )
+    # the original's boxes (m, 4) in the input; a mirror swaps their ends
+    ends = results["original_boxes"].reshape(-1, 2, 2) * matrix[[0, 1], [0, 1]]
+    ends = ends + matrix[:2, 2]
+    whole = np.concatenate([ends.min(1), ends.max(1)], 1)
+    # each box of the input (n, 4) lies in one of them, of which it is the visible part
+    boxes = _corners(results)
+    beyond = (whole - boxes[:, None]) * (1, 1, -1, -1)  # (n, m, 4), pixels
+    inside = (beyond <= BOX_TOLERANCE).all(2)
     # not all steps record what they do; then the boxes are elsewhere
-    boxes, kept = _corners(results), results["original_boxes"]
-    ends = kept.reshape(-1, 2, 2) * matrix[[0, 1], [0, 1]] + matrix[:2, 2]
-    moved = np.concatenate([ends.min(1), ends.max(1)], 1)  # (m, 4): mirrors swap ends
-    # each box is one of the original's or, where it was cut, a part of it
-    beyond = (moved - boxes[:, None]) * (1, 1, -1, -1)  # (n, m, 4), pixels
-    if not (beyond <= BOX_TOLERANCE).all(2).any(1).all():
+    if not inside.any(1).all():
         raise ValueError(
             f"{where}: the boxes are not where homography_matrix puts those of the "
             "image that KeepOriginal kept. Either a step after it moves pixels without "
             "recording it (RandomAffine, Mosaic, MixUp, Expand and others), or boxes "
-            "are loaded after it. Put those steps before KeepOriginal, or take "
-            "KeepOriginal out: the teacher then crops the input."
+            f"are loaded after it. {advice}"
         )
+    areas, wholes = ((b[:, 2:] - b[:, :2]).prod(1) for b in (boxes, whole))
+    parts = areas[:, None] / wholes.clip(min=1e-6) * inside
+    return parts.max(1, initial=0).clip(max=1)
 
 
 def _corners(results: dict[str, Any]) -> np.ndarray:
@@ -91,11 +106,12 @@ def _corners(results: dict[str, Any]) -> np.ndarray:
 class KeepOriginal(BaseTransform):
     """Keep the image as it is here: the live teacher crops from it, not from the input.
 
-    For training pipelines, before the steps that resize, crop and mirror: they make
-    thumbnails of objects, which no CLIP can name. Steps that change colours stand
-    before it, so that student and teacher see the same ones; so does a ``Resize`` that
-    bounds the memory where images are very large. :class:`PackInputs` hands the image
-    on. mmdet's Resize, RandomCrop, RandomFlip and what is made of them may follow.
+    For training pipelines, after the boxes are loaded and before what is augmented.
+    Jitter makes thumbnails of objects, in other colours and mirrored, which a CLIP
+    names less well; as ViLD's, the teacher's embeddings do not depend on it. Where
+    images are very large, a ``Resize`` before it bounds the memory.
+    :class:`PackInputs` hands the image on. Of the steps that move pixels, mmdet's
+    Resize, RandomCrop, RandomFlip and what is made of them may follow.
     """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
