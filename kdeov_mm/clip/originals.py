@@ -17,13 +17,13 @@ class Originals(NamedTuple):
 
     Attributes:
         pixels: (B, 3, H, W), RGB in [0, 1], black padding.
-        sizes: (B, 2), width and height of each image in ``pixels``.
+        sizes: height and width of each image in ``pixels``.
         scale, shift: (B, 2), for x and y: pixels of the input times ``scale``, plus
             ``shift``, are those of ``pixels``; a negative scale mirrors.
     """
 
     pixels: Tensor
-    sizes: Tensor
+    sizes: Sequence[Sequence[int]]
     scale: Tensor
     shift: Tensor
 
@@ -44,9 +44,9 @@ class Originals(NamedTuple):
         whole = [self.scale.new_tensor([[0, 0, s[1], s[0]]]) for s in shapes]
         windows = [box.round().long().tolist()[0] for box in self.boxes(whole)]
         parts = []
-        for image, (x1, y1, x2, y2), size in zip(self.pixels, windows, self.sizes):
+        for image, window, (height, width) in zip(self.pixels, windows, self.sizes):
+            x1, y1, x2, y2 = window
             # inside the image: an input may have more padding than that
-            width, height = map(int, size.tolist())
             x1, y1 = min(max(x1, 0), width - 1), min(max(y1, 0), height - 1)
             x2, y2 = min(max(x2, x1 + 1), width), min(max(y2, y1 + 1), height)
             parts.append(image[:, y1:y2, x1:x2])
@@ -72,13 +72,13 @@ def find_originals(
         pixels: (B, 3, H, W), the inputs as RGB in [0, 1].
 
     Raises:
-        ValueError: ``batch_augments``, which resize inputs and do not say how.
+        ValueError: ``batch_augments``, which change inputs and do not say how.
     """
     if not any("original" in sample for sample in samples):
         return None
     if preprocessor.batch_augments:
         raise ValueError(
-            "batch_augments of the data preprocessor resize inputs after KeepOriginal "
+            "batch_augments of the data preprocessor change inputs after KeepOriginal "
             "and do not record it: take them out, or KeepOriginal."
         )
     images, maps = [], []
@@ -97,11 +97,11 @@ def find_originals(
             maps.append([1.0, 1.0, 0.0, 0.0])
         images.append(image)
     # one stack of all, black around them
-    sizes = [image.shape[:0:-1] for image in images]  # (3, h, w) -> (w, h)
-    width, height = (max(side) for side in zip(*sizes))
+    sizes = [image.shape[1:] for image in images]
+    height, width = (max(side) for side in zip(*sizes))
     stack = pixels.new_zeros(len(images), 3, height, width)
     for place, image, sample in zip(stack, images, samples):
         image = image / 255 if "original" in sample else image
         place[:, : image.shape[1], : image.shape[2]] = image
     scale, shift = pixels.new_tensor(maps).split(2, 1)
-    return Originals(stack, pixels.new_tensor(sizes), scale, shift)
+    return Originals(stack, sizes, scale, shift)

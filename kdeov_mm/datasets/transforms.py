@@ -99,7 +99,8 @@ def _visible_parts(results: dict[str, Any]) -> np.ndarray:
 def _corners(results: dict[str, Any]) -> np.ndarray:
     """The boxes of a sample in a pipeline, of any of mmdet's kinds: (n, 4) xyxy."""
     boxes = results.get("gt_bboxes", ())
-    return np.array(getattr(boxes, "tensor", boxes), np.float32).reshape(-1, 4)
+    corners = torch.as_tensor(getattr(boxes, "tensor", boxes), dtype=torch.float32)
+    return corners.reshape(-1, 4).numpy().copy()
 
 
 @TRANSFORMS.register_module()
