@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from PIL import Image
@@ -69,7 +71,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def same_start() -> None:
-    """Every test begins with the same seed, and in mmdet's scope."""
+    """Every test begins with the same seed, in mmdet's scope, outside of a training."""
+    MessageHub._instance_dict.clear()
     torch.manual_seed(0)
     init_default_scope("mmdet")
 
@@ -98,27 +101,26 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def build_detector(tiny_clip: str) -> Callable[..., KDEOVDetector]:
     """Build the base student around the tiny CLIP; keywords change its config."""
-    base = Config.fromfile(
-        ROOT / "configs/_base_/models/kdeov_yolov8_n.py", lazy_import=False
-    ).model.to_dict()
+    return partial(detector_of, tiny_clip)
 
-    def build(**changes: Any) -> KDEOVDetector:
-        cfg = Config(base).copy()
-        cfg.merge_from_dict(
-            {
-                "text_encoder.model": tiny_clip,
-                "teacher.model": tiny_clip,
-                "bbox_head.head_module.embed_dims": EMBED_DIMS,
-                **changes,
-            }
-        )
-        torch.manual_seed(0)
-        init_default_scope("mmdet")  # fixtures of a module come before same_start
-        model = MODELS.build(cfg)
-        model.init_weights()
-        return model
 
-    return build
+def detector_of(clip: str, **changes: Any) -> KDEOVDetector:
+    """The base student around a CLIP; keywords change its config."""
+    file = ROOT / "configs/_base_/models/kdeov_yolov8_n.py"
+    cfg = Config(Config.fromfile(file, lazy_import=False).model.to_dict())
+    cfg.merge_from_dict(
+        {
+            "text_encoder.model": clip,
+            "teacher.model": clip,
+            "bbox_head.head_module.embed_dims": EMBED_DIMS,
+            **changes,
+        }
+    )
+    torch.manual_seed(0)
+    init_default_scope("mmdet")  # fixtures of a module come before same_start
+    model = MODELS.build(cfg)
+    model.init_weights()
+    return model
 
 
 @pytest.fixture(scope="session")

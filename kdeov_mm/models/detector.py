@@ -19,7 +19,7 @@ from .ov_head import HeadInput
 from .pixels import crop_to_fit, filled_part, frozen_statistics, untouched
 from .postprocess import is_simple
 from .random_vocabulary import RandomVocabulary
-from .student import Student, check_dims, words_of
+from .student import Student, check_dims, training_progress, words_of
 from .text_classifier import TextEmbeds
 
 
@@ -117,7 +117,11 @@ class KDEOVDetector(Student, SingleStageDetector):
     def loss(
         self, batch_inputs: Tensor, batch_data_samples: SampleList
     ) -> dict[str, Tensor]:
-        """Images (B, 3, H, W) and samples with boxes -> named losses."""
+        """Images (B, 3, H, W) and samples with boxes -> named losses.
+
+        Raises:
+            ValueError: samples without words, or nothing to learn.
+        """
         # the words of this step, and labels that index them
         words, samples = self.vocabulary(batch_data_samples)
         text = self.embed(words, batch_inputs.device)
@@ -131,11 +135,22 @@ class KDEOVDetector(Student, SingleStageDetector):
         if self.frozen:
             losses = {}
         if not self.distill_heads or self.teacher is None:
+            if not losses:
+                raise ValueError(
+                    "nothing to learn: bbox_head.supervised=False needs model.distill "
+                    "and model.teacher."
+                )
             return losses
         # distillation: each head compares student and teacher
         crop_features = partial(self._crop_features, batch_inputs)
         student = StudentBatch(
-            feats, samples, text.vectors, regions, plain, crop_features
+            feats,
+            samples,
+            text.vectors,
+            regions,
+            plain,
+            crop_features,
+            training_progress(),
         )
         teacher = self.teacher_batch(batch_inputs, samples)
         for name, head in self.distill_heads.items():

@@ -10,15 +10,15 @@ from mmdet.models.detectors import SingleStageDetector
 from mmdet.models.detectors.base import BaseDetector
 from mmdet.models.utils import multi_apply
 from mmdet.structures import SampleList
-from mmyolo.models.dense_heads import YOLOv8HeadModule
 from torch import Tensor, nn
 
 from ..vocabulary import Words
+from .box_branches import BoxBranches
 from .postprocess import CandidateLocations, SplitOutput
 from .text_classifier import Linear1x1
 
 
-class FoldedHeadModule(YOLOv8HeadModule):
+class FoldedHeadModule(BoxBranches):
     """A closed-set YOLOv8's branches, whose last layers are the words.
 
     Its state has the layout of ``mmyolo.YOLOv8HeadModule`` with K classes, where

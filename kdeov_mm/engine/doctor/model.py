@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ...clip import CachedTeacher, StoreMismatch
 from ...clip.cached_teacher import teacher_identity
-from ...models import RegionPicker
 from .finding import Checks, Finding, Stop, stage
 
 PARTS = ("backbone", "neck", "bbox_head")
@@ -112,10 +111,6 @@ def check_steps(model: Any, batches: Sequence[Sequence[Any]]) -> Checks:
     # filled by hooks during the steps
     not_finite = watch_outputs(model)
     positives = watch_positives(model)
-    # a region head takes no boxes of the student during its warm-up
-    for module in model.modules():
-        if isinstance(module, RegionPicker):
-            module.steps.fill_(module.warmup)
 
     # loss term -> its mean over the batches
     means: Counter[Any] = Counter()

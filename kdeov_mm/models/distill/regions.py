@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmdet.structures import DetDataSample, SampleList
+from mmdet.structures import DetDataSample
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
 
 from ...clip.teacher_batch import TeacherBatch
-from .base import Distillation, Needs, RegionEmbeds
+from .base import Distillation, Needs, RegionEmbeds, StudentBatch
 
 SOURCES = ("truth", "own", "random", "blocks", "stored")
 MIN_VISIBLE = 0.5  # of an object's box, by area
@@ -34,7 +34,8 @@ class RegionPicker(Distillation):
         proposals: own boxes per image, at most; and the number of random ones.
         grids: tiles per side of the grids of ``blocks``.
         nms_iou: own boxes overlapping more are one region.
-        warmup: iterations without own boxes, while they are random.
+        warmup: part of the training without own boxes, while they are random, in
+            [0, 1].
         scales: crop sizes relative to the box.
     """
 
@@ -45,20 +46,27 @@ class RegionPicker(Distillation):
         proposals: int = 5,
         grids: Sequence[int] = (2, 3, 4),
         nms_iou: float = 0.5,
-        warmup: int = 50,
+        warmup: float = 0.0625,
         scales: Sequence[float] = (1.0, 1.5),
     ) -> None:
         super().__init__(distances)
         if not set(sources) <= set(SOURCES):
             raise ValueError(f"sources are some of {SOURCES}, got {tuple(sources)}")
+        if not 0 <= warmup <= 1:
+            raise ValueError(
+                "warmup is a part of the training, from 0 to 1 (0.0625 of 800 "
+                f"iterations are 50), got {warmup}"
+            )
         self.sources = tuple(sources)
         self.proposals = proposals
         self.grids = tuple(grids)
         self.nms_iou = nms_iou
         self.warmup = warmup
         self.scales = tuple(scales)
-        self.steps: Tensor
-        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        # checkpoints before 0.2.0 counted their steps
+        self._register_load_state_dict_pre_hook(
+            lambda state, prefix, *_: state.pop(f"{prefix}steps", None)
+        )
 
     @property
     def needs(self) -> Needs:
@@ -68,19 +76,17 @@ class RegionPicker(Distillation):
         return Needs(sources=self.sources, scales=scales, grids=grids)
 
     @torch.no_grad()
-    def regions(
-        self, samples: SampleList, embeds: RegionEmbeds | None, teacher: TeacherBatch
-    ) -> list[Tensor]:
+    def regions(self, student: StudentBatch, teacher: TeacherBatch) -> list[Tensor]:
         """Boxes (n_b, 4) of each image, source after source."""
-        result = []
-        for i, sample in enumerate(samples):
+        result, embeds = [], student.regions
+        for i, sample in enumerate(student.samples):
             # (n, 4) of each source
             truth, parts = sample.gt_instances.bboxes, []
             for source in self.sources:
                 if source == "truth":
                     parts.append(_visible_truth(sample))
                 elif source == "own":
-                    if embeds is not None and int(self.steps) > self.warmup:
+                    if embeds is not None and student.progress >= self.warmup:
                         parts.append(self.own_boxes(sample, embeds, i))
                 elif source == "random":
                     parts.append(_random_squares(sample.img_shape, self.proposals))
