@@ -97,8 +97,7 @@ def test_nothing_is_kept_at_test_time() -> None:
     for path in sorted((ROOT / "configs").glob("*/*.py")):
         cfg = Config.fromfile(path, lazy_import=False)
         for loader in ("train", "val", "test"):
-            data = (cfg.get(f"{loader}_dataloader") or {}).get("dataset", {})
-            if any(step.type == "KeepOriginal" for step in data.get("pipeline", ())):
+            if "KeepOriginal" in str(cfg.get(f"{loader}_dataloader")):
                 assert loader == "train", path
                 training.add(path.stem)
     wanted = {path.stem for path in (ROOT / "configs/kdeov").glob("*_ov*.py")}

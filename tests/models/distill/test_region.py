@@ -102,7 +102,7 @@ def test_objects_of_which_less_than_half_is_left_are_no_regions() -> None:
     sample = make_sample(TRUTH, [0, 1])
     sample.gt_instances.visible = torch.tensor([0.4, 0.6])
     head = make_head(proposals=64)
-    (regions,) = head.regions([sample], make_locations(), None)
+    (regions,) = regions_of(head, [sample], make_locations())
     assert regions[0].tolist() == TRUTH[1]
     assert box_iou(regions[1:], torch.tensor(TRUTH)).max() <= 0.5
 
