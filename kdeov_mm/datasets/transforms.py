@@ -16,6 +16,7 @@ from ..vocabulary import as_vocabulary
 META_KEYS = (
     *("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
     *("flip", "flip_direction", "words", "gt_label", "caption", "captions"),
+    *("verified_labels", "not_exhaustive_labels", "label_weights"),  # OVLVISDataset's
 )
 # pixels of the input by which steps round boxes
 BOX_TOLERANCE = 2

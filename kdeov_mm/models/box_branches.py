@@ -47,5 +47,5 @@ class BoxBranches(YOLOv8HeadModule):
 
     def box_sides(self, logits: Tensor) -> Tensor:
         """Box logits (..., 4, R) -> means of the distributions (..., 4), in strides."""
-        # a sum of products, since autocast takes a matrix product in half precision
-        return (logits.float().softmax(-1) * self.proj.float()).sum(-1)
+        with without_autocast(logits.device):
+            return logits.float().softmax(-1) @ self.proj.float()

@@ -9,14 +9,15 @@ import torch
 from mmdet.models.detectors import SingleStageDetector
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, OptSampleList, SampleList
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ..vocabulary import Asked, Words, as_vocabulary
 from .distill.base import Distillation, StudentBatch
-from .folded import FoldedDetector, name_labels
+from .folded import FoldedDetector, describe
 from .global_head import GlobalHead
 from .ov_head import HeadInput
-from .pixels import crop_to_fit, filled_part, frozen_statistics, untouched
+from .pixels import as_if_alone, crop_to_fit, filled_part, frozen_statistics, untouched
 from .postprocess import is_simple
 from .random_vocabulary import RandomVocabulary
 from .student import Student, check_dims, training_progress, words_of
@@ -189,13 +190,16 @@ class KDEOVDetector(Student, SingleStageDetector):
             cfg: instead of ``test_cfg``.
         """
         words = words_of(batch_data_samples)
-        results = self.bbox_head.predict(
-            self.head_input(batch_inputs, words, text),
-            batch_data_samples,
-            rescale=rescale,
-            cfg=cfg,
-        )
-        name_labels(results, words)
+        text = self.embed(words, batch_inputs.device) if text is None else text
+
+        def ask(images: Tensor, samples: SampleList) -> list[InstanceData]:
+            x = self.head_input(images, words, text)
+            return self.bbox_head.predict(x, samples, rescale=rescale, cfg=cfg)
+
+        # boxes of an image do not depend on its neighbours
+        results = as_if_alone(batch_inputs, batch_data_samples, ask)
+        cfg = self.bbox_head.test_cfg if cfg is None else cfg
+        describe(batch_data_samples, results, words, cfg)
         return self.add_pred_to_datasample(batch_data_samples, results)
 
     @torch.no_grad()
