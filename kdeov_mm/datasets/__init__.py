@@ -9,7 +9,7 @@ from .image_text import (
     ShapesCrops,
 )
 from .lvis import OVLVISDataset, Shapes1203Dataset
-from .transforms import LoadCaptions, LoadWords, PackInputs
+from .transforms import KeepOriginal, LoadCaptions, LoadWords, PackInputs
 
 __all__ = [
     "COCOByName",
@@ -17,6 +17,7 @@ __all__ = [
     "CropDataset",
     "CropToBox",
     "ImageFolderDataset",
+    "KeepOriginal",
     "LoadCaptions",
     "LoadWords",
     "OVCocoDataset",

@@ -9,6 +9,7 @@ image_size = 640
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True),
+    dict(type="KeepOriginal"),  # what the teacher crops
     # large-scale jitter, as ViLD and Detic
     dict(
         type="RandomResize",
