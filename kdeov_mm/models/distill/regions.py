@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
 
@@ -84,7 +85,7 @@ class RegionPicker(Distillation):
             truth, parts = sample.gt_instances.bboxes, []
             for source in self.sources:
                 if source == "truth":
-                    parts.append(_visible_truth(sample))
+                    parts.append(visible_truth(sample).bboxes)
                 elif source == "own":
                     if embeds is not None and student.progress >= self.warmup:
                         parts.append(self.own_boxes(sample, embeds, i))
@@ -128,12 +129,10 @@ class RegionPicker(Distillation):
         return boxes[pool[keep[: self.proposals]]]
 
 
-def _visible_truth(sample: DetDataSample) -> Tensor:
-    """The ground-truth boxes (n, 4) of objects at least half of which is visible."""
+def visible_truth(sample: DetDataSample) -> InstanceData:
+    """The ground truth of objects at least half of which is visible."""
     truth = sample.gt_instances
-    if "visible" not in truth:
-        return truth.bboxes
-    return truth.bboxes[truth.visible >= MIN_VISIBLE]
+    return truth[truth.visible >= MIN_VISIBLE] if "visible" in truth else truth
 
 
 def block_boxes(shape: Sequence[int], grids: Sequence[int]) -> Tensor:
