@@ -137,6 +137,8 @@ def test_a_recipe_is_resumed(
     train(name, other, options, "--resume")
     assert [row["iter"] for row in steps(other)] == [3]
     assert not (other / "iter_1.pth").exists()
+    # the leak report still knows what it began with
+    assert load_tool("leaks").main([leaf(name), str(other / "iter_3.pth")]) == 0
 
 
 def test_a_recipe_trains_in_half_precision(
@@ -173,6 +175,7 @@ def test_a_recipe_is_tested_by_all_its_leaves(
         assert report["protocol"] == cfg.test_evaluator.protocol
         assert report["images"] == len(truth["images"])
         assert report["words"] == len(truth["categories"])
+        assert report["max_per_img"] == cfg.model.test_cfg.max_per_img
         assert {*report["reliability"]} >= {"all", "base", "novel"}
         leaks = json.loads((out / "leaks.json").read_text())
         assert leaks["clean"] is True and leaks["found"] == {"trained_on": {}}

@@ -1,3 +1,3 @@
 """What runs around a training: hooks, filling the store, the doctor."""
 
-from .hooks import EmbeddingCacheHook
+from .hooks import EmbeddingCacheHook, TrainingRecordHook

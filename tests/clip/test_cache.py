@@ -298,6 +298,26 @@ def test_a_step_that_the_config_calls_neutral_passes(
     assert teacher.for_batch(torch.zeros(0, 3, 64, 64), [], None).ids == []
 
 
+def test_images_that_are_repeated_are_stored_once(
+    config: Config, store: EmbeddingStore, tool: Any, tmp_path: Path
+) -> None:
+    """Repeat factor sampling, as in LVIS: one store with it and without."""
+    cfg = Config(config.to_dict())
+    cfg.train_dataloader.dataset = dict(
+        type="ClassBalancedDataset",
+        oversample_thr=1.0,
+        dataset=cfg.train_dataloader.dataset,
+    )
+    repeated = DATASETS.build(cfg.train_dataloader.dataset)
+    assert len(repeated) > len(repeated.dataset) == store.manifest["images"]
+    admitted(config, repeated)
+    cfg.dump(tmp_path / "repeated.py")
+    folder = str(tmp_path / "store")
+    assert tool.main([str(tmp_path / "repeated.py"), "--dense", "--store", folder]) == 0
+    other = EmbeddingStore(folder).manifest
+    assert other | dict(shard_size=5) == store.manifest | dict(shard_size=5)
+
+
 def test_boxes_that_move_are_refused_at_the_start(
     config: Config, dataset: Any, store: EmbeddingStore
 ) -> None:
