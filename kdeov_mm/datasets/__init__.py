@@ -9,6 +9,7 @@ from .image_text import (
     ShapesCrops,
 )
 from .lvis import OVLVISDataset, Shapes1203Dataset
+from .sampler import ResumableSampler, SeededDataset
 from .transforms import KeepOriginal, LoadCaptions, LoadWords, PackInputs
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "OVCocoDataset",
     "OVLVISDataset",
     "PackInputs",
+    "ResumableSampler",
+    "SeededDataset",
     "Shapes1203Dataset",
     "ShapesCrops",
     "ShapesDataset",

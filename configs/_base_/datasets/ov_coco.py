@@ -37,7 +37,7 @@ train_dataloader = dict(
     batch_size=16,  # on each of 8 GPUs
     num_workers=4,
     persistent_workers=True,
-    sampler=dict(type="InfiniteSampler", shuffle=True),
+    sampler=dict(type="ResumableSampler", shuffle=True),
     dataset=dict(
         type="OVCocoDataset",
         data_root=data_root,
