@@ -9,6 +9,7 @@ from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
 import kdeov_mm  # noqa: F401  (registers modules, applies compat)
+from kdeov_mm.checkpoints import read_checkpoint
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -49,6 +50,26 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def resume_from(given: str, work_dir: Path) -> str | None:
+    """The checkpoint to go on from, read once; None where there is nothing yet."""
+    checkpoint, advice = given, "Name another one: --resume CKPT."
+    if given == "auto":
+        pointer = work_dir / "last_checkpoint"
+        if not pointer.exists():
+            print(f"--resume: no last_checkpoint in {work_dir}, so it begins anew.")
+            return None
+        checkpoint = pointer.read_text().strip()
+        advice = (
+            f"{pointer} names it. Go on from another one (--resume CKPT), or delete "
+            f"{pointer} to begin anew."
+        )
+    try:
+        read_checkpoint(checkpoint)
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(f"--resume: {error}\n{advice}") from error
+    return checkpoint
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     cfg = Config.fromfile(args.config, lazy_import=False)
@@ -72,10 +93,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "auto_scale_lr.base_batch_size; add it to the config"
             )
         cfg.auto_scale_lr.enable = True
-    # mmengine: resume with no load_from means the latest checkpoint
     if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == "auto" else args.resume
+        checkpoint = resume_from(args.resume, Path(cfg.work_dir))
+        # without one, the training begins as the config says, load_from included
+        if checkpoint is not None:
+            cfg.resume, cfg.load_from = True, checkpoint
     Runner.from_cfg(cfg).train()
 
 

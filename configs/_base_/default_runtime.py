@@ -13,7 +13,7 @@ default_hooks = dict(
     logger=dict(type="LoggerHook", interval=25),
     param_scheduler=dict(type="ParamSchedulerHook"),
     checkpoint=dict(
-        type="CheckpointHook",
+        type="AtomicCheckpointHook",
         by_epoch=False,
         interval=200,
         save_last=True,

@@ -19,7 +19,9 @@ from .store import FORMAT, EmbeddingStore, StoreMismatch
 
 TOLERANCE = 0.1  # pixels between a box and the stored one
 # steps of a pipeline that decide the pixels, the same for an image each time
-PIXEL_STEPS = ("LoadImageFromFile", "Resize", "FixScaleResize")
+PIXEL_STEPS = ("LoadImageFromFile", "KeepOriginal", "Resize", "FixScaleResize")
+# data sets around another, of whose images they are
+WRAPPERS = ("RepeatDataset", "ClassBalancedDataset", "SeededDataset")
 # steps that change neither pixels nor boxes
 PACKING = ("PackDetInputs", "PackInputs")
 NEUTRAL_STEPS = (
@@ -35,9 +37,9 @@ def teacher_identity(source: CLIPSource) -> dict[str, Any]:
 
 
 def plain_dataset(dataset: Any) -> Any:
-    """The data set inside wrappers that only repeat images."""
+    """The data set inside wrappers that only repeat images, or seed their steps."""
     # of an image they give the same each time
-    while type(dataset).__name__ in ("RepeatDataset", "ClassBalancedDataset"):
+    while type(dataset).__name__ in WRAPPERS:
         dataset = dataset.dataset
     if not isinstance(dataset, BaseDataset):
         raise StoreMismatch(

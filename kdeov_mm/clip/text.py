@@ -17,10 +17,11 @@ from torch import Tensor
 
 from ..vectors import read_vectors, write_vectors
 from ..vocabulary import Vocabulary, clean_name
-from .packing import is_causal, packed
+from .packing import is_causal, packed, sentence_layout
 from .source import CLIPSource
 
 CHUNK = 256  # sentences that pass a tower at once
+ROWS = 128  # tokens of words that pass it at once, at least
 DEFAULT_TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}")
 
 
@@ -117,7 +118,7 @@ class CLIPTextEncoder:
     @property
     def cache_file(self) -> Path:
         """The cache of this CLIP and these templates."""
-        key = hashlib.sha256(f"2 {json.dumps(self.identity)}".encode()).hexdigest()
+        key = hashlib.sha256(f"3 {json.dumps(self.identity)}".encode()).hexdigest()
         return self.cache_dir / f"text-{key[:16]}.safetensors"
 
     def __call__(self, names: Sequence[str]) -> Tensor:
@@ -150,13 +151,30 @@ class CLIPTextEncoder:
         return torch.stack([known[word] for word in words])
 
     def encode(self, words: Sequence[str]) -> Tensor:
-        """K words as they are -> (K, D) unit vectors, without the cache."""
-        embeds = [
-            self.embed_prompts([template.format(word) for word in words])
-            for template in self.templates
-        ]
-        # (T, K, D) -> (K, D)
-        return F.normalize(torch.stack(embeds).mean(0), dim=-1)
+        """K words as they are -> (K, D) unit vectors, without the cache.
+
+        A word's vector does not depend on the others, to the last bit: a word and its
+        templates are a row of their own in a batch whose shape they alone decide.
+        """
+        causal, count = is_causal(self._load()), len(self.templates)
+        prompts = [t.format(word) for word in words for t in self.templates]
+        tokens = self._tokenize(prompts).unflatten(0, (len(words), count))
+        # words whose sentences lie alike can be rows of one batch
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for i, sentences in enumerate(tokens):
+            alike.setdefault(sentence_layout(sentences), []).append(i)
+        vectors = torch.zeros(len(words), self.embed_dims)
+        for (shared, *lengths), members in alike.items():
+            # a padded sentence has tokens enough; the last batch is filled up
+            total = shared + sum(lengths) - count * shared
+            rows = -(-ROWS // total) if causal else 1
+            for part in torch.tensor(members).split(rows):
+                batch = torch.cat([part, part[:1].expand(rows - len(part))])
+                embeds = self._embed(tokens[batch], "cpu")
+                # (rows, T, D) -> (rows, D)
+                means = F.normalize(embeds.mean(1), dim=-1)
+                vectors[part] = means[: len(part)]
+        return vectors
 
     def num_parameters(self) -> int:
         """Parameters of the text tower, which is loaded for it."""
@@ -173,9 +191,6 @@ class CLIPTextEncoder:
             self._tower = tower
         return self._tower
 
-    @torch.no_grad()
-    @torch.autocast("cpu", enabled=False)  # the student's must not round the cache
-    @torch.autocast("cuda", enabled=False)
     def embed_prompts(
         self,
         prompts: Sequence[str] | Tensor,
@@ -186,7 +201,7 @@ class CLIPTextEncoder:
         The cache is not used; the tower computes, in float32, on ``device``.
         """
         # tokens, of one length
-        tower = self._load().to(device)
+        tower = self._load()
         if isinstance(prompts, Tensor):
             tokens = prompts
         elif isinstance(prompts, str) or not all(isinstance(p, str) for p in prompts):
@@ -198,19 +213,27 @@ class CLIPTextEncoder:
                 f"expected tokens (N, {tower.context_length}) of CLIP "
                 f"'{self.source.model}', got {tuple(tokens.shape)}"
             )
+        return self._embed(tokens[None], device)[0]
+
+    @torch.no_grad()
+    @torch.autocast("cpu", enabled=False)  # the student's must not round the cache
+    @torch.autocast("cuda", enabled=False)
+    def _embed(self, tokens: Tensor, device: torch.device | str) -> Tensor:
+        """Tokens (K, N, context), K rows that lie alike -> (K, N, D) unit vectors."""
+        tower = self._load().to(device)
         # a tower that does not read causally gets padded sentences, in chunks
         if not is_causal(tower):
             parts = [
                 tower.encode_text(part.to(device), normalize=True)
-                for part in tokens.split(CHUNK)
+                for part in tokens.flatten(0, 1).split(CHUNK)
             ]
-            return torch.cat(parts)
-        # others are read together; the embedding stands at each sentence's end
+            return torch.cat(parts).unflatten(0, tokens.shape[:2])
+        # the sentences of others are read together; an embedding stands at each's end
         parts = []
         for reader, joined, ends in packed(tower, tokens.cpu()):
-            embeds = reader.to(device).encode_text(joined.to(device), normalize=True)
-            parts.append(embeds[0, ends.to(device)])
-        return torch.cat(parts)
+            embeds = reader.encode_text(joined.to(device), normalize=True)
+            parts.append(embeds[:, ends.to(device)])
+        return torch.cat(parts, 1)
 
     def load_cache(self, path: Path) -> dict[str, Tensor]:
         """Read a cache file; ValueError if another CLIP made it, or it is damaged."""

@@ -9,7 +9,8 @@ from .image_text import (
     ShapesCrops,
 )
 from .lvis import OVLVISDataset, Shapes1203Dataset
-from .transforms import LoadCaptions, LoadWords, PackInputs
+from .sampler import ResumableSampler, SeededDataset
+from .transforms import KeepOriginal, LoadCaptions, LoadWords, PackInputs
 
 __all__ = [
     "COCOByName",
@@ -17,11 +18,14 @@ __all__ = [
     "CropDataset",
     "CropToBox",
     "ImageFolderDataset",
+    "KeepOriginal",
     "LoadCaptions",
     "LoadWords",
     "OVCocoDataset",
     "OVLVISDataset",
     "PackInputs",
+    "ResumableSampler",
+    "SeededDataset",
     "Shapes1203Dataset",
     "ShapesCrops",
     "ShapesDataset",

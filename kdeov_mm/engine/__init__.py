@@ -1,3 +1,4 @@
-"""What runs around a training: hooks, filling the store, the doctor."""
+"""What runs around a training: loop, hooks, filling the store, the doctor."""
 
-from .hooks import EmbeddingCacheHook, TrainingRecordHook
+from .hooks import AtomicCheckpointHook, EmbeddingCacheHook, TrainingRecordHook
+from .loop import ResumableTrainLoop

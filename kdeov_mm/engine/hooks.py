@@ -1,14 +1,19 @@
 """Hooks of mmengine."""
 
+from collections import deque
+from pathlib import Path
 from typing import Any
 
 from mmdet.registry import HOOKS
-from mmengine.hooks import Hook
+from mmengine.dist import is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from ..clip import CachedTeacher
 from ..evaluation.leaks import training_record
+from ..files import write_whole
 
 
 @HOOKS.register_module()
@@ -46,3 +51,70 @@ class TrainingRecordHook(Hook):
     ) -> None:
         """Write it to the new one; None says that nothing was resumed."""
         checkpoint["meta"]["resumed"] = self.before
+
+
+@register_backend("atomic")
+class AtomicBackend(LocalBackend):
+    """Local files, written atomically."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write a file: it has all of its new content, or is as it was."""
+        path = Path(filepath)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, obj)
+
+
+@HOOKS.register_module()
+class AtomicCheckpointHook(CheckpointHook):
+    """mmengine's hook, so that a kill at any moment leaves a checkpoint to resume from.
+
+    On a local disk, checkpoints and ``last_checkpoint`` are written atomically. An old
+    checkpoint is removed when the new one and ``last_checkpoint`` are there.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Remove what a killed training left unfinished."""
+        super().before_train(runner)
+        if type(self.file_backend) is LocalBackend:
+            self.backend_args = dict(backend="atomic")
+            if is_main_process():
+                for path in Path(self.out_dir).glob("*.pth.*.tmp"):
+                    path.unlink()
+
+    def _save_checkpoint_with_step(
+        self, runner: Runner, step: int, meta: dict[str, Any]
+    ) -> None:
+        # the checkpoint names those beside it: a training that is killed before it
+        # removes the oldest does so when it is resumed
+        old = [kept for kept in getattr(self, "keep_ckpt_ids", ()) if kept != step]
+        self.last_ckpt = self._path(step)
+        runner.message_hub.update_info("last_ckpt", self.last_ckpt)
+        runner.message_hub.update_info("keep_ckpt_ids", [*old, step])
+        runner.save_checkpoint(
+            self.out_dir,
+            self.filename_tmpl.format(step),
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        if is_main_process():
+            write_whole(
+                Path(runner.work_dir) / "last_checkpoint", self.last_ckpt.encode()
+            )
+        # those that are too many
+        if self.max_keep_ckpts > 0:
+            excess = max(len(old) + 1 - self.max_keep_ckpts, 0)
+            self.keep_ckpt_ids = deque([*old[excess:], step])
+            if is_main_process():
+                for path in map(self._path, old[:excess]):
+                    if self.file_backend.isfile(path):
+                        self.file_backend.remove(path)
+
+    def _path(self, step: int) -> str:
+        return self.file_backend.join_path(
+            self.out_dir, self.filename_tmpl.format(step)
+        )

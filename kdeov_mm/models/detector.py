@@ -32,7 +32,7 @@ class KDEOVDetector(Student, SingleStageDetector):
     scores by embedding . text. The classes come with the samples (``words`` in
     their metainfo); training, unseen words and a user's prompt differ only in
     who supplies them. In training, distillation heads compare the student with the
-    teacher on the same pixels; without them it is a plain detector.
+    teacher on the same images; without them it is a plain detector.
 
     Args:
         backbone: e.g. ``mmyolo.YOLOv8CSPDarknet``.

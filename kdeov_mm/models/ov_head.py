@@ -356,31 +356,46 @@ class OVHead(YOLOv8Head):
             if any("verified" in meta for meta in batch_img_metas):
                 counts = _verified(batch_img_metas, quality) | (quality > 0)
                 loss_cls = loss_cls.masked_fill(~counts, 0)
-            # boxes where an object is matched: (n,) images and locations
-            where = target["fg_mask_pre_prior"].bool().nonzero(as_tuple=True)
-            stride = points[:, 2:3][where[1]]
-            centre, truth = points[:, :2][where[1]], target["assigned_bboxes"][where]
-            weight = quality.sum(-1)[where]
-            loss_bbox = self.loss_bbox(
-                boxes[where] / stride, truth / stride, weight=weight[:, None]
-            )
-            sides = self.bbox_coder.encode(
-                centre / stride,
-                truth / stride,
-                max_dis=self.head_module.reg_max - 1,
-                eps=0.01,
-            )
-            loss_dfl = self.loss_dfl(
-                distances[where].flatten(0, 1),
-                sides.flatten(),
-                weight=weight[:, None].expand(-1, 4).flatten(),
-                avg_factor=total,
-            )
-        return dict(
-            loss_cls=loss_cls.sum() / total,
-            loss_bbox=loss_bbox / total,
-            loss_dfl=loss_dfl,
+            losses = self._box_losses(boxes, distances, points, target, total)
+        return dict(loss_cls=loss_cls.sum() / total, **losses)
+
+    def _box_losses(
+        self,
+        boxes: Tensor,
+        distances: Tensor,
+        points: Tensor,
+        target: dict[str, Tensor],
+        total: Tensor,
+    ) -> dict[str, Tensor]:
+        """The losses of boxes where an object is matched.
+
+        Args:
+            boxes: (B, N, 4).
+            distances: box logits (B, N, 4, R).
+            points: centres and strides (N, 4).
+            target: the assigner's.
+            total: what sums are divided by.
+        """
+        # n images and locations; their boxes in strides
+        where = target["fg_mask_pre_prior"].bool().nonzero(as_tuple=True)
+        stride = points[:, 2:3][where[1]]
+        truth = target["assigned_bboxes"][where] / stride
+        weight = target["assigned_scores"].sum(-1)[where]
+        loss_bbox = self.loss_bbox(boxes[where] / stride, truth, weight=weight[:, None])
+        # the two bins next to each side
+        sides = self.bbox_coder.encode(
+            points[:, :2][where[1]] / stride,
+            truth,
+            max_dis=self.head_module.reg_max - 1,
+            eps=0.01,
         )
+        loss_dfl = self.loss_dfl(
+            distances[where].flatten(0, 1),
+            sides.flatten(),
+            weight=weight[:, None].expand(-1, 4).flatten(),
+            avg_factor=total,
+        )
+        return dict(loss_bbox=loss_bbox / total, loss_dfl=loss_dfl)
 
     def _assign(
         self,

@@ -110,6 +110,48 @@ def test_rows_follow_the_order_of_the_names(encoder: CLIPTextEncoder) -> None:
     assert torch.equal(encoder([WORDS[i] for i in order]), text[order])
 
 
+# words of one to some ten tokens, and templates that end in the word and that do not
+MANY = [
+    f"{adjective}{word}".strip()
+    for adjective in ("", "very ", "unbelievably multicoloured ", "12-inch ")
+    for word in (*WORDS, "a photo", "xylophone", "x", "kdeov", "daschshund puppy")
+]
+
+
+@pytest.mark.parametrize("threads, causal", [(1, True), (1, False), (2, True)])
+def test_a_word_has_the_same_bits_beside_whichever_others(
+    threads: int,
+    causal: bool,
+    encoder: CLIPTextEncoder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not causal:
+        monkeypatch.setattr(encoder._load(), "attn_mask", None)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        alone = torch.cat([encoder.encode([word]) for word in MANY])
+        for size in (2, 9, 20, 38):
+            part = torch.randperm(len(MANY))[:size].tolist()
+            text = encoder.encode([MANY[i] for i in part])
+            assert torch.equal(text, alone[part])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_caches_filled_in_two_orders_hold_the_same_vectors(
+    encoder: CLIPTextEncoder, tmp_path: Path
+) -> None:
+    for words in (MANY[::2], MANY[1::2]):
+        encoder(words)
+    other = CLIPTextEncoder(encoder.source.model, None, TEMPLATES, str(tmp_path / "b"))
+    for words in (MANY[:-20:-1], MANY[5:9], MANY):
+        other(words)
+    ours, theirs = (e.load_cache(e.cache_file) for e in (encoder, other))
+    assert ours.keys() == theirs.keys() == set(MANY)
+    assert all(torch.equal(ours[word], theirs[word]) for word in MANY)
+
+
 def test_names_are_asked_as_captions_write_them(encoder: CLIPTextEncoder) -> None:
     assert clean_name(" aerosol_can  top") == "aerosol can top"
     assert torch.equal(encoder(["red_ball"]), encoder(["red  ball "]))

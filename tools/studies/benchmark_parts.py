@@ -149,7 +149,7 @@ def save_tower(folder: Path) -> None:
 def time_training(args: argparse.Namespace) -> dict[str, Any]:
     """Images per second of the demo's training, and the share of time without data."""
     cfg = Config.fromfile(str(ROOT / TRAINED), lazy_import=False)
-    cfg.train_cfg = dict(type="IterBasedTrainLoop", max_iters=30, val_interval=10**6)
+    cfg.train_cfg = dict(type="ResumableTrainLoop", max_iters=30, val_interval=10**6)
     cfg.default_hooks.logger.interval = 1
     cfg.param_scheduler = None
     cfg.log_level = "ERROR"

@@ -9,6 +9,7 @@ image_size = 640
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True),
+    dict(type="KeepOriginal"),  # what the teacher crops
     # large-scale jitter, as ViLD and Detic
     dict(
         type="RandomResize",
@@ -36,7 +37,7 @@ train_dataloader = dict(
     batch_size=16,  # on each of 8 GPUs
     num_workers=4,
     persistent_workers=True,
-    sampler=dict(type="InfiniteSampler", shuffle=True),
+    sampler=dict(type="ResumableSampler", shuffle=True),
     dataset=dict(
         type="OVCocoDataset",
         data_root=data_root,

@@ -14,7 +14,7 @@ from ..pixels import filled_part
 from ..text_classifier import TextClassifier, TextEmbeds, rename_old_keys
 from .base import CropFeatures, Needs, StudentBatch, joint_total
 from .losses import InfoNCE
-from .regions import RegionPicker
+from .regions import RegionPicker, visible_truth
 
 
 @MODELS.register_module(name=["ImageDistillation", "GlobalDistillation"])
@@ -172,9 +172,9 @@ class ImageDistillation(RegionPicker):
             targets.append(of_regions[which])
         if self.calibrate:
             # no crops: no labels, but a loss that every process takes part in
-            labels, crops_seen = torch.zeros(0).long(), embeds[:0]
+            labels, crops_seen = embeds.new_zeros(0).long(), embeds[:0]
             if len(of_regions):
-                labels, crops_seen = _labels(samples, boxes)[which], crops
+                labels, crops_seen = labels_of(samples, boxes)[which], crops
             value = self._calibration(crops_seen, student.text, labels)
             losses["loss_global_calibration"] = value
         if self.distances:
@@ -236,12 +236,12 @@ def _means(embeds: Tensor, counts: Sequence[int]) -> Tensor:
     return F.normalize(torch.stack(means).nan_to_num(), dim=-1)
 
 
-def _labels(samples: SampleList, boxes: Sequence[Tensor]) -> Tensor:
+def labels_of(samples: SampleList, boxes: Sequence[Tensor]) -> Tensor:
     """Labels (sum n_b,) of the boxes, of which the first are the truth; else -1."""
     # regions begin with the ground truth; others have no label
     labels = []
     for sample, its in zip(samples, boxes):
-        known = sample.gt_instances.labels
+        known = visible_truth(sample).labels
         labels.append(F.pad(known, (0, len(its) - len(known)), value=-1))
     return torch.cat(labels)
 

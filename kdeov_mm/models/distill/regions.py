@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
 
@@ -12,12 +13,15 @@ from ...clip.teacher_batch import TeacherBatch
 from .base import Distillation, Needs, RegionEmbeds, StudentBatch
 
 SOURCES = ("truth", "own", "random", "blocks", "stored")
+MIN_VISIBLE = 0.5  # of an object's box, by area
 
 
 class RegionPicker(Distillation):
     """A distillation of regions: those of its sources, in their order.
 
-    - ``truth``: the ground-truth boxes;
+    - ``truth``: the ground-truth boxes, but for objects less than half of which is
+      left in the input, where that is known
+      (:class:`kdeov_mm.datasets.KeepOriginal`): their class is seldom seen;
     - ``own``: the student's best boxes elsewhere, picked without classes: objects
       that nobody labelled;
     - ``random``: squares of random place and size;
@@ -81,7 +85,7 @@ class RegionPicker(Distillation):
             truth, parts = sample.gt_instances.bboxes, []
             for source in self.sources:
                 if source == "truth":
-                    parts.append(truth)
+                    parts.append(visible_truth(sample).bboxes)
                 elif source == "own":
                     if embeds is not None and student.progress >= self.warmup:
                         parts.append(self.own_boxes(sample, embeds, i))
@@ -123,6 +127,12 @@ class RegionPicker(Distillation):
             boxes[pool], score[pool], torch.zeros_like(pool), self.nms_iou
         )
         return boxes[pool[keep[: self.proposals]]]
+
+
+def visible_truth(sample: DetDataSample) -> InstanceData:
+    """The ground truth of objects at least half of which is visible."""
+    truth = sample.gt_instances
+    return truth[truth.visible >= MIN_VISIBLE] if "visible" in truth else truth
 
 
 def block_boxes(shape: Sequence[int], grids: Sequence[int]) -> Tensor:

@@ -97,6 +97,16 @@ def test_regions_begin_with_the_ground_truth() -> None:
     assert len(first) > 2 and len(second) > 0
 
 
+def test_objects_of_which_less_than_half_is_left_are_no_regions() -> None:
+    """And not asked about as the student's own boxes either."""
+    sample = make_sample(TRUTH, [0, 1])
+    sample.gt_instances.visible = torch.tensor([0.4, 0.6])
+    head = make_head(proposals=64)
+    (regions,) = regions_of(head, [sample], make_locations())
+    assert regions[0].tolist() == TRUTH[1]
+    assert box_iou(regions[1:], torch.tensor(TRUTH)).max() <= 0.5
+
+
 def test_regions_are_never_duplicates() -> None:
     head = make_head(proposals=50, nms_iou=0.4)
     (regions,) = regions_of(head, [make_sample(TRUTH, [0, 1])], make_locations())

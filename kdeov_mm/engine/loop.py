@@ -1,0 +1,126 @@
+"""The training loop: killed at any step and resumed, it ends with the same bits."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmdet.registry import LOOPS
+from mmengine.dist import broadcast
+from mmengine.runner import IterBasedTrainLoop, Runner
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ..datasets.sampler import STEP, ResumableSampler, SeededDataset, seed_from
+
+RECORD = "data_sequence"  # what the order of the data depends on, in a checkpoint
+
+
+@LOOPS.register_module()
+class ResumableTrainLoop(IterBasedTrainLoop):
+    """mmengine's loop by iterations, whose random numbers depend on the step alone.
+
+    The random numbers of a step (words, places) are a function of seed, step and rank;
+    those of a sample (augmentation) of seed and its position, see
+    :class:`ResumableSampler`. A resumed training begins its data at the position of its
+    step, without reading what came before.
+
+    Args:
+        runner: mmengine's.
+        dataloader: its config, with ``sampler=dict(type="ResumableSampler")``.
+        **kwargs: of ``IterBasedTrainLoop``: ``max_iters``, ``val_interval``, ...
+
+    Raises:
+        TypeError: the data loader is no config, or has another sampler.
+    """
+
+    def __init__(self, runner: Runner, dataloader: Any, **kwargs: Any) -> None:
+        loader = _build_loader(runner, dataloader)
+        # the parent starts the loader that it is given, before the step is known from
+        # which to go on: one without workers, which is not used
+        super().__init__(runner, DataLoader(loader.dataset), **kwargs)
+        self.dataloader = loader
+
+    def run(self) -> nn.Module:
+        """Train from the step of the checkpoint, or from the first."""
+        self.runner.call_hook("before_train")
+        self.runner.call_hook("before_train_epoch")
+        self.begin_data()
+        while self._iter < self._max_iters and not self.stop_training:
+            self.runner.model.train()
+            self.run_iter(next(self.dataloader_iterator))
+            self._decide_current_val_interval()
+            # validation, by mmengine's rules
+            last = self._iter == self._max_iters
+            due = last or self._iter % self.val_interval == 0
+            if (
+                self.runner.val_loop is not None
+                and self._iter >= self.val_begin
+                and due
+            ):
+                self.runner.val_loop.run()
+        self.runner.call_hook("after_train_epoch")
+        self.runner.call_hook("after_train")
+        return self.runner.model
+
+    def begin_data(self) -> None:
+        """Start the data at the present step; warn of what an exact resume forbids."""
+        # a checkpoint brings its seed; all ranks share one order
+        seed = torch.tensor(self.runner.seed)
+        broadcast(seed)
+        self.seed = int(seed)
+        sampler, batch_size = self.dataloader.sampler, self.dataloader.batch_size
+        sampler.seed, sampler.start = self.seed, self._iter * batch_size
+        # what the checkpoint says of its data
+        record = dict(
+            images=sampler.size,
+            batch_size=batch_size,
+            processes=sampler.world_size,
+            shuffle=sampler.shuffle,
+        )
+        if self._iter > 0:
+            self._compare(self.runner.message_hub.get_info(RECORD, {}), record)
+        self.runner.message_hub.update_info(RECORD, record)
+        self.dataloader_iterator = iter(self.dataloader)
+
+    def run_iter(self, data_batch: Sequence[dict]) -> None:
+        """One step, with its own random numbers."""
+        seed_from(STEP, self.seed, self._iter, self.runner.rank)
+        super().run_iter(data_batch)
+
+    def _compare(self, held: dict[str, Any], record: dict[str, Any]) -> None:
+        changed = [
+            f"{key} was {held.get(key, 'not recorded')}, is {value}"
+            for key, value in record.items()
+            if held.get(key) != value
+        ]
+        if changed:
+            self.runner.logger.log(
+                logging.WARNING,
+                f"This training goes on from step {self._iter}, but will not end as "
+                f"the undisturbed one: {'; '.join(changed)}. The steps that are left, "
+                "their learning rates and the seed are the checkpoint's; the images "
+                "are those of this step in the new sequence.",
+            )
+
+
+def _build_loader(runner: Runner, dataloader: Any) -> DataLoader:
+    """The loader of a config, its samples seeded one by one."""
+    if not isinstance(dataloader, dict):
+        raise TypeError(
+            "ResumableTrainLoop builds its data loader from a config, "
+            f"train_dataloader=dict(...), got a {type(dataloader).__name__}"
+        )
+    seeded = dict(type=SeededDataset, dataset=dataloader["dataset"])
+    loader = runner.build_dataloader(dict(dataloader, dataset=seeded), runner.seed)
+    # a batch sampler, too, would leave the loader with another sampler
+    if not isinstance(loader.sampler, ResumableSampler):
+        found = {key: dataloader.get(key) for key in ("sampler", "batch_sampler")}
+        raise TypeError(
+            "ResumableTrainLoop needs to know which images a step has: expected "
+            "train_dataloader.sampler=dict(type='ResumableSampler', shuffle=True) and "
+            f"no batch_sampler, got {found}. Set these (with _delete_=True where a "
+            "_base_ has another), or train_cfg.type='IterBasedTrainLoop', which on "
+            "--resume reads all past data again and draws other random numbers."
+        )
+    return loader
