@@ -53,7 +53,11 @@ class ResumableTrainLoop(IterBasedTrainLoop):
             # validation, by mmengine's rules
             last = self._iter == self._max_iters
             due = last or self._iter % self.val_interval == 0
-            if self.runner.val_loop is not None and self._iter >= self.val_begin and due:
+            if (
+                self.runner.val_loop is not None
+                and self._iter >= self.val_begin
+                and due
+            ):
                 self.runner.val_loop.run()
         self.runner.call_hook("after_train_epoch")
         self.runner.call_hook("after_train")

@@ -2,9 +2,7 @@
 
 max_iters = 800
 warmup_iters = 50
-train_cfg = dict(
-    type="ResumableTrainLoop", max_iters=max_iters, val_interval=1000000
-)
+train_cfg = dict(type="ResumableTrainLoop", max_iters=max_iters, val_interval=1000000)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(
