@@ -148,6 +148,37 @@ def test_resume_alone_takes_the_latest_checkpoint(
     assert (tmp_path / "iter_2.pth").is_file()
 
 
+@pytest.mark.parametrize("harm", ["missing", "cut"])
+@pytest.mark.parametrize("named", [True, False])
+def test_resume_from_a_checkpoint_that_is_not_whole_says_so(
+    config: Path, trained: Path, tmp_path: Path, harm: str, named: bool
+) -> None:
+    path = tmp_path / "iter_1.pth"
+    if harm == "cut":
+        content = (trained / "iter_1.pth").read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+    (tmp_path / "last_checkpoint").write_text(str(path))
+    arguments = ["--resume", str(path)] if named else ["--resume"]
+    with pytest.raises(SystemExit, match="--resume CKPT") as why:
+        train_in(tmp_path, config, *arguments)
+    assert str(path) in str(why.value)
+    what = "does not exist" if harm == "missing" else "damaged"
+    assert what in str(why.value) and ("last_checkpoint" in str(why.value)) != named
+
+
+def test_resume_without_a_checkpoint_begins_as_the_config_says(
+    config: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = trained / "iter_2.pth"
+    train_in(tmp_path, config, "--resume", load_from=weights)
+    assert "begins anew" in capsys.readouterr().out
+    (start,) = STATES
+    assert start["iter"] == 0
+    loaded = torch.load(weights, weights_only=True)["state_dict"]
+    for key, value in loaded.items():
+        assert torch.equal(start["model"][key], value), key
+
+
 def test_amp_trains_on_this_machine(config: Path, tmp_path: Path) -> None:
     train_in(tmp_path, config, "--amp", **{"train_cfg.max_iters": 1})
     checkpoint = torch.load(tmp_path / "iter_1.pth", weights_only=True)

@@ -47,6 +47,8 @@ class AtomicCheckpointHook(CheckpointHook):
     checkpoint is removed when the new one and ``last_checkpoint`` are there.
     """
 
+    keep_ckpt_ids: deque[int]
+
     def before_train(self, runner: Runner) -> None:
         """Remove what a killed training left unfinished."""
         super().before_train(runner)
@@ -59,12 +61,14 @@ class AtomicCheckpointHook(CheckpointHook):
     def _save_checkpoint_with_step(
         self, runner: Runner, step: int, meta: dict[str, Any]
     ) -> None:
-        # the checkpoint names those beside it: a training that is killed before it
-        # removes the oldest does so when it is resumed
-        old = [kept for kept in getattr(self, "keep_ckpt_ids", ()) if kept != step]
         self.last_ckpt = self._path(step)
         runner.message_hub.update_info("last_ckpt", self.last_ckpt)
-        runner.message_hub.update_info("keep_ckpt_ids", [*old, step])
+        # a checkpoint names those beside it: where a training is killed before it
+        # removes the oldest, the resumed one does
+        limited = self.max_keep_ckpts > 0
+        old = [i for i in self.keep_ckpt_ids if i != step] if limited else []
+        if limited:
+            runner.message_hub.update_info("keep_ckpt_ids", [*old, step])
         runner.save_checkpoint(
             self.out_dir,
             self.filename_tmpl.format(step),
@@ -80,8 +84,8 @@ class AtomicCheckpointHook(CheckpointHook):
             write_whole(
                 Path(runner.work_dir) / "last_checkpoint", self.last_ckpt.encode()
             )
-        # those that are too many
-        if self.max_keep_ckpts > 0:
+        # now those that are too many
+        if limited:
             excess = max(len(old) + 1 - self.max_keep_ckpts, 0)
             self.keep_ckpt_ids = deque([*old[excess:], step])
             if is_main_process():

@@ -17,11 +17,12 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
-import kdeov_mm.engine.hooks as hooks
+import kdeov_mm.engine.hooks as hooks  # isort: skip  (compat comes first)
+
+from mmdet.registry import HOOKS
+from mmengine.hooks import Hook
 
 from ..conftest import load_tool
-from mmdet.registry import HOOKS  # isort: skip
-from mmengine.hooks import Hook  # isort: skip
 
 MOMENT: list[Any] = []
 
@@ -55,13 +56,13 @@ class KillAt(Hook):
         hooks.write_whole = watched
 
     def before_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
-        if MOMENT == ["step", runner.iter]:
+        if ["step", runner.iter] == MOMENT:
             die()
-        if MOMENT == ["loss", runner.iter]:  # between forward and backward
+        if ["loss", runner.iter] == MOMENT:  # between forward and backward
             runner.optim_wrapper.update_params = lambda loss: die()
 
     def after_val_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
-        if MOMENT == ["validation", runner.iter]:
+        if ["validation", runner.iter] == MOMENT:
             die()
 
 
@@ -71,12 +72,14 @@ def main(jobs: list[tuple[list[str], list[Any] | None]]) -> list[int]:
         child = os.fork()
         if child == 0:
             MOMENT.extend(moment or [])
+            status = 1
             try:
                 train.main(arguments)
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
+                status = 0
+            finally:  # nothing of the fork runs on
+                if status:
+                    traceback.print_exc()
+                os._exit(status)
         ends.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     return ends
 
