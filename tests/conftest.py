@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from PIL import Image
@@ -24,11 +26,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kdeov_mm.clip.source import TEACHERS
-from kdeov_mm.datasets import OVCocoDataset
-from kdeov_mm.datasets.lvis import LVIS_FREQUENCY
 from kdeov_mm.datasets.shapes_files import write_world
 from kdeov_mm.models import KDEOVDetector
 from kdeov_mm.vocabulary import as_vocabulary
+
+from .standins import write_standins
 
 ROOT = Path(kdeov_mm.__file__).resolve().parents[1]
 WORDS = ("red ball", "blue cube", "green star", "old house", "small dog", "tall tree")
@@ -69,7 +71,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def same_start() -> None:
-    """Every test begins with the same seed, and in mmdet's scope."""
+    """Every test begins with the same seed, in mmdet's scope, outside of a training."""
+    MessageHub._instance_dict.clear()
     torch.manual_seed(0)
     init_default_scope("mmdet")
 
@@ -98,27 +101,26 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def build_detector(tiny_clip: str) -> Callable[..., KDEOVDetector]:
     """Build the base student around the tiny CLIP; keywords change its config."""
-    base = Config.fromfile(
-        ROOT / "configs/_base_/models/kdeov_yolov8_n.py", lazy_import=False
-    ).model.to_dict()
+    return partial(detector_of, tiny_clip)
 
-    def build(**changes: Any) -> KDEOVDetector:
-        cfg = Config(base).copy()
-        cfg.merge_from_dict(
-            {
-                "text_encoder.model": tiny_clip,
-                "teacher.model": tiny_clip,
-                "bbox_head.head_module.embed_dims": EMBED_DIMS,
-                **changes,
-            }
-        )
-        torch.manual_seed(0)
-        init_default_scope("mmdet")  # fixtures of a module come before same_start
-        model = MODELS.build(cfg)
-        model.init_weights()
-        return model
 
-    return build
+def detector_of(clip: str, **changes: Any) -> KDEOVDetector:
+    """The base student around a CLIP; keywords change its config."""
+    file = ROOT / "configs/_base_/models/kdeov_yolov8_n.py"
+    cfg = Config(Config.fromfile(file, lazy_import=False).model.to_dict())
+    cfg.merge_from_dict(
+        {
+            "text_encoder.model": clip,
+            "teacher.model": clip,
+            "bbox_head.head_module.embed_dims": EMBED_DIMS,
+            **changes,
+        }
+    )
+    torch.manual_seed(0)
+    init_default_scope("mmdet")  # fixtures of a module come before same_start
+    model = MODELS.build(cfg)
+    model.init_weights()
+    return model
 
 
 @pytest.fixture(scope="session")
@@ -218,70 +220,10 @@ def world_1203(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """COCO and LVIS: a few pictures of noise, stock annotation files, their splits."""
-    root, rng = tmp_path_factory.mktemp("stock"), np.random.default_rng(0)
-    coco = [
-        dict(id=i, name=name)
-        for i, name in enumerate(OVCocoDataset.METAINFO["classes"], 1)
-    ]
-    lvis = [
-        dict(id=i, name=name, frequency=kind, synonyms=[name])
-        for i, (name, kind) in enumerate(LVIS_FREQUENCY.items(), 1)
-    ]
-    for name, categories in (("coco", coco), ("lvis", lvis)):
-        for part, number in (("train", 8), ("val", 4)):
-            folder = root / name / f"{part}2017"
-            folder.mkdir(parents=True)
-            content = stock_annotations(rng, categories, folder, number)
-            stem = f"instances_{part}2017" if name == "coco" else f"lvis_v1_{part}"
-            file = root / name / f"annotations/{stem}.json"
-            file.parent.mkdir(exist_ok=True)
-            file.write_text(json.dumps(content))
-        ids = file if name == "lvis" else None
-        load_tool("prepare_splits").make_splits(
-            name, file.parent, ids, say=lambda line: None
-        )
+    """COCO and LVIS: stand-ins of a few pictures, and their splits."""
+    root = tmp_path_factory.mktemp("stock")
+    write_standins(root, train=8, val=4)
     return root
-
-
-def stock_annotations(
-    rng: np.random.Generator,
-    categories: list[dict[str, Any]],
-    folder: Path,
-    number: int,
-) -> dict[str, Any]:
-    """Pictures with a box of every sixth class, of those in turn."""
-    images, boxes = [], []
-    for image in range(1, number + 1):
-        pixels = rng.integers(256, size=(96, 128, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{image:012d}.jpg")
-        chosen = categories[image % 6 :: len(categories) // 12]
-        images.append(
-            dict(
-                id=image,
-                file_name=f"{image:012d}.jpg",
-                coco_url=f"http://x.org/{folder.name}/{image:012d}.jpg",
-                width=128,
-                height=96,
-                neg_category_ids=[categories[-1]["id"]],
-                not_exhaustive_category_ids=[],
-            )
-        )
-        for category in chosen:
-            x, y, w, h = rng.uniform(4, 48, 4).round(2).tolist()
-            boxes.append(
-                dict(id=len(boxes) + 1, image_id=image, category_id=category["id"],
-                     bbox=[x, y, w, h], area=w * h, iscrowd=0, segmentation=[])
-            )  # fmt: skip
-    captions = [
-        dict(id=5 * i + j, image_id=image["id"], caption=f"{j} things of kind {i}")
-        for i, image in enumerate(images)
-        for j in range(5)
-    ]
-    file = folder.parent / f"annotations/captions_{folder.name}.json"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(dict(images=images, annotations=captions)))
-    return dict(images=images, annotations=boxes, categories=categories)
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
+from mmengine.runner import set_random_seed
 
 from kdeov_mm.engine.doctor import ADVICE, Finding, examine
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "bbox_head" not in cfg.model:
         parser.error(f"{args.config} has no bbox_head: only detectors are examined")
 
-    torch.manual_seed(0)
+    set_random_seed(0)  # of the pipeline, too: the same report each time
     # mmengine's log lists all weights
     MMLogger.get_instance("doctor", log_level="ERROR")
     # observations at once, findings together at the end

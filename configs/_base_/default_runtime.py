@@ -21,6 +21,7 @@ default_hooks = dict(
     ),
     sampler_seed=dict(type="DistSamplerSeedHook"),
     visualization=dict(type="DetVisualizationHook"),
+    record=dict(type="TrainingRecordHook"),  # for the leak report, when resumed
 )
 custom_hooks = [
     dict(

@@ -19,7 +19,7 @@ from .store import FORMAT, EmbeddingStore, StoreMismatch
 
 TOLERANCE = 0.1  # pixels between a box and the stored one
 # steps of a pipeline that decide the pixels, the same for an image each time
-PIXEL_STEPS = ("LoadImageFromFile", "Resize", "FixScaleResize")
+PIXEL_STEPS = ("LoadImageFromFile", "KeepOriginal", "Resize", "FixScaleResize")
 # data sets around another, of whose images they are
 WRAPPERS = ("RepeatDataset", "ClassBalancedDataset", "SeededDataset")
 # steps that change neither pixels nor boxes

@@ -11,6 +11,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from .originals import Originals, find_originals
 from .source import CLIPSource
 from .text import CLIPTextEncoder
 
@@ -63,10 +64,15 @@ class CLIPImageTeacher:
     def for_batch(
         self, inputs: Tensor, samples: SampleList, preprocessor: Any
     ) -> "LiveBatch":
-        """The teacher of a student's inputs (B, 3, H, W), as its preprocessor gave."""
+        """The teacher of a student's inputs (B, 3, H, W), as its preprocessor gave.
+
+        Raises:
+            ValueError: ``batch_augments`` with samples that have an original.
+        """
         shapes = [sample.img_shape for sample in samples]
         pixels = undo_normalisation(preprocessor, inputs, shapes)
-        return LiveBatch(self, pixels, shapes)
+        originals = find_originals(preprocessor, samples, pixels)
+        return LiveBatch(self, pixels, shapes, originals)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -76,10 +82,18 @@ class CLIPImageTeacher:
         embeds = torch.cat([tower(part) for part in images.split(self.batch_size)])
         return F.normalize(embeds.float(), dim=-1)
 
+    @torch.no_grad()
+    def embed_images(self, images: Sequence[Tensor]) -> Tensor:
+        """B images (3, h, w), RGB in [0, 1], of any sizes -> (B, D) unit vectors."""
+        # images of one size are resized together; all pass the tower together
+        if len({image.shape for image in images}) > 1:
+            size = _pair(self._load(images[0].device).image_size)
+            images = [_resized(image[None], size)[0] for image in images]
+        return self(torch.stack(list(images)))
+
     def _normalised(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         """Images in [0, 1] as the tower takes them, resized if they need it."""
-        if images.shape[-2:] != size:
-            images = F.interpolate(images, size, mode="bicubic", antialias=True)
+        images = _resized(images, size)
         # the bicubic filter overshoots at edges
         return (images.clamp(0, 1) - self._mean) / self._std
 
@@ -174,6 +188,13 @@ def _scale_boxes(boxes: Tensor, scale: float, limit: int) -> Tensor:
     return torch.cat([centre - half, centre + half], dim=1).float()
 
 
+def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images (N, 3, H, W) of a size (height, width)."""
+    if images.shape[-2:] == size:
+        return images
+    return F.interpolate(images, size, mode="bicubic", antialias=True)
+
+
 def _pair(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
@@ -207,30 +228,44 @@ class LiveBatch(NamedTuple):
         teacher: embeds.
         pixels: (B, 3, H, W), RGB in [0, 1].
         shapes: height and width of each image in ``pixels``, without its padding.
+        originals: what is cropped instead of ``pixels``; None: ``pixels``.
     """
 
     teacher: CLIPImageTeacher
     pixels: Tensor
     shapes: Sequence[tuple[int, ...]]
+    originals: Originals | None = None
 
     def images(self) -> Tensor:
-        """As :class:`TeacherBatch`."""
+        """As :class:`TeacherBatch`: of an original, the part that the input shows."""
+        if self.originals is not None:
+            return self.teacher.embed_images(self.originals.windows(self.shapes))
         # without their padding, which would be read as a part of the image
-        sizes = [(shape[0], shape[1]) for shape in self.shapes]
-        embeds: dict[int, Tensor] = {}
-        # images of one size pass the teacher together
-        for height, width in dict.fromkeys(sizes):
-            which = [i for i, size in enumerate(sizes) if size == (height, width)]
-            images = self.pixels[which, :, :height, :width]
-            embeds.update(zip(which, self.teacher(images)))
-        return torch.stack([embeds[i] for i in range(len(sizes))])
+        parts = [image[:, : s[0], : s[1]] for image, s in zip(self.pixels, self.shapes)]
+        return self.teacher.embed_images(parts)
 
     def crops(self, boxes: Sequence[Tensor], scales: Sequence[float]) -> Tensor:
-        """As :class:`TeacherBatch`."""
-        return self.teacher.embed_crops(self.pixels, boxes, scales)
+        """As :class:`TeacherBatch`.
+
+        Those of an original do not depend on how the input was augmented. Where they
+        reach beyond the input, the original goes on; beyond the image all is black.
+        """
+        if self.originals is None:
+            return self.teacher.embed_crops(self.pixels, boxes, scales)
+        pixels, boxes = self.originals.pixels, self.originals.boxes(boxes)
+        return self.teacher.embed_crops(pixels, boxes, scales)
+
+    def mirrored(self) -> "LiveBatch":
+        """The batch of the same inputs mirrored left to right."""
+        # the padding stays at the right
+        pixels = self.pixels.clone()
+        for image, (_, width, *_) in zip(pixels, self.shapes):
+            image[..., :width] = image[..., :width].flip(-1)
+        originals = self.originals and self.originals.mirrored(self.shapes)
+        return self._replace(pixels=pixels, originals=originals)
 
     def dense(self) -> Tensor:
-        """As :class:`TeacherBatch`."""
+        """As :class:`TeacherBatch`: of the input itself, originals or not."""
         return self.teacher.embed_dense(self.pixels)
 
     def captions(self, captions: Sequence[str]) -> Tensor:

@@ -10,7 +10,7 @@ class TeacherBatch(Protocol):
     """The teacher's answers for a batch of B images. All are unit vectors."""
 
     def images(self) -> Tensor:
-        """Whole images without their padding: (B, D)."""
+        """What the inputs show of the images, without padding: (B, D)."""
 
     def crops(self, boxes: Sequence[Tensor], scales: Sequence[float]) -> Tensor:
         """Crops of B tensors of boxes (n_b, 4), xyxy in pixels of the padded input.

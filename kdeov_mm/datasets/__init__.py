@@ -10,7 +10,7 @@ from .image_text import (
 )
 from .lvis import OVLVISDataset, Shapes1203Dataset
 from .sampler import ResumableSampler, SeededDataset
-from .transforms import LoadCaptions, LoadWords, PackInputs
+from .transforms import KeepOriginal, LoadCaptions, LoadWords, PackInputs
 
 __all__ = [
     "COCOByName",
@@ -18,6 +18,7 @@ __all__ = [
     "CropDataset",
     "CropToBox",
     "ImageFolderDataset",
+    "KeepOriginal",
     "LoadCaptions",
     "LoadWords",
     "OVCocoDataset",

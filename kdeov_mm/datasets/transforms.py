@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from mmcv.transforms import BaseTransform
 from mmdet.datasets.transforms import PackDetInputs
 from mmdet.registry import TRANSFORMS
@@ -15,12 +16,23 @@ from ..vocabulary import as_vocabulary
 META_KEYS = (
     *("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
     *("flip", "flip_direction", "words", "gt_label", "caption", "captions"),
+    *("verified_labels", "not_exhaustive_labels", "label_weights"),  # OVLVISDataset's
 )
+# pixels of the input by which steps round boxes
+BOX_TOLERANCE = 2
 
 
 @TRANSFORMS.register_module()
 class PackInputs(PackDetInputs):
     """mmdet's PackDetInputs, which also keeps words, label and captions of a sample.
+
+    After :class:`KeepOriginal` the sample also has
+
+    - ``original``: (3, H, W) uint8, the channels in the order of ``inputs``;
+    - ``homography_matrix`` in its metainfo: (3, 3), from pixels of ``original`` to
+      pixels of the input;
+    - ``visible`` in its ``gt_instances``: (n,), the part of each box of the original
+      that the input shows, by area.
 
     Args:
         meta_keys: what the sample keeps, as far as the pipeline made it.
@@ -28,6 +40,104 @@ class PackInputs(PackDetInputs):
 
     def __init__(self, meta_keys: Sequence[str] = META_KEYS) -> None:
         super().__init__(tuple(meta_keys))
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """As the parent's.
+
+        Raises:
+            ValueError: steps after :class:`KeepOriginal` turn the image, or move it
+                without recording how.
+        """
+        packed = super().transform(results)
+        if "original" in results:
+            sample, image = packed["data_samples"], results["original"]
+            image = torch.from_numpy(image).permute(2, 0, 1).contiguous()
+            sample.set_data(dict(original=image))
+            sample.set_metainfo(dict(homography_matrix=results["homography_matrix"]))
+            # those of ignored boxes are not among the instances
+            visible = torch.from_numpy(_visible_parts(results)).float()
+            ignored = results.get("gt_ignore_flags", np.zeros(len(visible), bool))
+            sample.gt_instances.visible = visible[np.asarray(ignored) == 0]
+        return packed
+
+
+def _visible_parts(results: dict[str, Any]) -> np.ndarray:
+    """How much of a box of the original each box of the input is: (n,) in [0, 1].
+
+    ValueError where ``homography_matrix`` turns boxes, or is not all that was done.
+    """
+    where, matrix = results.get("img_path"), results["homography_matrix"]
+    advice = (
+        "Put those steps before KeepOriginal, or take KeepOriginal out: the teacher "
+        "then crops the input."
+    )
+    if np.abs(matrix[[0, 1, 2, 2], [1, 0, 0, 1]]).max() > 1e-6:
+        raise ValueError(
+            f"{where}: steps after KeepOriginal rotate or shear the image, so that "
+            f"boxes of the input are no boxes of the original. {advice}"
+        )
+    # the original's boxes (m, 4) in the input; a mirror swaps their ends
+    ends = results["original_boxes"].reshape(-1, 2, 2) * matrix[[0, 1], [0, 1]]
+    ends = ends + matrix[:2, 2]
+    whole = np.concatenate([ends.min(1), ends.max(1)], 1)
+    # each box of the input (n, 4) lies in one of them, of which it is the visible part
+    boxes = _corners(results)
+    beyond = (whole - boxes[:, None]) * (1, 1, -1, -1)  # (n, m, 4), pixels
+    inside = (beyond <= BOX_TOLERANCE).all(2)
+    # not all steps record what they do; then the boxes are elsewhere
+    if not inside.any(1).all():
+        raise ValueError(
+            f"{where}: the boxes are not where homography_matrix puts those of the "
+            "image that KeepOriginal kept. Either a step after it moves pixels without "
+            "recording it (RandomAffine, Mosaic, MixUp, Expand and others), or boxes "
+            f"are loaded after it. {advice}"
+        )
+    areas, wholes = ((b[:, 2:] - b[:, :2]).prod(1) for b in (boxes, whole))
+    parts = areas[:, None] / wholes.clip(min=1e-6) * inside
+    return parts.max(1, initial=0).clip(max=1)
+
+
+def _corners(results: dict[str, Any]) -> np.ndarray:
+    """The boxes of a sample in a pipeline, of any of mmdet's kinds: (n, 4) xyxy."""
+    boxes = results.get("gt_bboxes", ())
+    corners = torch.as_tensor(getattr(boxes, "tensor", boxes), dtype=torch.float32)
+    return corners.reshape(-1, 4).numpy().copy()
+
+
+@TRANSFORMS.register_module()
+class KeepOriginal(BaseTransform):
+    """Keep the image as it is here: the live teacher crops from it, not from the input.
+
+    For training pipelines, after the boxes are loaded and before what is augmented.
+    Jitter makes thumbnails of objects, in other colours and mirrored, which a CLIP
+    names less well; as ViLD's, the teacher's embeddings do not depend on it. Where
+    images are very large, a ``Resize`` before it bounds the memory.
+    :class:`PackInputs` hands the image on. Of the steps that move pixels, mmdet's
+    Resize, RandomCrop, RandomFlip and what is made of them may follow.
+    """
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Add ``original``, (H, W, 3) uint8, and begin ``homography_matrix`` anew.
+
+        Raises:
+            ValueError: the image is not (H, W, 3) uint8.
+        """
+        image = results["img"]
+        if image.dtype != np.uint8 or image.ndim != 3:
+            raise ValueError(
+                "KeepOriginal expects an image (H, W, 3) of uint8, got "
+                f"{image.shape} of {image.dtype}: put it before steps that make floats "
+                "(PhotoMetricDistortion), and load images without to_float32."
+            )
+        # later steps may write into the image and its boxes
+        results["original"] = image.copy()
+        results["original_boxes"] = _corners(results)
+        # mmdet's steps multiply what they do into it
+        results["homography_matrix"] = np.eye(3, dtype=np.float32)
+        return results
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
 
 
 @TRANSFORMS.register_module()

@@ -14,7 +14,7 @@ from mmengine.runner import load_checkpoint
 from torch import Tensor
 from tqdm import tqdm
 
-from ..clip import CLIPImageTeacher, EmbeddingStore, LiveBatch
+from ..clip import CLIPImageTeacher, EmbeddingStore
 from ..clip.cached_teacher import (
     data_fingerprint,
     mirrored,
@@ -184,12 +184,9 @@ class Embedder:
         self, inputs: Tensor, samples: list[DetDataSample]
     ) -> Iterator[Record]:
         """Embed a chunk, as it is and mirrored."""
-        # the teacher's batch, and the same mirrored; padding stays at the right
+        # the teacher's batch, and the same mirrored
         live = self.teacher.for_batch(inputs, samples, self.student.data_preprocessor)
-        pixels = live.pixels.clone()
-        for image, (_, width) in zip(pixels, live.shapes):
-            image[..., :width] = image[..., :width].flip(-1)
-        both = (live, LiveBatch(self.teacher, pixels, live.shapes))
+        both = (live, live.mirrored())
 
         # whole images (B, 2, D), and maps (B, D, h, w)
         images = torch.stack([batch.images() for batch in both], 1)

@@ -10,7 +10,14 @@ from mmengine.fileio import load
 from mmengine.logging import print_log
 from torch import Tensor
 
-from .average_precision import RULES, GroundTruth, Predictions, average_precision
+from .average_precision import (
+    ALL,
+    RULES,
+    GroundTruth,
+    Predictions,
+    Rules,
+    average_precision,
+)
 from .protocol_metric import ProtocolMetric
 from .reliability import reliability
 
@@ -23,7 +30,9 @@ class OpenVocabularyMetric(ProtocolMetric):
     all asked. All words of the data set compete in every image (the generalised
     setting). Labels and categories are matched by name. Metrics of the first rules
     have plain keys, ``AP`` and ``novel_AP50``; those of others begin with the rules'
-    name, ``lvis-fixed_AP``. LVIS's rules add ``APr``, ``APc`` and ``APf``.
+    name, ``lvis-fixed_AP``. LVIS's rules add ``APr``, ``APc`` and ``APf``. The report
+    has the model's own cap beside the rules, as its samples say it: ``max_per_img``,
+    boxes per image, -1 or None for no cap.
 
     Args:
         ann_file: COCO- or LVIS-format annotation file.
@@ -57,7 +66,9 @@ class OpenVocabularyMetric(ProtocolMetric):
         for sample in data_samples:
             boxes = sample["pred_instances"]
             arrays = (_numpy(boxes[key]) for key in ("bboxes", "scores", "labels"))
-            self.results.append((sample["img_id"], *arrays))
+            cap = sample.get("max_per_img", "not known")
+            cap = None if cap == -1 else cap
+            self.results.append((sample["img_id"], *arrays, cap))
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Metrics in [0, 1], also logged with the protocol's name.
@@ -82,20 +93,21 @@ class OpenVocabularyMetric(ProtocolMetric):
             groups.pop(kind, None)
         # metrics by each of the rules; those of the first have plain keys
         size = f"{len(results)} images, {len(names)} words"
+        cap = results[0][4]  # a model's is the same for all images
         lines: list[str] = []
         metrics: dict[str, float] = {}
         by_rules = {}
         for rule in self.rules:
             values = average_precision(ground_truth, predictions, RULES[rule], groups)
             by_rules[RULES[rule].name] = values
-            lines += self.section(size, values, RULES[rule].name)
+            rules = f"{RULES[rule].name}, {_describe_cap(cap, RULES[rule])}"
+            lines += self.section(size, values, rules)
             lead = "" if rule == self.rules[0] else f"{rule}_"
             metrics.update({lead + key: value for key, value in values.items()})
-        # a cap of the model's own may be lower than that of the rules
         number, most = len(predictions.scores), max(len(r[2]) for r in results)
         lines += [f"The model gave {number} boxes, at most {most} of an image."]
         content: dict[str, Any] = dict(
-            images=len(results), words=len(names), boxes=number
+            images=len(results), words=len(names), boxes=number, max_per_img=cap
         )
         content.update(max_boxes_of_an_image=most, metrics=by_rules)
         # false positives and calibration, by the first rules
@@ -116,7 +128,7 @@ def _predictions(
 ) -> Predictions:
     """Boxes as xywh, labels as category ids, by name."""
     # lists of N_b boxes per image -> all N
-    images, boxes, scores, labels = zip(*results)
+    images, boxes, scores, labels, _ = zip(*results)
     index = np.concatenate(labels).astype(int)  # (N,) into names
     if len(index) and not 0 <= index.min() <= index.max() < len(names):
         raise ValueError(
@@ -134,6 +146,17 @@ def _predictions(
         xywh,
         np.concatenate([np.zeros(0), *scores]),
     )
+
+
+def _describe_cap(cap: int | str | None, rules: Rules) -> str:
+    """The model's cap of boxes per image in words, and whether the rules count more."""
+    if not isinstance(cap, int):
+        return "no cap per image" if cap is None else f"cap per image {cap}"
+    text = f"at most {cap} boxes per image (the model's cap"
+    if cap >= rules.needed:
+        return f"{text})"
+    counted = "have none" if rules.needed == ALL else f"count {rules.needed}"
+    return f"{text}; the rules {counted})"
 
 
 def _describe(group: str, values: dict[str, Any]) -> list[str]:

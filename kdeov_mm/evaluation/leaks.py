@@ -59,41 +59,71 @@ def leak_report(
     """
     if unknown := [name for name in declared or () if name not in LABEL_SETS]:
         raise ValueError(f"label sets {unknown} are not known; known: {[*LABEL_SETS]}")
-    content = CheckpointLoader.load_checkpoint(str(checkpoint), map_location="cpu")
-    meta = content.get("meta") or {} if isinstance(content, Mapping) else {}
-    # the config is read, never run
-    config = read_config(meta.get("cfg"))
-    files = [] if config is None else _weight_files(config)
-    unclear = []
-    # labels of the last training, with their synonyms
+    record = training_record(
+        CheckpointLoader.load_checkpoint(str(checkpoint), map_location="cpu")
+    )
+    unclear = list(record["unclear"])
+    # labels of the training, with their synonyms
     leaks: dict[str, dict[str, str]] = {}
-    trained = meta.get("dataset_meta") or {}
-    if trained.get("classes"):
-        synonyms = [word for own in trained.get("synonyms") or () for word in own]
-        leaks["trained_on"] = overlap(novel, [*trained["classes"], *synonyms])
-    else:
-        unclear.append("it does not say which classes it was trained on")
+    if record["labels"]:
+        leaks["trained_on"] = overlap(novel, record["labels"])
     # labels of the weights that it began with
-    if declared is None and config is not None:
-        declared = config.get("pretraining")
-        declared = [declared] if isinstance(declared, str) else declared
-    for name in declared or ():
+    sets = record["pretraining"] if declared is None else declared
+    for name in sets or ():
         if name in LABEL_SETS:
             leaks[name] = overlap(novel, LABEL_SETS[name], kinds=name == "imagenet-1k")
         else:
             known = f"which is not known here; known: {[*LABEL_SETS]}"
             unclear.append(f"it declares the label set {name!r}, {known}")
-    if declared is None:
-        unclear += _undeclared(config, files)
-    if config is not None and _is_mixture(config.get("train_dataloader")):
-        unclear.append("it was trained on several data sets, and names one's classes")
+    if sets is None:
+        unclear += record["undeclared"]
     # a leak is certain; that there is none only where nothing is unclear
     clean = False if any(leaks.values()) else None if unclear else True
     report = dict(checkpoint=str(checkpoint), novel=len(novel), found=leaks)
-    return dict(report, began_with=files, unclear=unclear, clean=clean)
+    return dict(report, began_with=record["files"], unclear=unclear, clean=clean)
 
 
-def _undeclared(config: Mapping[str, Any] | None, files: list[str]) -> list[str]:
+def training_record(content: Any) -> dict[str, Any]:
+    """What a checkpoint's content says of the labels that it was trained with.
+
+    Of a training that was resumed that is the record of the part before, which
+    :class:`kdeov_mm.engine.hooks.TrainingRecordHook` keeps, and its own labels.
+
+    Returns:
+        ``labels``: names of classes with boxes, synonyms included. ``files``: of the
+        weights it began with. ``pretraining``: their label sets, None where the config
+        declares none. ``undeclared``, ``unclear``: sentences on what is not known of
+        these weights, and of the training itself.
+    """
+    meta = content.get("meta") or {} if isinstance(content, Mapping) else {}
+    # the config is read, never run
+    config = read_config(meta.get("cfg"))
+    unclear = []
+    trained = meta.get("dataset_meta") or {}
+    synonyms = [word for own in trained.get("synonyms") or () for word in own]
+    labels = [*(trained.get("classes") or ()), *synonyms]
+    if not labels:
+        unclear.append("it does not say which classes it was trained on")
+    if config is not None and _is_mixture(config.get("train_dataloader")):
+        unclear.append("it was trained on several data sets, and names one's classes")
+    # the first part of a training says what it began with
+    if before := meta.get("resumed"):
+        parts = dict(labels=labels, unclear=unclear)
+        merged = {k: [*dict.fromkeys([*before[k], *new])] for k, new in parts.items()}
+        return dict(before, **merged)
+    declared = None if config is None else config.get("pretraining")
+    record: dict[str, Any] = dict(
+        labels=labels, files=[] if config is None else _weight_files(config)
+    )
+    record["pretraining"] = [declared] if isinstance(declared, str) else declared
+    resumed = "resumed" not in meta and bool((config or {}).get("resume"))
+    undeclared = _undeclared(config, record["files"], resumed)
+    return dict(record, undeclared=undeclared, unclear=unclear)
+
+
+def _undeclared(
+    config: Mapping[str, Any] | None, files: list[str], resumed: bool
+) -> list[str]:
     """What a config without ``pretraining`` leaves unclear."""
     advice = (
         f"set `pretraining = [...]` in the config to some of {[*LABEL_SETS]}, or to [] "
@@ -103,7 +133,7 @@ def _undeclared(config: Mapping[str, Any] | None, files: list[str]) -> list[str]
         return [f"it has no config that can be read; {advice} (or --pretraining)"]
     if files:
         return [f"it began with the weights {files}, of undeclared labels: {advice}"]
-    if config.get("resume"):
+    if resumed:
         return [f"it was resumed, so its config does not say from what: {advice}"]
     return []
 

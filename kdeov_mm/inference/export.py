@@ -30,7 +30,8 @@ from torch.export import Dim
 
 from ..files import write_whole
 from ..models import FoldedDetector, HeadInput, KDEOVDetector, TextEmbeds, words_of
-from ..models.folded import fuse_before_words, name_labels
+from ..models.folded import describe, fuse_before_words
+from ..models.pixels import as_if_alone
 from ..models.postprocess import (
     above,
     best_boxes,
@@ -387,7 +388,7 @@ class ONNXDetector(Student, BaseDetector):
         words = words_of(batch_data_samples)
         # words: an input of the file, or those it was made for
         names = [own[0] for own in words]
-        feed = dict(images=batch_inputs.cpu().numpy())
+        feed: dict[str, Any] = {}
         if self.metadata["form"] == VOCABULARY:
             feed["text"] = self.embed(words, "cpu").vectors.numpy()
         elif names != self.metadata["names"]:
@@ -396,10 +397,23 @@ class ONNXDetector(Student, BaseDetector):
                 f"{self.metadata['names'][:3]} ..., the samples ask for {len(names)}, "
                 f"{names[:3]} ...: export it for these, or use the vocabulary form."
             )
-        # boxes, image by image
-        outputs = [torch.from_numpy(array) for array in self.session.run(None, feed)]
+
+        def ask(images: Tensor, samples: SampleList) -> list[InstanceData]:
+            outputs = self.session.run(None, dict(feed, images=images.cpu().numpy()))
+            return self._boxes([*map(torch.from_numpy, outputs)], samples, rescale)
+
+        results = as_if_alone(batch_inputs, batch_data_samples, ask)
+        cap = self.metadata["max_per_image"]
+        cfg = dict(max_per_img=cap) if self.metadata["nms"] else self.test_cfg
+        describe(batch_data_samples, results, words, cfg)
+        return self.add_pred_to_datasample(batch_data_samples, results)
+
+    def _boxes(
+        self, outputs: Sequence[Tensor], samples: SampleList, rescale: bool
+    ) -> list[InstanceData]:
+        """A session's outputs for B images -> boxes, image by image."""
         results = []
-        for i, sample in enumerate(batch_data_samples):
+        for i, sample in enumerate(samples):
             meta = sample.metainfo
             if self.metadata["nms"]:
                 # (n, 4), (n,), (n,) of all images, and the image of each
@@ -413,8 +427,7 @@ class ONNXDetector(Student, BaseDetector):
                 scored = above(logits, least_logit(cfg), max_boxes(cfg))
                 found = best_boxes(scored, outputs[0][i], meta, cfg, rescale)
             results.append(found)
-        name_labels(results, words)
-        return self.add_pred_to_datasample(batch_data_samples, results)
+        return results
 
     def _only_predicts(self, *_: Any) -> Any:
         """What mmdet asks of a detector, and no file has."""

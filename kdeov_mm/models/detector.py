@@ -9,17 +9,18 @@ import torch
 from mmdet.models.detectors import SingleStageDetector
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, OptSampleList, SampleList
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ..vocabulary import Asked, Words, as_vocabulary
 from .distill.base import Distillation, StudentBatch
-from .folded import FoldedDetector, name_labels
+from .folded import FoldedDetector, describe
 from .global_head import GlobalHead
 from .ov_head import HeadInput
-from .pixels import crop_to_fit, filled_part, frozen_statistics, untouched
+from .pixels import as_if_alone, crop_to_fit, filled_part, frozen_statistics, untouched
 from .postprocess import is_simple
 from .random_vocabulary import RandomVocabulary
-from .student import Student, check_dims, words_of
+from .student import Student, check_dims, training_progress, words_of
 from .text_classifier import TextEmbeds
 
 
@@ -31,7 +32,7 @@ class KDEOVDetector(Student, SingleStageDetector):
     scores by embedding . text. The classes come with the samples (``words`` in
     their metainfo); training, unseen words and a user's prompt differ only in
     who supplies them. In training, distillation heads compare the student with the
-    teacher on the same pixels; without them it is a plain detector.
+    teacher on the same images; without them it is a plain detector.
 
     Args:
         backbone: e.g. ``mmyolo.YOLOv8CSPDarknet``.
@@ -117,7 +118,11 @@ class KDEOVDetector(Student, SingleStageDetector):
     def loss(
         self, batch_inputs: Tensor, batch_data_samples: SampleList
     ) -> dict[str, Tensor]:
-        """Images (B, 3, H, W) and samples with boxes -> named losses."""
+        """Images (B, 3, H, W) and samples with boxes -> named losses.
+
+        Raises:
+            ValueError: samples without words, or nothing to learn.
+        """
         # the words of this step, and labels that index them
         words, samples = self.vocabulary(batch_data_samples)
         text = self.embed(words, batch_inputs.device)
@@ -131,11 +136,22 @@ class KDEOVDetector(Student, SingleStageDetector):
         if self.frozen:
             losses = {}
         if not self.distill_heads or self.teacher is None:
+            if not losses:
+                raise ValueError(
+                    "nothing to learn: bbox_head.supervised=False needs model.distill "
+                    "and model.teacher."
+                )
             return losses
         # distillation: each head compares student and teacher
         crop_features = partial(self._crop_features, batch_inputs)
         student = StudentBatch(
-            feats, samples, text.vectors, regions, plain, crop_features
+            feats,
+            samples,
+            text.vectors,
+            regions,
+            plain,
+            crop_features,
+            training_progress(),
         )
         teacher = self.teacher_batch(batch_inputs, samples)
         for name, head in self.distill_heads.items():
@@ -174,13 +190,16 @@ class KDEOVDetector(Student, SingleStageDetector):
             cfg: instead of ``test_cfg``.
         """
         words = words_of(batch_data_samples)
-        results = self.bbox_head.predict(
-            self.head_input(batch_inputs, words, text),
-            batch_data_samples,
-            rescale=rescale,
-            cfg=cfg,
-        )
-        name_labels(results, words)
+        text = self.embed(words, batch_inputs.device) if text is None else text
+
+        def ask(images: Tensor, samples: SampleList) -> list[InstanceData]:
+            x = self.head_input(images, words, text)
+            return self.bbox_head.predict(x, samples, rescale=rescale, cfg=cfg)
+
+        # boxes of an image do not depend on its neighbours
+        results = as_if_alone(batch_inputs, batch_data_samples, ask)
+        cfg = self.bbox_head.test_cfg if cfg is None else cfg
+        describe(batch_data_samples, results, words, cfg)
         return self.add_pred_to_datasample(batch_data_samples, results)
 
     @torch.no_grad()

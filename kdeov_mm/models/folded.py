@@ -10,15 +10,17 @@ from mmdet.models.detectors import SingleStageDetector
 from mmdet.models.detectors.base import BaseDetector
 from mmdet.models.utils import multi_apply
 from mmdet.structures import SampleList
-from mmyolo.models.dense_heads import YOLOv8HeadModule
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ..vocabulary import Words
+from .box_branches import BoxBranches
+from .pixels import as_if_alone
 from .postprocess import CandidateLocations, SplitOutput
 from .text_classifier import Linear1x1
 
 
-class FoldedHeadModule(YOLOv8HeadModule):
+class FoldedHeadModule(BoxBranches):
     """A closed-set YOLOv8's branches, whose last layers are the words.
 
     Its state has the layout of ``mmyolo.YOLOv8HeadModule`` with K classes, where
@@ -178,21 +180,37 @@ class FoldedDetector(SingleStageDetector):
                     f"{self.words[:3]} ..., and the samples ask for others: leave "
                     "their `words` out, or fold these."
                 )
-        results = self.bbox_head.predict(
-            self.extract_feat(batch_inputs),
-            batch_data_samples,
-            rescale=rescale,
-            cfg=cfg,
-            candidates=self.candidates,
-        )
-        name_labels(results, self.words)
+
+        def ask(images: Tensor, samples: SampleList) -> list[InstanceData]:
+            return self.bbox_head.predict(
+                self.extract_feat(images),
+                samples,
+                rescale=rescale,
+                cfg=cfg,
+                candidates=self.candidates,
+            )
+
+        results = as_if_alone(batch_inputs, batch_data_samples, ask)
+        cfg = self.bbox_head.test_cfg if cfg is None else cfg
+        describe(batch_data_samples, results, self.words, cfg)
         return self.add_pred_to_datasample(batch_data_samples, results)
 
 
-def name_labels(results: Sequence, words: Sequence[Words]) -> None:
-    """Put ``label_names``, the first word of each class, on instances."""
-    for result in results:
+def describe(
+    samples: SampleList,
+    results: Sequence[InstanceData],
+    words: Sequence[Words],
+    cfg: Any,
+) -> None:
+    """Say what results are of.
+
+    They get ``label_names``, the first word of each class; the samples get
+    ``max_per_img``, the cap of the ``test_cfg`` (-1: none), for metrics to report.
+    """
+    cap = cfg.get("max_per_img")
+    for sample, result in zip(samples, results):
         result.label_names = [words[i][0] for i in result.labels.tolist()]
+        sample.set_metainfo(dict(max_per_img=-1 if cap is None else int(cap)))
 
 
 def fuse_before_words(detector: SingleStageDetector) -> Any:

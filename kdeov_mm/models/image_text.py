@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from .distill.base import Distillation, StudentBatch
-from .pixels import filled_part
+from .pixels import as_if_alone, filled_part
 from .student import Student, words_of
 
 HEADS = ("fc", "classifier", "head")  # of the classifiers that backbones come from
@@ -157,8 +157,7 @@ class ImageTextModel(Student, BaseModel):
         with ``captions`` get ``caption_features`` (n, D). Vectors are unit vectors.
         """
         # embeddings of the images, and of captions for retrieval
-        filled = filled_part(data_samples).to(inputs.device)
-        embeds = self.global_head.embed(self.extract_feat(inputs), filled)
+        embeds = torch.stack(as_if_alone(inputs, data_samples, self._embed))
         for sample, embed in zip(data_samples, embeds):
             sample.set_data(dict(visual_feature=embed))
             if "captions" in sample:
@@ -174,6 +173,11 @@ class ImageTextModel(Student, BaseModel):
                 ranking = scores.argsort(descending=True)
                 sample.set_data(dict(scores=scores, ranking=ranking))
         return data_samples
+
+    def _embed(self, inputs: Tensor, samples: SampleList) -> Tensor:
+        """Images (B, 3, H, W) -> (B, D) unit vectors."""
+        filled = filled_part(samples, inputs.shape[-2:]).to(inputs.device)
+        return self.global_head.embed(self.extract_feat(inputs), filled)
 
     def _forward(
         self, inputs: Tensor, data_samples: OptSampleList = None

@@ -11,10 +11,12 @@ from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
-from mmyolo.models.dense_heads import YOLOv8Head, YOLOv8HeadModule
+from mmyolo.models.dense_heads import YOLOv8Head
+from mmyolo.models.utils import gt_instances_preprocess
 from torch import Tensor, nn
 
-from .distill.base import RegionEmbeds
+from .box_branches import BoxBranches, without_autocast
+from .distill.base import RegionEmbeds, joint_total
 from .postprocess import (
     PART,
     CandidateLocations,
@@ -34,10 +36,6 @@ from .text_classifier import (
     rename_old_keys,
 )
 
-# the logit of a word that is not verified in an image: its loss and gradient vanish,
-# in half precision too
-UNVERIFIED = -30.0
-
 
 class HeadInput(NamedTuple):
     """What the head module is given.
@@ -52,7 +50,7 @@ class HeadInput(NamedTuple):
 
 
 @MODELS.register_module()
-class OVHeadModule(YOLOv8HeadModule):
+class OVHeadModule(BoxBranches):
     """YOLOv8's two branches; the class branch ends in the teacher's space.
 
     A location's score for a class t is ``sigmoid(exp(logit_scale) * <e, t> + bias_l)``,
@@ -140,9 +138,11 @@ class OVHeadModule(YOLOv8HeadModule):
         return [e / self.embed_dims**0.5 for e in embeds]
 
     def classify(self, embeds: Sequence[Tensor], vectors: Tensor) -> list[Tensor]:
-        """L maps (B, D, H, W) and vectors (K, D) -> logits (B, K, H, W)."""
-        layers = self.classifier.layers(vectors)
-        return [layer(embed) for embed, layer in zip(embeds, layers)]
+        """L maps (B, D, H, W) and vectors (K, D) -> logits (B, K, H, W), in float32."""
+        # in full precision: of half logits other locations are matched
+        with without_autocast(vectors.device):
+            layers = self.classifier.layers(vectors.float())
+            return [layer(embed.float()) for embed, layer in zip(embeds, layers)]
 
     @property
     def folds(self) -> bool:
@@ -241,12 +241,9 @@ class GridHeadModule(OVHeadModule):
         super().__init__(**kwargs)
         self.grid_side = grid_side
 
-    def trunk(self, feats: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
-        """As the parent's, with the same box sides everywhere."""
-        # the learnt sides are replaced
-        hidden, sides, *logits = super().trunk(feats)
-        fixed = [torch.full_like(s, self.grid_side / 2) for s in sides]
-        return hidden, fixed, *logits
+    def box_sides(self, logits: Tensor) -> Tensor:
+        """The same sides everywhere, whatever the logits (..., 4, R)."""
+        return torch.full_like(logits[..., 0], self.grid_side / 2, dtype=torch.float)
 
     def folded_boxes(self) -> Any:
         """As the parent's; the mean of the box distribution is the side, everywhere."""
@@ -270,7 +267,8 @@ class OVHead(YOLOv8Head):
     Args:
         head_module: config of :class:`OVHeadModule`.
         loss_cls: config of the class loss, unreduced: binary cross-entropy.
-        supervised: learn from boxes; False leaves all to the distillation.
+        supervised: learn from boxes; False leaves all to the distillation, and boxes,
+            temperature and biases as they are.
         kwargs: those of ``mmyolo.YOLOv8Head``.
     """
 
@@ -289,6 +287,10 @@ class OVHead(YOLOv8Head):
         )
         super().__init__(head_module, loss_cls=loss_cls or cross_entropy, **kwargs)
         self.supervised = supervised
+        # distributed training waits for ever for a parameter without a gradient
+        if not supervised:
+            self.head_module.classifier.requires_grad_(False)
+            self.head_module.reg_preds.requires_grad_(False)
 
     def loss_and_regions(
         self, feats: Sequence[Tensor], vectors: Tensor, samples: SampleList
@@ -298,8 +300,9 @@ class OVHead(YOLOv8Head):
         Args:
             feats: L maps (B, C_l, H_l, W_l).
             vectors: (K, D) unit vectors; labels of ``samples`` index them.
-            samples: B samples; ``verified`` (K,) bool in the metainfo says which
-                words are verified in the image (default: all).
+            samples: B samples; ``verified`` (K,) bool in the metainfo says of which
+                words it is known whether they are in the image (default: all). Others
+                are learnt only where a box has their label.
         """
         # embeddings and boxes; the class loss is left out of an unsupervised head
         embeds, sides, side_logits = self.head_module.embed(feats)
@@ -312,20 +315,104 @@ class OVHead(YOLOv8Head):
         return losses, regions
 
     def loss_by_feat(
-        self, cls_scores: Sequence[Tensor], *args: Any
+        self,
+        cls_scores: Sequence[Tensor],
+        bbox_preds: Sequence[Tensor],
+        bbox_dist_preds: Sequence[Tensor],
+        batch_gt_instances: Sequence[InstanceData],
+        batch_img_metas: Sequence[dict[str, Any]],
+        batch_gt_instances_ignore: Any = None,
     ) -> dict[str, Tensor]:
-        """The parent's losses, for as many words as there are scores."""
-        # the parent reads the number of classes from these attributes
-        num_words = cls_scores[0].shape[1]
-        self.num_classes = self.assigner.num_classes = num_words
-        metas, every = args[3], torch.ones(num_words, dtype=torch.bool)
-        logits = [level.float() for level in cls_scores]
-        # (B, K, 1, 1): words of other data sets in the batch are not verified
-        if any("verified" in meta for meta in metas):
-            rows = [meta.get("verified", every) for meta in metas]
-            verified = torch.stack(rows)[:, :, None, None].to(logits[0].device)
-            logits = [level.where(verified, UNVERIFIED) for level in logits]
-        return super().loss_by_feat(logits, *args)
+        """The losses of the parent, in float32, over the joint batch.
+
+        Three things differ from the parent's. Boxes, assignment and losses are in
+        float32 whatever the precision of the maps: the area of a box of 256 pixels is
+        infinite in half precision. Each loss is a mean over the objects of the joint
+        batch of all processes, so that the gradient, and with it clipping, means the
+        same for every batch size. A word counts as absent only where it is verified.
+
+        Args:
+            cls_scores: L logits (B, K, H_l, W_l).
+            bbox_preds: L box sides; those of ``bbox_dist_preds`` are taken.
+            bbox_dist_preds: L box logits (B, H_l * W_l, 4, R).
+            batch_gt_instances: B images' boxes and labels.
+            batch_img_metas: B metainfos; ``verified`` (K,) bool, see
+                :meth:`loss_and_regions`.
+            batch_gt_instances_ignore: not used, as in the parent.
+        """
+        with without_autocast(cls_scores[0].device):
+            # (B, N, K), (B, N, 4, R), and centres and strides (N, 4)
+            logits = _flatten(cls_scores).float()
+            distances = torch.cat(list(bbox_dist_preds), 1).float()
+            points = self._points(cls_scores)
+            boxes = self._decode(points, self.head_module.box_sides(distances))
+            target = self._assign(logits, boxes, points, batch_gt_instances)
+            # the quality of what is matched, of the joint batch; at least one object
+            quality = target["assigned_scores"]  # (B, N, K)
+            total, processes = joint_total(quality.sum())
+            total = total.clamp(min=1) / processes
+            # every word at every location, where it is verified or there
+            loss_cls = self.loss_cls(logits, quality)
+            if any("verified" in meta for meta in batch_img_metas):
+                counts = _verified(batch_img_metas, quality) | (quality > 0)
+                loss_cls = loss_cls.masked_fill(~counts, 0)
+            losses = self._box_losses(boxes, distances, points, target, total)
+        return dict(loss_cls=loss_cls.sum() / total, **losses)
+
+    def _box_losses(
+        self,
+        boxes: Tensor,
+        distances: Tensor,
+        points: Tensor,
+        target: dict[str, Tensor],
+        total: Tensor,
+    ) -> dict[str, Tensor]:
+        """The losses of boxes where an object is matched.
+
+        Args:
+            boxes: (B, N, 4).
+            distances: box logits (B, N, 4, R).
+            points: centres and strides (N, 4).
+            target: the assigner's.
+            total: what sums are divided by.
+        """
+        # n images and locations; their boxes in strides
+        where = target["fg_mask_pre_prior"].bool().nonzero(as_tuple=True)
+        stride = points[:, 2:3][where[1]]
+        truth = target["assigned_bboxes"][where] / stride
+        weight = target["assigned_scores"].sum(-1)[where]
+        loss_bbox = self.loss_bbox(boxes[where] / stride, truth, weight=weight[:, None])
+        # the two bins next to each side
+        sides = self.bbox_coder.encode(
+            points[:, :2][where[1]] / stride,
+            truth,
+            max_dis=self.head_module.reg_max - 1,
+            eps=0.01,
+        )
+        loss_dfl = self.loss_dfl(
+            distances[where].flatten(0, 1),
+            sides.flatten(),
+            weight=weight[:, None].expand(-1, 4).flatten(),
+            avg_factor=total,
+        )
+        return dict(loss_bbox=loss_bbox / total, loss_dfl=loss_dfl)
+
+    def _assign(
+        self,
+        logits: Tensor,
+        boxes: Tensor,
+        points: Tensor,
+        truth: Sequence[InstanceData],
+    ) -> dict[str, Tensor]:
+        """The assigner's targets for logits (B, N, K) and boxes (B, N, 4)."""
+        # labels and boxes of all images, zeros where an image has fewer: (B, G, 5)
+        objects = gt_instances_preprocess(truth, len(truth))
+        labels, its = objects[..., :1], objects[..., 1:]
+        exists = (its.sum(-1, keepdim=True) > 0).float()
+        # the assigner reads the number of words from this attribute
+        self.assigner.num_classes = logits.shape[2]
+        scores = logits.detach().sigmoid()
+        return self.assigner(boxes.detach(), scores, points, labels, its, exists)
 
     def predict(
         self,
@@ -412,18 +499,22 @@ class OVHead(YOLOv8Head):
         return results
 
     def decode(self, sides: Sequence[Tensor]) -> Tensor:
-        """Box sides (B, 4, H_l, W_l) in strides -> boxes (B, N, 4), xyxy pixels."""
-        points = self._points(sides)
-        return self.bbox_coder.decode(
-            points[None, :, :2], _flatten(sides), points[:, 2]
-        )
+        """Box sides (B, 4, H_l, W_l) in strides -> boxes (B, N, 4), xyxy pixels.
+
+        In float32, whatever the precision of the maps.
+        """
+        return self._decode(self._points(sides), _flatten(sides).float())
+
+    def _decode(self, points: Tensor, sides: Tensor) -> Tensor:
+        # points (N, 4) and sides (B, N, 4) -> boxes (B, N, 4)
+        return self.bbox_coder.decode(points[None, :, :2], sides, points[:, 2])
 
     def _points(self, maps: Sequence[Tensor]) -> Tensor:
-        """Centres and strides of the locations of L maps: (N, 4), xy in pixels."""
+        """Centres and strides of the locations of L maps: (N, 4) float32, xy pixels."""
         return torch.cat(
             self.prior_generator.grid_priors(
                 [level.shape[2:] for level in maps],
-                maps[0].dtype,
+                torch.float32,
                 maps[0].device,
                 with_stride=True,
             )
@@ -434,7 +525,7 @@ class OVHead(YOLOv8Head):
     ) -> RegionEmbeds:
         """The locations, with detached boxes, for the distillation."""
         # how sure the box distribution is of its four sides
-        bins = torch.cat(side_logits, 1).detach().softmax(-1)  # (B, N, 4, R)
+        bins = torch.cat(side_logits, 1).detach().float().softmax(-1)  # (B, N, 4, R)
         return RegionEmbeds(
             _flatten(embeds),
             self.decode([level.detach() for level in sides]),
@@ -446,3 +537,10 @@ class OVHead(YOLOv8Head):
 def _flatten(maps: Sequence[Tensor]) -> Tensor:
     """L maps (B, C, H_l, W_l) -> (B, sum H_l * W_l, C)."""
     return torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)
+
+
+def _verified(metas: Sequence[dict[str, Any]], quality: Tensor) -> Tensor:
+    """Which words are verified in each image: (B, 1, K) bool; all, if not told."""
+    every = torch.ones(quality.shape[2], dtype=torch.bool)
+    rows = [meta.get("verified", every) for meta in metas]
+    return torch.stack(rows)[:, None].to(quality.device)

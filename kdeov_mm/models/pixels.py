@@ -1,27 +1,61 @@
 """Padding of a batch, crops as images, and norms that stay as they are."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from mmdet.structures import SampleList
 from torch import Tensor, nn
 
+T = TypeVar("T")
 
-def filled_part(samples: SampleList) -> Tensor:
+
+def filled_part(samples: SampleList, size: Sequence[int] | None = None) -> Tensor:
     """The part of height and width of each input that is no padding: (B, 2).
 
-    All of it, for samples that do not say how they were padded.
+    Args:
+        samples: B samples; one that does not say how it was padded was not.
+        size: height and width of the inputs; None: those of the samples' batch.
     """
     filled = torch.ones(len(samples), 2)
     for row, sample in zip(filled, samples):
         # padding is at the right and the bottom
         if "batch_input_shape" in sample:
-            sizes = zip(sample.img_shape, sample.batch_input_shape)
+            sizes = zip(sample.img_shape, size or sample.batch_input_shape)
             row.copy_(torch.tensor([part / whole for part, whole in sizes]))
     return filled
+
+
+def as_if_alone(
+    inputs: Tensor,
+    samples: SampleList,
+    ask: Callable[[Tensor, SampleList], Iterable[T]],
+) -> list[T]:
+    """Answers for each image that do not depend on the others of its batch.
+
+    A batch is padded to its largest image, and what a network says near the border of
+    a smaller one would depend on how much padding follows. So images pass in groups
+    of one padded shape, without what others added.
+
+    Args:
+        inputs: (B, 3, H, W), padded at the right and the bottom.
+        samples: B samples; ``pad_shape`` is the shape that mmdet's preprocessor would
+            pad an image to alone, all of the input where it is missing.
+        ask: n images (n, 3, h, w) of one padded shape and their samples -> n answers.
+    """
+    # padded shape -> numbers of the images
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, sample in enumerate(samples):
+        shape = sample.metainfo.get("pad_shape", inputs.shape[-2:])
+        groups.setdefault(tuple(shape[:2]), []).append(i)
+    answers: dict[int, T] = {}
+    for (height, width), which in groups.items():
+        part = inputs if len(which) == len(inputs) else inputs[which]
+        replies = ask(part[..., :height, :width], [samples[i] for i in which])
+        answers.update(zip(which, replies))
+    return [answers[i] for i in range(len(samples))]
 
 
 def in_image(filled: Tensor, size: Sequence[int]) -> Tensor:

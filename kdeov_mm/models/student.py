@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmdet.structures import DetDataSample, SampleList
+from mmengine.logging import MessageHub
 from torch import Tensor
 
 from ..vocabulary import Vocabulary, Words
@@ -100,6 +101,13 @@ class Student:
                 "the teacher needs RGB input: data_preprocessor=dict("
                 "type='DetDataPreprocessor', bgr_to_rgb=True, ...)"
             )
+
+
+def training_progress() -> float:
+    """The part of mmengine's training that is done, in [0, 1]; 1 outside of one."""
+    hub = MessageHub.get_current_instance()
+    done, planned = hub.get_info("iter", 1), hub.get_info("max_iters", 1)
+    return min(done / planned, 1.0)
 
 
 def check_dims(where: str, module: Any, clip_dims: int) -> None:

@@ -139,6 +139,40 @@ def test_cached_equals_live(
     assert wanted["truth"].std(0).max() > 1e-2  # the boxes do look different
 
 
+@pytest.mark.parametrize("flip", [0.0, 1.0], ids=["as it is", "mirrored"])
+def test_cached_equals_live_where_the_original_is_kept(
+    flip: float, config: Config, tool: Any, tmp_path: Path
+) -> None:
+    """In a store of its own: the teacher's pixels are others."""
+    cfg = Config(config.to_dict())
+    cfg.model.teacher.store = str(tmp_path / "store")
+    cfg.model.distill.pop("dense")
+    steps = cfg.train_dataloader.dataset.pipeline
+    place = next(i for i, step in enumerate(steps) if step.type == "Resize")
+    steps[place].update(scale=(96, 64), keep_ratio=False)
+    resized = DATASETS.build(cfg.train_dataloader.dataset)
+    steps.insert(place, dict(type="KeepOriginal"))
+    cfg.dump(tmp_path / "cached.py")
+    assert tool.main([str(tmp_path / "cached.py")]) == 0
+    with pytest.raises(StoreMismatch, match="is of another pixels"):
+        admitted(cfg, resized)
+    # the same answers, and those of larger crops than the input has
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    dataset.pipeline.transforms[-2].prob = flip
+    preprocessor = MODELS.build(cfg.model.data_preprocessor)
+    data = preprocessor(pseudo_collate([dataset.prepare_data(i) for i in (0, 7)]), True)
+    samples = data["data_samples"]
+    batch = dict(inputs=data["inputs"], samples=samples, preprocessor=preprocessor)
+    live: Any = answering(CLIPImageTeacher(cfg.model.text_encoder.model), batch)
+    cached = answering(admitted(cfg, dataset), batch)
+    truth = [sample.gt_instances.bboxes for sample in samples]
+    crops = live.crops(truth, SCALES)
+    assert (cached.crops(truth, SCALES) - crops).abs().max() < 1e-3
+    assert (cached.images() - live.images()).abs().max() < 1e-3
+    small = live._replace(originals=None).crops(truth, SCALES)
+    assert (small - crops).abs().max() > 1e-2
+
+
 def test_the_losses_of_a_cached_training_are_those_of_a_live_one(
     config: Config, dataset: Any, store: EmbeddingStore, batch: dict[str, Any]
 ) -> None:
@@ -262,6 +296,26 @@ def test_a_step_that_the_config_calls_neutral_passes(
         admitted(config, data)
     teacher = admitted(config, data, neutral=["RandomErasing"])
     assert teacher.for_batch(torch.zeros(0, 3, 64, 64), [], None).ids == []
+
+
+def test_images_that_are_repeated_are_stored_once(
+    config: Config, store: EmbeddingStore, tool: Any, tmp_path: Path
+) -> None:
+    """Repeat factor sampling, as in LVIS: one store with it and without."""
+    cfg = Config(config.to_dict())
+    cfg.train_dataloader.dataset = dict(
+        type="ClassBalancedDataset",
+        oversample_thr=1.0,
+        dataset=cfg.train_dataloader.dataset,
+    )
+    repeated = DATASETS.build(cfg.train_dataloader.dataset)
+    assert len(repeated) > len(repeated.dataset) == store.manifest["images"]
+    admitted(config, repeated)
+    cfg.dump(tmp_path / "repeated.py")
+    folder = str(tmp_path / "store")
+    assert tool.main([str(tmp_path / "repeated.py"), "--dense", "--store", folder]) == 0
+    other = EmbeddingStore(folder).manifest
+    assert other | dict(shard_size=5) == store.manifest | dict(shard_size=5)
 
 
 def test_boxes_that_move_are_refused_at_the_start(

@@ -21,7 +21,9 @@ from torchvision.ops import box_iou
 from kdeov_mm.datasets import (
     LoadWords,
     OVCocoDataset,
+    OVLVISDataset,
     PackInputs,
+    Shapes1203Dataset,
     ShapesDataset,
     shapes,
 )
@@ -239,6 +241,124 @@ def test_boxes_of_novel_objects_never_reach_the_loss(
         for other, there in hidden.get(image, ()):
             assert box_iou(box[None], there[None]) <= 0.95, f"{other} was shown"
     assert asked <= set(shapes.BASE_CLASSES)
+
+
+# ------------------------------------------------------------------ federated
+
+
+def federated() -> dict[str, Any]:
+    """make_coco's file as LVIS's: cranes are nowhere, of mice not all have a box."""
+    coco = make_coco()
+    cranes = [a for a in coco["annotations"] if a["category_id"] == 12]
+    for box in cranes:
+        coco["annotations"].remove(box)
+    for image in coco["images"]:
+        image.update(neg_category_ids=[12], not_exhaustive_category_ids=[90])
+    return coco
+
+
+@pytest.mark.parametrize("order", [NAMES, NAMES[::-1], NAMES[:2]])
+def test_a_sample_of_lvis_says_what_is_verified(
+    tmp_path: Path, order: tuple[str, ...]
+) -> None:
+    """What is annotated or listed as absent, without what is not exhaustive."""
+    coco = federated()
+    name = {c["id"]: c["name"] for c in coco["categories"]}
+    dataset = load(
+        OVLVISDataset, coco, tmp_path / "a.json", metainfo=dict(classes=order)
+    )
+    for info in map(dataset.get_data_info, range(len(dataset))):
+        mine = [a for a in coco["annotations"] if a["image_id"] == info["img_id"]]
+        known = {name[a["category_id"]] for a in mine} | {"crane"}
+        labels = {order.index(n) for n in (known - {"mouse"}) & {*order}}
+        assert info["verified_labels"] == tuple(sorted(labels))
+        unfinished = {order.index(n) for n in {"mouse"} & {*order}}
+        assert info["not_exhaustive_labels"] == tuple(unfinished)
+    assert "mouse" in {name[a["category_id"]] for a in coco["annotations"]}
+
+
+def test_boxes_that_are_cropped_away_stay_verified(tmp_path: Path) -> None:
+    """And those too small to train on: whoever drew them looked for the class."""
+    coco = federated()
+    for box in coco["annotations"]:
+        box["bbox"][2] = 0.5
+    dataset = load(OVLVISDataset, coco, tmp_path / "a.json")
+    infos = [dataset.get_data_info(i) for i in range(len(dataset))]
+    assert not any(info["instances"] for info in infos)
+    for info in infos:
+        mine = {
+            a["category_id"]
+            for a in coco["annotations"]
+            if a["image_id"] == info["img_id"]
+        }
+        labels = {dataset.cat2label[i] for i in (mine | {12}) - {90}}
+        assert {*info["verified_labels"]} == labels
+
+
+def test_label_weights_are_roots_of_the_numbers_of_images(
+    world_1203: Path, tmp_path: Path
+) -> None:
+    """As the file's own `image_count`, and one object for all samples."""
+    file = world_1203 / "annotations/instances_train_base.json"
+    dataset = Shapes1203Dataset(
+        ann_file=str(file), vocabulary="base", data_prefix=dict(img=""), pipeline=[],
+        filter_cfg=dict(filter_empty_gt=False),
+    )  # fmt: skip
+    infos = [dataset.get_data_info(i) for i in range(len(dataset))]
+    weights = infos[0]["label_weights"]
+    assert all(info["label_weights"] is weights for info in infos)
+    count = {
+        c["name"]: c["image_count"] for c in json.loads(file.read_text())["categories"]
+    }
+    wanted = [count[name] ** 0.5 for name in dataset.metainfo["classes"]]
+    assert list(weights) == pytest.approx(wanted) and max(weights) > 0
+    packed = [PackInputs()(dict(info, img=np.zeros((4, 4, 3)))) for info in infos]
+    for info, result in zip(infos, packed, strict=True):
+        sample = result["data_samples"]
+        assert sample.verified_labels == info["verified_labels"]
+        assert sample.not_exhaustive_labels == info["not_exhaustive_labels"]
+        assert sample.label_weights == weights
+
+
+@pytest.mark.parametrize(
+    "dataset, listed, test_mode",
+    [
+        (OVCocoDataset, True, False),
+        (OVLVISDataset, False, False),
+        (OVLVISDataset, True, True),
+    ],
+)
+def test_other_data_are_not_federated(
+    dataset: type[OVCocoDataset], listed: bool, test_mode: bool, tmp_path: Path
+) -> None:
+    """COCO's, a file without the lists, and what is tested."""
+    coco = federated() if listed else make_coco()
+    made = load(dataset, coco, tmp_path / "a.json", test_mode=test_mode)
+    for i in range(len(made)):
+        assert not {"verified_labels", "label_weights"} & {*made.get_data_info(i)}
+
+
+def test_lists_of_some_images_alone_are_refused(tmp_path: Path) -> None:
+    coco = federated()
+    del coco["images"][2]["neg_category_ids"]
+    with pytest.raises(ValueError, match="1 of 6 images .* no `neg_category_ids`"):
+        load(OVLVISDataset, coco, tmp_path / "a.json")
+
+
+def test_the_lvis_configs_repeat_images_of_rare_classes(
+    load_config: Callable[..., Config],
+) -> None:
+    """Repeat factor 1e-3, around the data set with the words."""
+    loader = load_config("kdeov_n_ovlvis.py").train_dataloader
+    assert loader.dataset.type == "ClassBalancedDataset"
+    assert loader.dataset.oversample_thr == 1e-3
+    dataset = Runner.build_dataloader(loader, seed=0).dataset
+    sample = dataset[0]["data_samples"]
+    assert len(sample.words) == len(sample.label_weights) == 866
+    assert 0 < len(sample.verified_labels) < 866
+    # each class is in 1 of 7 images at least: none is repeated at this threshold
+    often = type(dataset)(dataset.dataset, oversample_thr=4.0)
+    assert len(dataset) == 7 < len(often)
 
 
 # ------------------------------------------------------------- any other format

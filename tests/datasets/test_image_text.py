@@ -169,10 +169,13 @@ def test_stock_captions_reach_the_samples(stock: Path) -> None:
         pipeline=[LOAD, PACK],
         test_mode=True,
     )
-    assert len(dataset) == 4
-    for i, sample in enumerate(map(dataset.__getitem__, range(4))):
-        assert sample["inputs"].shape == (3, 96, 128)
-        assert sample["data_samples"].img_id == i + 1
+    file = stock / "coco/annotations/captions_val2017.json"
+    images = json.loads(file.read_text())["images"]
+    assert len(dataset) == len(images) == 4
+    for i, image in enumerate(images):
+        sample = dataset[i]
+        assert sample["inputs"].shape == (3, image["height"], image["width"])
+        assert sample["data_samples"].img_id == image["id"]
         assert sample["data_samples"].captions == tuple(
             f"{j} things of kind {i}" for j in range(5)
         )

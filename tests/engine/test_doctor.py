@@ -4,14 +4,16 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from mmengine.config import Config
 
 from kdeov_mm.datasets import shapes
 from kdeov_mm.engine.doctor import ADVICE
+from kdeov_mm.engine.doctor.data import ExaminedData, check_objects
 
-from ..conftest import ROOT, load_tool, write_clip
+from ..conftest import ROOT, load_tool, make_sample, write_clip
 
 Change = Callable[[Config], None]
 
@@ -270,6 +272,24 @@ def test_objects_that_the_pipeline_drops_are_counted(examine: Any) -> None:
 
     code, report = examine("kdeov_n_shapes.py", strict)
     assert code == 1 and "objects lost" in named(report)
+
+
+@pytest.mark.parametrize(("left", "lost"), [(2, False), (0, True)])
+def test_objects_are_compared_with_those_of_the_same_images(
+    left: int, lost: bool
+) -> None:
+    """One crowded image among those that were not looked at changes nothing."""
+    box = dict(bbox=[0, 0, 9, 9], bbox_label=0)
+    infos = [dict(img_id=i, instances=[box] * n) for i, n in enumerate((2, 2, 100))]
+    samples = [make_sample([[0, 0, 9, 9]] * left, [0] * left) for _ in range(2)]
+    for i, sample in enumerate(samples):
+        sample.set_metainfo(dict(img_id=i))
+    dataset = MagicMock(spec=["get_data_info", "__len__"])
+    dataset.get_data_info.side_effect = infos.__getitem__
+    dataset.__len__.return_value = len(infos)
+    packed = [dict(data_samples=sample) for sample in samples]
+    _, *findings = check_objects(ExaminedData("train", dataset, packed))
+    assert [f.name for f in findings] == (["objects lost"] if lost else [])
 
 
 def test_a_module_that_makes_nan_is_named(

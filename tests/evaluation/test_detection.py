@@ -8,6 +8,7 @@ import json
 import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -571,19 +572,20 @@ def test_categories_that_nobody_asks_for_do_not_count(tmp_path: Path) -> None:
     assert figures["ov/AP"] == pytest.approx(1)
 
 
+def log_lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the metrics log from now on."""
+    lines: list[str] = []
+    monkeypatch.setattr(
+        "kdeov_mm.evaluation.protocol_metric.MMLogger.get_current_instance",
+        lambda: SimpleNamespace(info=lines.append),
+    )
+    return lines
+
+
 def test_the_protocol_stands_beside_its_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines: list[str] = []
-
-    class Logger:
-        def info(self, message: str) -> None:
-            lines.append(message)
-
-    monkeypatch.setattr(
-        "kdeov_mm.evaluation.protocol_metric.MMLogger.get_current_instance",
-        lambda: Logger(),
-    )
+    lines = log_lines(monkeypatch)
     dataset = load(OVCocoDataset, make_coco(), tmp_path / "a.json")
     evaluate(make_coco(), dataset, tmp_path)
     (text,) = lines
@@ -685,3 +687,45 @@ def test_all_figures_stand_in_the_file_under_their_protocols(tmp_path: Path) -> 
     assert figures["ov/all_ECE"] == pytest.approx(0.3, abs=1e-6)
     assert (report["images"], report["words"]) == (30, 12)
     assert report["protocol"] == "a test"
+
+
+SAID = {
+    None: ("no cap per image", "no cap per image", None),
+    -1: ("no cap per image", "no cap per image", None),
+    1000: (
+        "at most 1000 boxes per image (the model's cap)",
+        "at most 1000 boxes per image (the model's cap; the rules have none)",
+        1000,
+    ),
+    100: (
+        "at most 100 boxes per image (the model's cap; the rules count 300)",
+        "at most 100 boxes per image (the model's cap; the rules have none)",
+        100,
+    ),
+    "absent": ("cap per image not known", "cap per image not known", "not known"),
+}
+
+
+@pytest.mark.parametrize("cap", SAID)
+def test_the_models_own_cap_stands_beside_the_rules(
+    cap: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No cap is claimed where the model has one, or where nobody knows."""
+    coco, lines = lvis_truth(2), log_lines(monkeypatch)
+    (tmp_path / "a.json").write_text(json.dumps(coco))
+    metric = OpenVocabularyMetric(
+        str(tmp_path / "a.json"), "a test", rules=("lvis", "lvis-fixed"),
+        out_file=str(tmp_path / "figures.json"),
+    )  # fmt: skip
+    metric.dataset_meta = dict(classes=[c["name"] for c in coco["categories"]])
+    found = dict(bboxes=torch.ones(1, 4), scores=torch.ones(1), labels=torch.zeros(1))
+    meta = {} if cap == "absent" else dict(max_per_img=cap)
+    for image in coco["images"]:
+        metric.process({}, [dict(img_id=image["id"], pred_instances=found, **meta)])
+    metric.evaluate(len(coco["images"]))
+    standard, fixed, number = SAID[cap]
+    (text,) = lines
+    assert f"LVIS AP, standard (300 boxes per image), {standard}\n" in text
+    assert f"LVIS AP, fixed (10,000 boxes per class), {fixed}\n" in text
+    assert ("no cap" in text) == (number is None)
+    assert json.loads((tmp_path / "figures.json").read_text())["max_per_img"] == number

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from kdeov_mm.datasets import OVLVISDataset
 from kdeov_mm.datasets.coco import COCO_BASE, COCO_NOVEL
+from kdeov_mm.engine import TrainingRecordHook
 from kdeov_mm.evaluation import LABEL_SETS, describe_leaks, leak_report
 from kdeov_mm.evaluation.leaks import overlap
 
@@ -139,6 +141,49 @@ def test_what_is_unclear_is_not_called_clean(
     report = leak_report(write(tmp_path / "a.pth", cfg=cfg), COCO_NOVEL)
     assert report["clean"] is None
     assert re.search(reason, " ".join(report["unclear"]))
+
+
+def resumed(path: Path, before: Path | None, **kwargs: Any) -> Path:
+    """A checkpoint whose training went on from another one's, or from none."""
+    hook, meta = TrainingRecordHook(), write(path, cfg="resume = True", **kwargs)
+    content = torch.load(meta)
+    if before is not None:
+        runner: Any = SimpleNamespace(cfg=dict(resume=True))
+        hook.after_load_checkpoint(runner, torch.load(before))
+    hook.before_save_checkpoint(SimpleNamespace(), content)
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("first", "clean"),
+    [
+        (dict(), True),
+        (dict(cfg="load_from = 'a.pth'"), None),
+        (dict(cfg="load_from = 'a.pth'\npretraining = ['coco']"), False),
+        (dict(cfg="load_from = 'a.pth'\npretraining = []"), True),
+        (dict(classes=LABEL_SETS["coco"]), False),
+        (dict(classes=None), None),
+        (dict(cfg="resume = True"), None),
+    ],
+)
+def test_a_resumed_training_began_as_its_first_part(
+    first: dict[str, Any], clean: bool | None, tmp_path: Path
+) -> None:
+    """However often it was resumed; and with the labels of all its parts."""
+    path = write(tmp_path / "0.pth", **first)
+    for number in range(1, 4):
+        path = resumed(tmp_path / f"{number}.pth", path)
+        report = leak_report(path, COCO_NOVEL)
+        assert report["clean"] is clean
+        assert report["began_with"] == (["a.pth"] if "a.pth" in str(first) else [])
+        assert leak_report(path, COCO_NOVEL, ["lvis"])["clean"] is False
+
+
+def test_a_training_that_found_nothing_to_resume_began_from_nothing(
+    tmp_path: Path,
+) -> None:
+    assert leak_report(resumed(tmp_path / "a.pth", None), COCO_NOVEL)["clean"] is True
 
 
 def test_declared_label_sets_stand_in_the_config(tmp_path: Path) -> None:

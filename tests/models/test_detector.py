@@ -55,7 +55,7 @@ def test_without_teacher_a_working_detector_is_left(build_detector: Build) -> No
     taught, alone = build_detector(), build_detector(teacher=None, distill=None)
     images, samples = make_batch()
     only = set(taught.state_dict()) - set(alone.state_dict())
-    assert only and all(name.startswith("distill.") for name in only)
+    assert all(name.startswith("distill.") for name in only)
     alone.load_state_dict(
         {k: v for k, v in taught.state_dict().items() if k not in only}
     )
@@ -102,20 +102,85 @@ def test_the_teacher_sees_the_image_as_rgb_in_0_to_1(
 # ------------------------------------------------------------------------ loss
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
+HEAD = dict(
+    type="GlobalHead",
+    projection=dict(
+        type="GlobalProjection",
+        in_channels=[256, 512, 1024],
+        embed_dims=EMBED_DIMS,
+        widen_factor=0.25,
+    ),
+)
+COSINE = dict(cosine=dict(type="CosineDistance"))
+LEARNERS: dict[str, dict[str, Any]] = {
+    **FUSIONS,
+    "unsupervised": {"bbox_head.supervised": False},
+    "global head that learns nothing": {"global_head": HEAD},
+    "global head": {
+        "global_head": dict(
+            HEAD, distances=COSINE, crops=0.5, calibrate=0.1, sources=("truth",)
+        )
+    },
+    "grid boxes": {"bbox_head.head_module.type": "mmdet.GridHeadModule"},
+}
+
+
+@pytest.mark.parametrize("name", LEARNERS)
 @pytest.mark.parametrize("boxes", [True, False], ids=["boxes", "no-boxes"])
-def test_every_parameter_gets_a_gradient(
-    build_detector: Build, fusion: str, boxes: bool
+def test_every_parameter_that_learns_gets_a_gradient(
+    build_detector: Build, name: str, boxes: bool
 ) -> None:
     """Distributed training waits for ever for a parameter that gets none."""
-    model = build_detector(**FUSIONS[fusion])
+    model = build_detector(**LEARNERS[name])
     images, samples = make_batch()
     losses = model.loss(images, samples if boxes else [make_sample(), make_sample()])
     assert all(value.isfinite() for value in losses.values())
     sum(losses.values()).backward()
-    without = [name for name, p in model.named_parameters() if p.grad is None]
-    assert without == []
-    assert all(p.grad.isfinite().all() for p in model.parameters())
+    learning = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert [n for n, p in learning.items() if p.grad is None] == []
+    assert all(p.grad.isfinite().all() for p in learning.values())
+    still = {n.split(".")[0] for n, p in model.named_parameters() if n not in learning}
+    allowed = {
+        "unsupervised": {"bbox_head"},
+        "global head that learns nothing": {"global_head"},
+    }
+    assert still == allowed.get(name, set())
+
+
+def test_a_student_that_would_learn_nothing_is_refused(build_detector: Build) -> None:
+    changes = {"bbox_head.supervised": False, "teacher": None, "distill": None}
+    with pytest.raises(ValueError, match="nothing to learn"):
+        build_detector(**changes).loss(*make_batch())
+
+
+def gradient_norm(model: KDEOVDetector, repeats: int) -> float:
+    """Of a batch in which the same images come several times."""
+    images, samples = make_batch()
+    model.zero_grad()
+    sum(
+        model.loss(images.repeat(repeats, 1, 1, 1), samples * repeats).values()
+    ).backward()
+    return torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()
+
+
+def test_the_gradient_does_not_depend_on_the_size_of_the_batch(
+    build_detector: Build,
+) -> None:
+    """So clipping means the same for every batch."""
+    relation = dict(type="RelationalDistance")
+    contrast = dict(type="ContrastiveDistance")
+    model = build_detector(
+        **{
+            "vocabulary.size": 6,
+            "vocabulary.min_size": 6,
+            "distill.region.distances": dict(
+                COSINE, relation=relation, contrast=contrast
+            ),
+        }
+    ).train()
+    norms = [gradient_norm(model, repeats) for repeats in (1, 4, 32)]
+    assert norms[0] > 0.1
+    assert norms == pytest.approx([norms[0]] * 3, rel=0.01)
 
 
 def test_a_loss_has_the_names_that_mmengine_sums(build_detector: Build) -> None:

@@ -18,6 +18,7 @@ from kdeov_mm.models import (
     StudentBatch,
 )
 from kdeov_mm.models.distill.dense import embedding_maps, window_grid
+from kdeov_mm.models.distill.image import labels_of
 from kdeov_mm.models.pixels import filled_part
 
 from ..conftest import CLIP_CONFIG, EMBED_DIMS, make_sample
@@ -321,3 +322,11 @@ def test_dense_loss_does_not_see_the_padding() -> None:
     student = StudentBatch(feats, samples, regions=locations)
     losses = head.loss(student, Known(dense=target))
     assert losses["loss_dense_cosine"].abs() < 1e-4
+
+
+def test_labels_of_crops_leave_out_objects_that_are_mostly_cut_off() -> None:
+    """They are no regions, so the labels of the others must not move up."""
+    whole = make_sample([[0, 0, 9, 9], [5, 5, 30, 30], [8, 8, 40, 48]], [3, 1, 2])
+    whole.gt_instances.visible = torch.tensor([0.2, 0.9, 1.0])
+    regions = torch.tensor([[5.0, 5, 30, 30], [8, 8, 40, 48], [1, 1, 5, 5]])
+    assert labels_of([whole], [regions]).tolist() == [1, 2, -1]

@@ -16,7 +16,13 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from kdeov_mm.datasets import shapes
-from kdeov_mm.models import HeadInput, KDEOVDetector, OVHead, TextEmbeds
+from kdeov_mm.models import (
+    HeadInput,
+    KDEOVDetector,
+    OVHead,
+    RandomVocabulary,
+    TextEmbeds,
+)
 
 from ..conftest import EMBED_DIMS, WORDS, enliven, make_sample
 
@@ -233,9 +239,8 @@ def test_words_that_are_not_verified_add_nothing_to_the_loss(head: OVHead) -> No
         F.softplus(level.double()).sum((2, 3))[verified].sum() for level in logits
     ]
     loss = losses_of(head, logits, samples)["loss_cls"]
-    # mmyolo multiplies by the batch size
-    factor = head.loss_cls.loss_weight * len(samples)
-    torch.testing.assert_close(loss, (sum(wanted) * factor).float())
+    wanted = sum(wanted) * head.loss_cls.loss_weight  # no objects: divided by 1
+    torch.testing.assert_close(loss, wanted.float())
     none = [make_sample(verified=torch.zeros(5, dtype=torch.bool))] * 2
     assert 0 <= losses_of(head, logits, none)["loss_cls"] < 1e-9
     far = [torch.where(verified[:, :, None, None], level, 1e4) for level in logits]
@@ -309,6 +314,35 @@ def test_words_that_nobody_verified_get_no_gradient(
     assert (grads[0, 3:] == 0).all()
     assert (grads[0, :3].abs().sum(-1) > 0).all()
     assert (grads[1].abs().sum(-1) > 0).all()
+
+
+def test_a_word_that_is_not_verified_is_learnt_where_its_box_is(head: OVHead) -> None:
+    """LVIS: of a class that is not exhaustively annotated, boxes count, absence not."""
+    logits = [torch.randn(1, 5, s, s, requires_grad=True) for s in (8, 4, 2)]
+    verified = torch.tensor([False, True, True, True, True])
+    losses = losses_of(head, logits, [make_sample(*TRUTH, verified=verified)])
+    losses["loss_cls"].backward()
+    grads = torch.cat([m.grad.flatten(2) for m in logits], 2)[0]  # (K, N)
+    assert 0 < (grads[0] != 0).sum() <= 10  # the locations matched with its box
+    assert (grads[1:] != 0).all()
+
+
+@pytest.mark.parametrize("drawn", [0, 12])
+def test_a_federated_image_teaches_verified_and_drawn_words_alone(
+    head: OVHead, drawn: int
+) -> None:
+    """Two classes are verified of 200: one is there, one is listed as absent."""
+    many = tuple(f"word {i}" for i in range(200))
+    about = dict(verified_labels=(7, 30), label_weights=(1.0,) * 200)
+    sample = make_sample(TRUTH[0][:1], [7], many, **about)
+    draw = RandomVocabulary(size=100, min_size=100, federated=drawn)
+    words, samples = draw([sample])
+    logits = [torch.randn(1, len(words), s, s, requires_grad=True) for s in (8, 4, 2)]
+    losses_of(head, logits, samples)["loss_cls"].backward()
+    grads = torch.cat([m.grad.flatten(2) for m in logits], 2)[0]  # (K, N)
+    taught = {words[i][0] for i in grads.abs().sum(1).nonzero().flatten().tolist()}
+    assert len(words) == 100 and {"word 7", "word 30"} <= taught
+    assert drawn <= len(taught) <= drawn + 2
 
 
 def test_masking_one_batch_leaves_the_next_alone(head: OVHead) -> None:

@@ -59,9 +59,13 @@ def test_words_with_boxes_are_always_asked_even_beyond_the_bound() -> None:
     assert names(words, new) == list(MANY[:30])
 
 
-def test_fewer_words_than_the_bound_are_all_asked() -> None:
-    words, _ = RandomVocabulary(size=80, min_size=40)([make_sample(BOXES, [0, 1])])
-    assert sorted(flat(words)) == sorted(WORDS)
+def test_fewer_words_than_the_bound_still_vary() -> None:
+    """OV-COCO's 48 base words, with the default bounds of 40 and 80."""
+    draw = RandomVocabulary(size=80, min_size=40)
+    drawn = [draw([make_sample(BOXES, [0, 1], MANY[:48])])[0] for _ in range(200)]
+    assert {len(words) for words in drawn} == set(range(24, 49))
+    assert all({("word 0",), ("word 1",)} <= {*words} for words in drawn)
+    assert len(draw([make_sample(BOXES, [0, 0], ("one",))])[0]) == 1
 
 
 def test_no_word_is_asked_twice() -> None:
@@ -159,3 +163,73 @@ def test_a_test_batch_shares_one_vocabulary() -> None:
         words_of([make_sample(), make_sample(words=WORDS[::-1])])
     with pytest.raises(ValueError, match="got 0"):
         words_of(None)
+
+
+# ------------------------------------------------------------------- federated data
+
+
+def federated(**metainfo: Any) -> DetDataSample:
+    """Two objects of classes 3 and 8; 20 is verified to be absent."""
+    about = dict(verified_labels=(3, 8, 20), label_weights=(1.0,) * 200)
+    return make_sample(BOXES, [3, 8], MANY, **(about | metainfo))
+
+
+def verified_words(words: tuple[Words, ...], sample: DetDataSample) -> set[str]:
+    rows = zip(flat(words), sample.verified.tolist(), strict=True)
+    return {word for word, known in rows if known}
+
+
+def test_without_drawn_words_only_verified_ones_count() -> None:
+    draw = RandomVocabulary(80, 40, federated=0)
+    for _ in range(20):
+        words, (new,) = draw([federated()])
+        assert verified_words(words, new) == {"word 3", "word 8", "word 20"}
+        assert len(words) >= 40
+
+
+def test_at_most_the_drawn_words_count_as_absent_beside_the_verified() -> None:
+    draw = RandomVocabulary(80, 40, federated=10)
+    others, own = set(), {"word 3", "word 8", "word 20"}
+    for _ in range(50):
+        words, (new,) = draw([federated()])
+        counted = verified_words(words, new)
+        assert own <= counted and 8 <= len(counted - own) <= 10
+        others |= counted - own
+    assert len(others) > 150
+
+
+def test_the_draw_follows_the_weights() -> None:
+    weights = (0.0,) * 100 + (1.0,) * 50 + (9.0,) * 50
+    draw = RandomVocabulary(80, 40, federated=5)
+    numbers = np.zeros(200)
+    for _ in range(300):
+        words, (new,) = draw([federated(label_weights=weights)])
+        for word in verified_words(words, new) - {"word 3", "word 8", "word 20"}:
+            numbers[int(word.split()[1])] += 1
+    assert numbers[:100].sum() == 0
+    assert 6 < numbers[150:].sum() / numbers[100:150].sum() < 12
+
+
+def test_a_class_that_is_not_exhaustively_annotated_is_never_absent() -> None:
+    """Neither while it has a box, nor where its boxes were cropped away."""
+    about = dict(verified_labels=(8, 20), not_exhaustive_labels=(3, 5))
+    draw = RandomVocabulary(200, 200, federated=200)
+    words, (new,) = draw([federated(**about)])
+    assert len(words) == 200
+    counted = verified_words(words, new)
+    assert len(counted) == 198 and not counted & {"word 3", "word 5"}
+
+
+def test_federated_and_other_images_share_a_batch() -> None:
+    draw = RandomVocabulary(300, 300, federated=0)
+    world = make_sample(BOXES, [0, 2])
+    words, (lvis, other) = draw([federated(), world])
+    assert verified_words(words, lvis) == {"word 3", "word 8", "word 20"}
+    assert verified_words(words, other) == {*WORDS}
+
+
+def test_what_another_image_of_the_batch_verifies_is_asked_first() -> None:
+    many = federated(verified_labels=tuple(range(3, 60)))
+    draw = RandomVocabulary(62, 62, federated=0)
+    words, _ = draw([many, federated()])
+    assert {*MANY[3:60]} <= {*flat(words)}

@@ -284,3 +284,21 @@ def test_a_new_state_dict_keeps_its_names() -> None:
     state = head.state_dict()
     assert "classifier.logit_scale" in state and "log_scale" not in state
     head.load_state_dict(state)
+
+
+def test_a_temperature_that_was_driven_beyond_the_limit_comes_back() -> None:
+    """200 steps of pairs that any temperature suits, then 200 of noisy ones."""
+    classifier = TextClassifier().train()
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=0.05, weight_decay=0)
+    text, labels = unit(16, 32), torch.arange(16)
+    noisy = F.normalize(text + unit(16, 32) * 2, dim=1)
+    scales = []
+    for embeds in [text] * 200 + [noisy] * 200:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(classifier(embeds, TextEmbeds(text)), labels)
+        # the first pairs alone would rest where their loss is 0
+        (loss - classifier.logit_scale * (embeds is text)).backward()
+        optimizer.step()
+        scales.append(classifier.scale().item())
+    assert scales[199] == pytest.approx(100)
+    assert scales[-1] < 30

@@ -35,7 +35,6 @@ from mmengine.runner import Runner
 
 from kdeov_mm.clip import CachedTeacher
 from kdeov_mm.evaluation import newest_metrics
-from kdeov_mm.models import RegionDistillation
 from pages import ROOT, provenance, read_json, seconds_in_turn, show, write_json
 
 LEAVES = ROOT / "configs/kdeov/ablations"
@@ -308,9 +307,6 @@ def build(cfg: Config) -> Any:
     model = MODELS.build(cfg.model).train().to(memory_format=torch.channels_last)
     model.init_weights()
     model.to(DEVICE)
-    for module in model.modules():
-        if isinstance(module, RegionDistillation):
-            module.steps.fill_(module.warmup)
     return model
 
 

@@ -9,6 +9,7 @@ image_size = 640
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True),
+    dict(type="KeepOriginal"),  # what the teacher crops
     # large-scale jitter, as ViLD and Detic
     dict(
         type="RandomResize",
@@ -25,7 +26,6 @@ train_pipeline = [
     dict(type="FilterAnnotations", min_gt_bbox_wh=(2, 2), keep_empty=False),
     dict(type="YOLOXHSVRandomAug"),
     dict(type="RandomFlip", prob=0.5),
-    dict(type="Pad", size=(image_size, image_size), pad_val=dict(img=(114, 114, 114))),
     dict(type="PackInputs"),
 ]
 test_pipeline = [

@@ -1,6 +1,8 @@
 """OV-LVIS: boxes of the 866 frequent and common classes; 1203 words at test time.
 
 docs/data.md says what to download; ``tools/prepare_splits.py lvis`` writes the files.
+Images of classes that are in fewer than 1 of 1000 images are repeated (repeat factor
+sampling, Gupta et al., 2019).
 """
 
 _base_ = "./ov_coco.py"
@@ -11,7 +13,18 @@ dataset = dict(
     data_prefix=dict(img=""),  # LVIS names a file with its folder, train2017/...
 )
 train_dataloader = dict(
-    dataset=dict(ann_file="annotations/lvis_v1_train_base.json", **dataset)
+    dataset=dict(
+        _delete_=True,
+        type="ClassBalancedDataset",
+        oversample_thr=1e-3,
+        dataset=dict(
+            vocabulary="base",
+            ann_file="annotations/lvis_v1_train_base.json",
+            filter_cfg=dict(filter_empty_gt=False),
+            pipeline={{_base_.train_pipeline}},
+            **dataset,
+        ),
+    )
 )
 val_dataloader = dict(
     dataset=dict(vocabulary="all", ann_file="annotations/lvis_v1_val.json", **dataset)

@@ -20,7 +20,7 @@ train_pipeline = [
         max_translate_ratio=0.1,
         scaling_ratio_range=(0.6, 1.4),
         max_shear_degree=2,
-        border_val=(114, 114, 114),
+        border_val=(0, 0, 0),  # as the padding
     ),
     dict(type="PhotoMetricDistortion"),
     dict(type="RandomFlip", prob=0.5),

@@ -79,7 +79,8 @@ def check_labels(data: ExaminedData) -> Checks:
     compared, without_word = 0, 0
     unnamed: list[str] = []
     wrong: list[str] = []
-    for part in innermost(data.dataset):
+    parts = innermost(data.dataset)  # without repetitions
+    for part in parts:
         # the truth is what the files say, not what the data set makes of it
         names_of = names_in_files(part)
         for names in names_of.values():
@@ -94,9 +95,9 @@ def check_labels(data: ExaminedData) -> Checks:
                     wrong.append(f"'{real}' is called '{words[label]}'")
 
     yield (
-        f"{data.name} data: {len(data.dataset)} images, {len(words)} words, {compared} "
-        f"labels compared with their files; {len(unnamed)} boxes in the files have no "
-        f"word{examples(unnamed)}."
+        f"{data.name} data: {sum(map(len, parts))} images, {len(words)} words, "
+        f"{compared} labels compared with their files; {len(unnamed)} boxes in the "
+        f"files have no word{examples(unnamed)}."
     )
     # findings: too few words, or another order
     if without_word:
@@ -193,14 +194,19 @@ def check_held_out(train: ExaminedData, test: ExaminedData) -> Checks:
 
 
 def check_objects(train: ExaminedData) -> Checks:
-    """Enough objects are left after the pipeline."""
-    parts = innermost(train.dataset)
-    boxes = sum(1 for part in parts for _ in labelled_boxes(part))
-    expected = boxes / max(sum(map(len, parts)), 1)
-    counts = [len(s["data_samples"].gt_instances) for s in train.samples]
-    left = sum(counts) / len(counts)
+    """Enough of the images' objects are left after the pipeline."""
+    # those of the same images: another one may have ten times as many
+    in_files = Counter(
+        image
+        for part in innermost(train.dataset)
+        for (image, *_), _ in labelled_boxes(part)
+    )
+    samples = [sample["data_samples"] for sample in train.samples]
+    expected = sum(in_files[str(s.img_id)] for s in samples) / len(samples)
+    kept = sum(len(s.gt_instances) + len(s.ignored_instances) for s in samples)
+    left = kept / len(samples)
     objects = f"{expected:.2f} objects per image in the files, {left:.2f} after the"
-    yield f"objects per image: {objects} pipeline ({len(counts)} images)."
+    yield f"objects per image: {objects} pipeline ({len(samples)} images)."
     # crops and mosaics change their number, but hardly halve it
-    if left < 0.5 * expected or not left:
+    if left < 0.5 * expected or not in_files:
         yield Finding("objects lost", f"{objects} pipeline.")

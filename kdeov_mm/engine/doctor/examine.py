@@ -57,7 +57,8 @@ def _all_checks(cfg: Config, num_batches: int) -> Checks:
     train = examined["train"]
     if "test" in examined:
         yield from data_checks.check_held_out(train, examined["test"])
-    yield from data_checks.check_objects(train)
+    with stage("pipeline"):
+        yield from data_checks.check_objects(train)
 
     # model: teacher, what learns, scores and losses of the first steps
     model = model_checks.build_model(cfg)

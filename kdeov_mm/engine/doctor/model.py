@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ...clip import CachedTeacher, StoreMismatch
 from ...clip.cached_teacher import teacher_identity
-from ...models import RegionPicker
 from .finding import Checks, Finding, Stop, stage
 
 PARTS = ("backbone", "neck", "bbox_head")
@@ -112,10 +111,6 @@ def check_steps(model: Any, batches: Sequence[Sequence[Any]]) -> Checks:
     # filled by hooks during the steps
     not_finite = watch_outputs(model)
     positives = watch_positives(model)
-    # a region head takes no boxes of the student during its warm-up
-    for module in model.modules():
-        if isinstance(module, RegionPicker):
-            module.steps.fill_(module.warmup)
 
     # loss term -> its mean over the batches
     means: Counter[Any] = Counter()
@@ -161,14 +156,15 @@ def watch_outputs(model: Any) -> list[str]:
     return names
 
 
-def watch_positives(model: Any) -> Counter[int]:
-    """Positive locations by level; filled by the forward passes."""
-    positives: Counter[int] = Counter()
+def watch_positives(model: Any) -> Counter[float]:
+    """Positive locations by stride, small first; filled by the forward passes."""
+    positives: Counter[float] = Counter()
 
     def count(module: Any, inputs: Any, result: dict[str, Tensor]) -> None:
-        mask = result["fg_mask_pre_prior"]  # (B, N)
-        for level, part in enumerate(mask.split(model.bbox_head.num_level_priors, 1)):
-            positives[level] += int(part.sum())
+        # centres and strides of the locations (N, 4), and what is matched (B, N)
+        strides, mask = inputs[2][:, 2], result["fg_mask_pre_prior"]
+        for stride in strides.unique().tolist():
+            positives[stride] += int(mask[:, strides == stride].sum())
 
     model.bbox_head.assigner.register_forward_hook(count)
     return positives

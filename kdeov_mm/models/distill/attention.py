@@ -50,4 +50,4 @@ class AttentionDistillation(Distillation):
         inside = [in_image(filled, f.shape[-2:]).flatten(1) for f in student.feats]
         similar = similar.masked_fill(~torch.cat(inside, 1), -torch.inf)
         pooled = torch.einsum("bn,bnd->bd", similar.softmax(-1), embeds)
-        return self.compare(pooled, target, len(student.samples))
+        return self.compare(pooled, target)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, SampleList
-from mmengine.dist import get_world_size
+from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor, nn
 
 from ...clip.teacher_batch import TeacherBatch
@@ -46,6 +46,7 @@ class StudentBatch(NamedTuple):
         regions: embeddings of regions; None for students without.
         image_feats: the maps before fusion; None: ``feats``.
         crop_features: features of crops as images of their own; or None.
+        progress: the part of the training that is done, in [0, 1].
     """
 
     feats: Sequence[Tensor]
@@ -54,6 +55,7 @@ class StudentBatch(NamedTuple):
     regions: RegionEmbeds | None = None
     image_feats: Sequence[Tensor] | None = None
     crop_features: CropFeatures | None = None
+    progress: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -128,36 +130,35 @@ class Distillation(nn.Module):
         raise NotImplementedError
 
     def compare(
-        self,
-        embeds: Tensor,
-        targets: Tensor,
-        batch_size: int,
-        weights: Tensor | None = None,
+        self, embeds: Tensor, targets: Tensor, weights: Tensor | None = None
     ) -> dict[str, Tensor]:
         """The weighted mean of each distance, times its loss weight.
 
-        mmyolo's losses are sums over the joint batch of all processes; these are
-        multiplied by its size, so that their balance does not depend on it.
+        It is the mean over the joint batch of all processes.
 
         Args:
             embeds: the student's (N, D), any length.
             targets: the teacher's unit vectors (N, D).
-            batch_size: images of this process.
-            weights: (N,) that sum to 1; None: all the same.
+            weights: (N,), any sum; None: all the same.
         """
-        factor, losses = self.batch_factor(batch_size), {}
+        if weights is None:
+            weights = targets.new_ones(len(targets))
+        # gradients are averaged over processes: each takes its part of the joint mean
+        total, processes = joint_total(weights.sum())
+        weights = weights / (total / processes).clamp(min=1e-6)
+        losses = {}
         for name, distance in self.distances.items():
-            if not len(embeds):  # nothing to learn, but a gradient in every process
-                loss = embeds.sum() * 0
-            elif weights is None:
-                loss = distance(embeds, targets).mean() * factor
-            else:
-                loss = (distance(embeds, targets) * (weights * factor)).sum()
+            # of no embeddings it is 0, with the gradient that every process needs
+            loss = (distance(embeds, targets) * weights).sum()
             weight: Any = distance.loss_weight
             losses[f"loss_{self.kind}_{name}"] = loss * weight
         return losses
 
-    @staticmethod
-    def batch_factor(batch_size: int) -> int:
-        """Images of the joint batch of all processes."""
-        return batch_size * get_world_size()
+
+def joint_total(value: Tensor) -> tuple[Tensor, int]:
+    """The sum of a scalar over all processes, and their number."""
+    processes = get_world_size()
+    if processes > 1:
+        value = value.detach().clone()
+        all_reduce(value)
+    return value, processes

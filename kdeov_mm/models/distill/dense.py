@@ -75,7 +75,7 @@ class DenseDistillation(Distillation):
         places = torch.nonzero(image)
         order = torch.randperm(len(places), device=places.device)[: self.points]
         drawn = places[order].unbind(1)
-        return self.compare(embeds[drawn], target[drawn], len(student.samples))
+        return self.compare(embeds[drawn], target[drawn])
 
     def fixed_boxes(self, sample: DetDataSample) -> Tensor:
         """The windows (n, 4) of an image."""

@@ -12,9 +12,9 @@ from torch import Tensor
 from ...clip.teacher_batch import TeacherBatch
 from ..pixels import filled_part
 from ..text_classifier import TextClassifier, TextEmbeds, rename_old_keys
-from .base import CropFeatures, Needs, StudentBatch
+from .base import CropFeatures, Needs, StudentBatch, joint_total
 from .losses import InfoNCE
-from .regions import RegionPicker
+from .regions import RegionPicker, visible_truth
 
 
 @MODELS.register_module(name=["ImageDistillation", "GlobalDistillation"])
@@ -69,6 +69,9 @@ class ImageDistillation(RegionPicker):
         # without contrast and calibration, nothing would teach the temperature
         self.classifier = TextClassifier(learn_scale=bool(contrast or calibrate))
         self.projection = MODELS.build(projection)
+        # distributed training waits for ever for a parameter without a gradient
+        if not self.learns:
+            self.requires_grad_(False)
         self._register_load_state_dict_pre_hook(rename_old_keys)
 
     def _check_arguments(self) -> None:
@@ -148,17 +151,15 @@ class ImageDistillation(RegionPicker):
         boxes: list[Tensor] = []
         of_regions = embeds.detach()[:0]
         if self.sources:
-            self.steps += 1
-            boxes = self.regions(samples, student.regions, teacher)
+            boxes = self.regions(student, teacher)
             if any(map(len, boxes)):
                 of_regions = teacher.crops(boxes, self.scales)
         # captions: InfoNCE over the joint batch
         losses: dict[str, Tensor] = {}
-        factor = self.batch_factor(len(samples))
         if self.contrast is not None:
             captions = teacher.captions(_captions(samples))
             value = self.contrast(embeds, captions, self.classifier.scale())
-            losses["loss_global_contrast"] = value * factor
+            losses["loss_global_contrast"] = value
         # whole images, then crops: what they learn
         targets = [embeds.detach()[:0]]
         if self.distances and self.target == "image":
@@ -170,16 +171,16 @@ class ImageDistillation(RegionPicker):
             embeds = torch.cat([embeds, crops])
             targets.append(of_regions[which])
         if self.calibrate:
-            value = self.classifier.logit_scale * 0
+            # no crops: no labels, but a loss that every process takes part in
+            labels, crops_seen = embeds.new_zeros(0).long(), embeds[:0]
             if len(of_regions):
-                labels = _labels(samples, boxes)[which]
-                value = self._calibration(crops, student.text, labels)
-            losses["loss_global_calibration"] = value * factor
+                labels, crops_seen = labels_of(samples, boxes)[which], crops
+            value = self._calibration(crops_seen, student.text, labels)
+            losses["loss_global_calibration"] = value
         if self.distances:
             target = torch.cat(targets)
             some = target.any(1)  # an image without regions has no target
-            weights = target.new_full((int(some.sum()),), 1 / len(target))
-            losses |= self.compare(embeds[some], target[some], len(samples), weights)
+            losses |= self.compare(embeds[some], target[some])
         return losses
 
     def _embed_crops(
@@ -223,7 +224,9 @@ class ImageDistillation(RegionPicker):
         # embeddings are detached, so that only the temperature has a gradient
         logits = self.classifier(crops.detach(), TextEmbeds(text))
         wrong = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
-        return wrong / (labels >= 0).sum().clamp(min=1) * self.calibrate
+        # the mean over the labelled crops of the joint batch
+        total, processes = joint_total((labels >= 0).sum())
+        return wrong * processes / total.clamp(min=1) * self.calibrate
 
 
 def _means(embeds: Tensor, counts: Sequence[int]) -> Tensor:
@@ -233,12 +236,12 @@ def _means(embeds: Tensor, counts: Sequence[int]) -> Tensor:
     return F.normalize(torch.stack(means).nan_to_num(), dim=-1)
 
 
-def _labels(samples: SampleList, boxes: Sequence[Tensor]) -> Tensor:
+def labels_of(samples: SampleList, boxes: Sequence[Tensor]) -> Tensor:
     """Labels (sum n_b,) of the boxes, of which the first are the truth; else -1."""
     # regions begin with the ground truth; others have no label
     labels = []
     for sample, its in zip(samples, boxes):
-        known = sample.gt_instances.labels
+        known = visible_truth(sample).labels
         labels.append(F.pad(known, (0, len(its) - len(known)), value=-1))
     return torch.cat(labels)
 

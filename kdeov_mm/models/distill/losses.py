@@ -9,7 +9,7 @@ import torch
 import torch.distributed.nn.functional as dist_functional
 import torch.nn.functional as F
 from mmdet.registry import MODELS
-from mmengine.dist import get_world_size
+from mmengine.dist import all_gather, get_rank, get_world_size
 from torch import Tensor, nn
 
 
@@ -80,10 +80,12 @@ class RelationalDistance(Distance):
         with torch.autocast(student.device.type, enabled=False):
             unit = F.normalize(student.float(), dim=-1)
             # equal rows (one region, several locations) count once, with a weight
-            anchors, which, count = teacher.unique(
+            everyone, first = joint_rows(teacher)
+            anchors, which, count = everyone.unique(
                 dim=0, return_inverse=True, return_counts=True
             )
-            # similarities to all regions of the batch: (N, A)
+            which = which[first : first + len(teacher)]
+            # similarities to all regions of the joint batch: (N, A)
             logits = unit @ anchors.T / self.temperature + count.log()
             wanted = anchors @ anchors.T / self.temperature + count.log()
             # KL divergence from the teacher's distribution
@@ -119,11 +121,12 @@ class ContrastiveDistance(Distance):
         """Embeddings (N, D), any length, and unit vectors (N, D) -> (N,)."""
         with torch.autocast(student.device.type, enabled=False):
             unit = F.normalize(student.float(), dim=-1)
-            # the share of each region of the batch: (N, N)
-            logits = (unit @ teacher.T / self.temperature).log_softmax(-1)
+            # the share of each region of the joint batch: (N, M)
+            everyone, first = joint_rows(teacher)
+            logits = (unit @ everyone.T / self.temperature).log_softmax(-1)
             # regions that look the same to the teacher are positives, too
-            own = teacher @ teacher.T > self.same
-            own.fill_diagonal_(True)
+            own = teacher @ everyone.T > self.same
+            own[:, first : first + len(teacher)].fill_diagonal_(True)
             return -_log_share(logits, own)
 
 
@@ -157,6 +160,20 @@ class InfoNCE(nn.Module):
             share = _log_share(logits.log_softmax(1), own)
             share = share + _log_share(logits.T.log_softmax(1), own)
             return -share.mean() / 2 * self.loss_weight
+
+
+def joint_rows(rows: Tensor) -> tuple[Tensor, int]:
+    """(n, D) of this process -> (sum of n, D) of all, and the first that is its own.
+
+    Without gradient; n may differ.
+    """
+    if get_world_size() == 1:
+        return rows, 0
+    # all rows in tensors of one size, then without what filled them up
+    counts = [int(n) for n in all_gather(torch.tensor(len(rows), device=rows.device))]
+    filled = F.pad(rows.detach(), (0, 0, 0, max(counts) - len(rows)))
+    parts = [part[:n] for part, n in zip(all_gather(filled), counts)]
+    return torch.cat(parts), sum(counts[: get_rank()])
 
 
 def gathered(embeds: Tensor) -> Tensor:

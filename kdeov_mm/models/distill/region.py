@@ -48,14 +48,12 @@ class RegionDistillation(RegionPicker):
         Raises:
             ValueError: a student without regions.
         """
-        self.steps += 1
         if student.regions is None:
             raise ValueError("RegionDistillation needs a student with regions")
         embeds = student.regions.embeds.flatten(0, 1)  # (B, N, D) -> (B*N, D)
-        boxes = self.regions(student.samples, student.regions, teacher)
-        batch_size = len(student.samples)
+        boxes = self.regions(student, teacher)
         if not any(map(len, boxes)):
-            return self.compare(embeds[:0], embeds[:0].detach(), batch_size)
+            return self.compare(embeds[:0], embeds[:0].detach().float())
         # the teacher's embedding of each region (R, D), and its image (R,)
         targets = teacher.crops(boxes, self.scales)
         image = torch.repeat_interleave(torch.tensor([len(b) for b in boxes]))
@@ -63,9 +61,8 @@ class RegionDistillation(RegionPicker):
         # pairs of a location and a region; each region has the same weight
         where, which, weight = self.match(torch.cat(boxes), student.regions, image)
         where = where + image[which] * len(student.regions.centres)
-        weight = weight / weight.sum().clamp(min=1)
         # one look-up for the batch: each has a gradient of the size of all locations
-        return self.compare(embeds[where], targets[which], batch_size, weight)
+        return self.compare(embeds[where], targets[which], weight)
 
     @torch.no_grad()
     def match(

@@ -4,20 +4,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmdet.structures import DetDataSample, SampleList
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
 
 from ...clip.teacher_batch import TeacherBatch
-from .base import Distillation, Needs, RegionEmbeds
+from .base import Distillation, Needs, RegionEmbeds, StudentBatch
 
 SOURCES = ("truth", "own", "random", "blocks", "stored")
+MIN_VISIBLE = 0.5  # of an object's box, by area
 
 
 class RegionPicker(Distillation):
     """A distillation of regions: those of its sources, in their order.
 
-    - ``truth``: the ground-truth boxes;
+    - ``truth``: the ground-truth boxes, but for objects less than half of which is
+      left in the input, where that is known
+      (:class:`kdeov_mm.datasets.KeepOriginal`): their class is seldom seen;
     - ``own``: the student's best boxes elsewhere, picked without classes: objects
       that nobody labelled;
     - ``random``: squares of random place and size;
@@ -31,7 +35,8 @@ class RegionPicker(Distillation):
         proposals: own boxes per image, at most; and the number of random ones.
         grids: tiles per side of the grids of ``blocks``.
         nms_iou: own boxes overlapping more are one region.
-        warmup: iterations without own boxes, while they are random.
+        warmup: part of the training without own boxes, while they are random, in
+            [0, 1].
         scales: crop sizes relative to the box.
     """
 
@@ -42,20 +47,27 @@ class RegionPicker(Distillation):
         proposals: int = 5,
         grids: Sequence[int] = (2, 3, 4),
         nms_iou: float = 0.5,
-        warmup: int = 50,
+        warmup: float = 0.0625,
         scales: Sequence[float] = (1.0, 1.5),
     ) -> None:
         super().__init__(distances)
         if not set(sources) <= set(SOURCES):
             raise ValueError(f"sources are some of {SOURCES}, got {tuple(sources)}")
+        if not 0 <= warmup <= 1:
+            raise ValueError(
+                "warmup is a part of the training, from 0 to 1 (0.0625 of 800 "
+                f"iterations are 50), got {warmup}"
+            )
         self.sources = tuple(sources)
         self.proposals = proposals
         self.grids = tuple(grids)
         self.nms_iou = nms_iou
         self.warmup = warmup
         self.scales = tuple(scales)
-        self.steps: Tensor
-        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        # checkpoints before 0.2.0 counted their steps
+        self._register_load_state_dict_pre_hook(
+            lambda state, prefix, *_: state.pop(f"{prefix}steps", None)
+        )
 
     @property
     def needs(self) -> Needs:
@@ -65,19 +77,17 @@ class RegionPicker(Distillation):
         return Needs(sources=self.sources, scales=scales, grids=grids)
 
     @torch.no_grad()
-    def regions(
-        self, samples: SampleList, embeds: RegionEmbeds | None, teacher: TeacherBatch
-    ) -> list[Tensor]:
+    def regions(self, student: StudentBatch, teacher: TeacherBatch) -> list[Tensor]:
         """Boxes (n_b, 4) of each image, source after source."""
-        result = []
-        for i, sample in enumerate(samples):
+        result, embeds = [], student.regions
+        for i, sample in enumerate(student.samples):
             # (n, 4) of each source
             truth, parts = sample.gt_instances.bboxes, []
             for source in self.sources:
                 if source == "truth":
-                    parts.append(truth)
+                    parts.append(visible_truth(sample).bboxes)
                 elif source == "own":
-                    if embeds is not None and int(self.steps) > self.warmup:
+                    if embeds is not None and student.progress >= self.warmup:
                         parts.append(self.own_boxes(sample, embeds, i))
                 elif source == "random":
                     parts.append(_random_squares(sample.img_shape, self.proposals))
@@ -117,6 +127,12 @@ class RegionPicker(Distillation):
             boxes[pool], score[pool], torch.zeros_like(pool), self.nms_iou
         )
         return boxes[pool[keep[: self.proposals]]]
+
+
+def visible_truth(sample: DetDataSample) -> InstanceData:
+    """The ground truth of objects at least half of which is visible."""
+    truth = sample.gt_instances
+    return truth[truth.visible >= MIN_VISIBLE] if "visible" in truth else truth
 
 
 def block_boxes(shape: Sequence[int], grids: Sequence[int]) -> Tensor:

@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.logging import MessageHub
 from torch import Tensor
 from torchvision.ops import box_iou
 
 from kdeov_mm.clip import CLIPImageTeacher, LiveBatch
 from kdeov_mm.models import RegionDistillation, RegionEmbeds, StudentBatch
 from kdeov_mm.models.distill.regions import block_boxes
+from kdeov_mm.models.student import training_progress
 
 from ...conftest import EMBED_DIMS, make_sample
 
@@ -49,20 +51,29 @@ def make_locations(batch: int = 1, **changes: Any) -> RegionEmbeds:
     return RegionEmbeds(**{**fields, **changes})
 
 
-def make_head(
-    steps: int = 1000, loss_weight: float = 8.0, **changes: Any
-) -> RegionDistillation:
+def make_head(loss_weight: float = 8.0, **changes: Any) -> RegionDistillation:
     cosine = dict(type="CosineDistance", loss_weight=loss_weight)
-    changes = {"distances": dict(cosine=cosine), "warmup": 10, **changes}
-    head = RegionDistillation(**changes)
-    head.steps.fill_(steps)
-    return head
+    return RegionDistillation(**{"distances": dict(cosine=cosine), **changes})
+
+
+def regions_of(
+    head: RegionDistillation,
+    samples: list[Any],
+    regions: RegionEmbeds,
+    teacher: Any = None,
+) -> list[Tensor]:
+    return head.regions(StudentBatch((), samples, regions=regions), teacher)
 
 
 def run(
-    head: RegionDistillation, samples: list[Any], regions: RegionEmbeds, teacher: Any
+    head: RegionDistillation,
+    samples: list[Any],
+    regions: RegionEmbeds,
+    teacher: Any,
+    progress: float = 1.0,
 ) -> Tensor:
-    losses = head.loss(StudentBatch((), samples, regions=regions), teacher)
+    student = StudentBatch((), samples, regions=regions, progress=progress)
+    losses = head.loss(student, teacher)
     assert list(losses) == ["loss_region_cosine"]
     return losses["loss_region_cosine"]
 
@@ -81,14 +92,24 @@ TRUTH = [[10.0, 10, 36, 34], [40, 30, 64, 60]]
 
 def test_regions_begin_with_the_ground_truth() -> None:
     samples = [make_sample(TRUTH, [0, 1]), make_sample()]
-    first, second = make_head().regions(samples, make_locations(batch=2), None)
+    first, second = regions_of(make_head(), samples, make_locations(batch=2))
     assert first[:2].tolist() == TRUTH
     assert len(first) > 2 and len(second) > 0
 
 
+def test_objects_of_which_less_than_half_is_left_are_no_regions() -> None:
+    """And not asked about as the student's own boxes either."""
+    sample = make_sample(TRUTH, [0, 1])
+    sample.gt_instances.visible = torch.tensor([0.4, 0.6])
+    head = make_head(proposals=64)
+    (regions,) = regions_of(head, [sample], make_locations())
+    assert regions[0].tolist() == TRUTH[1]
+    assert box_iou(regions[1:], torch.tensor(TRUTH)).max() <= 0.5
+
+
 def test_regions_are_never_duplicates() -> None:
     head = make_head(proposals=50, nms_iou=0.4)
-    (regions,) = head.regions([make_sample(TRUTH, [0, 1])], make_locations(), None)
+    (regions,) = regions_of(head, [make_sample(TRUTH, [0, 1])], make_locations())
     overlap = box_iou(regions, regions).fill_diagonal_(0)
     overlap[:2, :2] = 0  # what the labels say is not ours to judge
     assert len(regions) > 6
@@ -97,7 +118,7 @@ def test_regions_are_never_duplicates() -> None:
 
 def test_own_regions_stay_within_the_image_and_not_in_its_padding() -> None:
     sample = make_sample(TRUTH[:1], [0], shape=(40, 48))
-    (regions,) = make_head(proposals=50).regions([sample], make_locations(), None)
+    (regions,) = regions_of(make_head(proposals=50), [sample], make_locations())
     own = regions[1:]
     assert (own >= 0).all() and (own[:, 0::2] <= 48).all()
     assert (own[:, 1::2] <= 40).all()
@@ -106,29 +127,37 @@ def test_own_regions_stay_within_the_image_and_not_in_its_padding() -> None:
 
 
 def test_there_are_as_many_own_regions_as_asked_and_the_best() -> None:
-    (few,) = make_head(proposals=3).regions([make_sample()], make_locations(), None)
-    (many,) = make_head(proposals=9).regions([make_sample()], make_locations(), None)
+    (few,) = regions_of(make_head(proposals=3), [make_sample()], make_locations())
+    (many,) = regions_of(make_head(proposals=9), [make_sample()], make_locations())
     assert len(few) == 3 and torch.equal(many[:3], few)
-    (none,) = make_head(proposals=0).regions([make_sample()], make_locations(), None)
+    (none,) = regions_of(make_head(proposals=0), [make_sample()], make_locations())
     assert len(none) == 0
 
 
 def test_the_warm_up_knows_ground_truth_only() -> None:
     samples, teacher = [make_sample(TRUTH, [0, 1])], KnownTeacher()
-    head = make_head(steps=0, warmup=3)
-    for _ in range(5):
-        run(head, samples, make_locations(), teacher)
+    head = make_head(warmup=0.3)
+    for progress in (0.0, 0.1, 0.29, 0.3, 1.0):
+        run(head, samples, make_locations(), teacher, progress)
     counts = [len(regions) for (regions,) in teacher.asked]
     assert counts[:3] == [2, 2, 2]
     assert min(counts[3:]) > 2
 
 
-def test_a_resumed_run_does_not_warm_up_again() -> None:
-    head = make_head(steps=0, warmup=3)
-    run(head, [make_sample(TRUTH, [0, 1])], make_locations(), KnownTeacher())
-    fresh = make_head(steps=0, warmup=3)
-    fresh.load_state_dict(head.state_dict())
-    assert fresh.steps == 1
+def test_the_warm_up_is_a_part_of_the_training_however_long() -> None:
+    hub = MessageHub.get_instance("a training")
+    for done, planned in ((0, 800), (50, 800), (5000, 80_000), (800, 800)):
+        hub.update_info("iter", done)
+        hub.update_info("max_iters", planned)
+        assert training_progress() == done / planned
+    with pytest.raises(ValueError, match="from 0 to 1.*got 50"):
+        make_head(warmup=50)
+
+
+def test_checkpoints_that_counted_steps_are_read() -> None:
+    head = make_head()
+    assert not head.state_dict()
+    head.load_state_dict({"steps": torch.tensor(800)})
 
 
 # -------------------------------------------------------------------- matching
@@ -221,12 +250,12 @@ def test_gradient_pulls_matched_locations_and_no_others() -> None:
     assert set(moved.nonzero().flatten().tolist()) == set(where.tolist())
 
 
-@pytest.mark.parametrize("steps", [0, 1000], ids=["warm-up", "after"])
-def test_no_boxes_at_all_give_a_finite_zero(tiny_clip: str, steps: int) -> None:
+@pytest.mark.parametrize("progress", [0.0, 1.0], ids=["warm-up", "after"])
+def test_no_boxes_at_all_give_a_finite_zero(tiny_clip: str, progress: float) -> None:
     """No labels, and nothing of the student's own: with a real image tower."""
     locations = make_locations(batch=2, boxes=torch.zeros(2, 64, 4))
-    head = make_head(steps)
-    loss = run(head, [make_sample(), make_sample()], locations, live(tiny_clip, 2))
+    samples, teacher = [make_sample(), make_sample()], live(tiny_clip, 2)
+    loss = run(make_head(), samples, locations, teacher, progress)
     loss.backward()
     assert loss == 0 and (locations.embeds.grad == 0).all()
 
@@ -261,13 +290,13 @@ def test_each_source_gives_its_regions_in_their_order() -> None:
 
     sample, locations = make_sample(TRUTH, [0, 1], shape=(48, 64)), make_locations()
     head = make_head(sources=("stored", "random", "blocks", "truth"), proposals=7)
-    (regions,) = head.regions([sample], locations, Store())
+    (regions,) = regions_of(head, [sample], locations, Store())
     assert len(regions) == 1 + 7 + 4 + 9 + 16 + 2
     assert regions[0].tolist() == [1, 2, 30, 40] and regions[-2:].tolist() == TRUTH
     assert (regions[1:-2] >= 0).all()
     assert (regions[1:-2, 2] <= 64).all() and (regions[1:-2, 3] <= 48).all()
     assert regions[8].tolist() == [0, 0, 32, 24]  # the first tile of 2 x 2
-    again, _ = head.regions([sample, sample], locations._replace(
+    again, _ = regions_of(head, [sample, sample], locations._replace(
         boxes=locations.boxes.expand(2, -1, -1)), Store())  # fmt: skip
     assert not torch.equal(again[1:8], regions[1:8])  # random each time
     assert torch.equal(again[8:], regions[8:])

@@ -1,0 +1,109 @@
+"""What a pipeline keeps for the teacher, and which steps may follow."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmdet.registry import TRANSFORMS
+from mmengine.config import Config
+from mmengine.dataset import Compose
+
+from kdeov_mm.clip.cached_teacher import PIXEL_STEPS
+from kdeov_mm.datasets import KeepOriginal
+
+from ..conftest import ROOT
+
+LOAD = dict(type="LoadAnnotations", with_bbox=True)
+KEEP = dict(type="KeepOriginal")
+PACK = dict(type="PackInputs")
+RESIZE = dict(type="Resize", scale=(64, 48), keep_ratio=False)
+
+
+BOXES = ([20.0, 10, 60, 50], [100.0, 60, 124, 90])
+AREAS = (40.0 * 40, 24.0 * 30)
+
+
+def run(*steps: dict[str, Any], ignored: int = 0, seed: int = 0) -> Any:
+    """The sample of an image of noise with two boxes; some of them are ignored."""
+    rng = np.random.default_rng(0)
+    instances = [
+        dict(bbox=box, bbox_label=i, ignore_flag=int(i < ignored))
+        for i, box in enumerate(BOXES)
+    ]
+    image = rng.integers(256, size=(96, 128, 3), dtype=np.uint8)
+    results = dict(img=image, img_path="a.jpg", instances=instances)
+    results["img_shape"] = image.shape[:2]
+    np.random.seed(seed)
+    pipeline = Compose([TRANSFORMS.build(dict(step)) for step in steps])
+    return pipeline(results)["data_samples"]
+
+
+def test_the_image_is_kept_as_it_is_there() -> None:
+    erase = dict(type="CutOut", n_holes=5, cutout_shape=(20, 20))  # writes in place
+    sample = run(LOAD, RESIZE, KEEP, dict(type="YOLOXHSVRandomAug"), erase, PACK)
+    wanted = run(LOAD, RESIZE, KEEP, PACK)
+    assert sample.original.dtype == torch.uint8
+    assert sample.original.shape == (3, 48, 64)
+    assert torch.equal(sample.original, wanted.original)
+    # steps before do not count
+    assert np.array_equal(sample.homography_matrix, np.eye(3))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_visible_part_of_an_object_is_known(seed: int) -> None:
+    crop = dict(type="RandomCrop", crop_size=(70, 90), allow_negative_crop=True)
+    flip = dict(type="RandomFlip", prob=0.5)
+    sample = run(LOAD, KEEP, crop, flip, RESIZE, PACK, seed=seed)
+    # what is left, in pixels of the original
+    boxes = sample.gt_instances.bboxes.tensor
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1) * (90 / 64) * (70 / 48)
+    whole = torch.tensor([AREAS[label] for label in sample.gt_instances.labels])
+    torch.testing.assert_close(sample.gt_instances.visible, areas / whole)
+    # ignored objects are not among the instances
+    all_of_it = run(LOAD, KEEP, RESIZE, PACK, ignored=1).gt_instances.visible
+    assert all_of_it.tolist() == pytest.approx([1])
+
+
+def test_without_it_a_sample_has_nothing_more() -> None:
+    sample = run(LOAD, RESIZE, PACK)
+    assert "original" not in sample and "homography_matrix" not in sample
+    assert "visible" not in sample.gt_instances
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([LOAD, KEEP, dict(type="Rotate", prob=1.0, level=5)], "rotate or shear"),
+        ([LOAD, KEEP, dict(type="ShearX", prob=1.0, level=9)], "rotate or shear"),
+        ([LOAD, KEEP, dict(type="RandomAffine", max_translate_ratio=0.4)], "moves"),
+        ([LOAD, KEEP, dict(type="Expand", prob=1.0, ratio_range=(3, 4))], "moves"),
+        ([RESIZE, KEEP, LOAD], "boxes are loaded after"),
+        ([LOAD, dict(type="PhotoMetricDistortion"), KEEP], "of uint8, got .* float32"),
+    ],
+    ids=["Rotate", "ShearX", "RandomAffine", "Expand", "LoadAnnotations", "float"],
+)  # fmt: skip
+def test_steps_that_do_not_go_with_it_are_refused(
+    steps: list[dict[str, Any]], message: str
+) -> None:
+    """Also those of which mmdet records nothing."""
+    with pytest.raises(ValueError, match=message):
+        run(*steps, PACK)
+
+
+def test_nothing_is_kept_at_test_time() -> None:
+    """In no config of ours; the COCO and LVIS trainings keep the image."""
+    training = set()
+    for path in sorted((ROOT / "configs").glob("*/*.py")):
+        cfg = Config.fromfile(path, lazy_import=False)
+        for loader in ("train", "val", "test"):
+            if "KeepOriginal" in str(cfg.get(f"{loader}_dataloader")):
+                assert loader == "train", path
+                training.add(path.stem)
+    wanted = {path.stem for path in (ROOT / "configs/kdeov").glob("*_ov*.py")}
+    assert training == wanted and len(wanted) == 8
+
+
+def test_a_store_knows_it_by_its_repr() -> None:
+    assert repr(KeepOriginal()) == repr(KeepOriginal()) == "KeepOriginal()"
+    assert "KeepOriginal" in PIXEL_STEPS

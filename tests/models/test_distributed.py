@@ -1,0 +1,164 @@
+"""Two processes learn what one learns of the joint batch."""
+
+import socket
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from torch import Tensor, nn
+
+from kdeov_mm.models import KDEOVDetector
+
+from ..conftest import EMBED_DIMS, WORDS, detector_of, make_sample, run_env
+
+PROJECTION = dict(
+    type="GlobalProjection",
+    in_channels=[256, 512, 1024],
+    embed_dims=EMBED_DIMS,
+    widen_factor=0.25,
+)
+DISTANCES = {
+    name.lower(): dict(type=f"{name}Distance")
+    for name in ("Cosine", "L1", "Relational", "Contrastive")
+}
+REGION = dict(type="RegionDistillation", distances=DISTANCES)
+LEARNERS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "all of them": {
+        "distill": dict(
+            region=REGION,
+            dense=dict(
+                type="DenseDistillation", distances=DISTANCES, window=32, points=10**6
+            ),
+            attention=dict(type="AttentionDistillation", distances=DISTANCES),
+        ),
+        "global_head": dict(
+            type="GlobalHead",
+            projection=PROJECTION,
+            distances=DISTANCES,
+            contrast=dict(type="InfoNCE"),
+        ),
+    },
+    "means of regions": {
+        "global_head": dict(
+            type="GlobalHead",
+            projection=PROJECTION,
+            distances=DISTANCES,
+            target="regions",
+            sources=("truth",),
+        ),
+    },
+    "unsupervised": {"bbox_head.supervised": False},
+    "a global head that learns nothing": {
+        "global_head": dict(type="GlobalHead", projection=PROJECTION)
+    },
+}
+PROCESS = """
+import sys
+import torch
+import torch.distributed as dist
+from tests.models.test_distributed import LEARNERS, make_batch, make_model, step
+dist.init_process_group("gloo")
+torch.set_num_threads(1)
+rank = dist.get_rank()
+folder, clip = sys.argv[1:]
+mine = slice(2 * rank, 2 * rank + 2)
+found = {}
+for name in LEARNERS:
+    model, (images, samples) = make_model(clip, name), make_batch()
+    ddp = torch.nn.parallel.DistributedDataParallel(model)
+    found[name] = step(model, ddp, images[mine], samples[mine])
+torch.save(found, f"{folder}/{rank}.pt")
+dist.destroy_process_group()
+"""
+
+
+def make_batch() -> tuple[Tensor, list[DetDataSample]]:
+    """Four images, whose objects are unevenly divided; the third has none."""
+    torch.manual_seed(5)
+    boxes = [
+        [[8, 8, 40, 48], [30, 20, 62, 50], [0, 0, 20, 30]],
+        [[4, 30, 50, 60]],
+        [],
+        [[10, 10, 30, 30], [8, 8, 40, 48]],
+    ]
+    samples = [
+        make_sample(its, range(len(its)), caption=WORDS[i])
+        for i, its in enumerate(boxes)
+    ]
+    return torch.rand(4, 3, 64, 64), samples
+
+
+def step(
+    model: KDEOVDetector, wrapper: nn.Module, images: Tensor, samples: list[Any]
+) -> dict[str, dict[str, Any]]:
+    """Losses, gradients, and the weights after a step of the optimizer, twice."""
+    optimizer = torch.optim.SGD(model.parameters(), 1e-4)
+    for _ in range(2):  # parameters without a gradient are missed in the second
+        optimizer.zero_grad()
+        losses = wrapper(images, samples, mode="loss")
+        sum(losses.values()).backward()
+        learning = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        grads = {n: p.grad.clone() for n, p in learning.items()}
+        optimizer.step()
+    losses = {name: value.item() for name, value in losses.items()}
+    return dict(losses=losses, grads=grads, weights=model.state_dict())
+
+
+def make_model(clip: str, name: str) -> KDEOVDetector:
+    """All words in each step, norms that do not depend on the batch."""
+    words = {"vocabulary.size": 6, "vocabulary.min_size": 6}
+    model = detector_of(clip, **words, **LEARNERS[name]).train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    return model
+
+
+@pytest.fixture(scope="module")
+def found(tiny_clip: str, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What :func:`step` gives in each of two processes, by the name of the learner."""
+    folder = tmp_path_factory.mktemp("processes")
+    script = folder / "process.py"
+    script.write_text(PROCESS)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*command, f"--master_port={port}", str(script), str(folder), tiny_clip],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=run_env(CUDA_VISIBLE_DEVICES=""),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def near(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors differ by a thousandth of their size."""
+    one, other = one.float(), other.float()  # counters among the weights
+    return bool((one - other).norm() <= 1e-3 * other.norm() + 1e-6)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_two_processes_do_what_one_does_with_the_joint_batch(
+    tiny_clip: str, found: list[Any], name: str
+) -> None:
+    """Losses, gradients and weights; the statistics of the norms are fixed."""
+    model = make_model(tiny_clip, name)
+    wanted = step(model, model, *make_batch())
+    # gradients and weights are those of the joint batch
+    assert wanted["grads"] and sum(g.abs().sum() for g in wanted["grads"].values()) > 0
+    for process in found:
+        for part in ("grads", "weights"):
+            given = process[name][part]
+            assert [k for k, v in wanted[part].items() if not near(given[k], v)] == []
+    # and so is the mean of the losses
+    first, second = (process[name]["losses"] for process in found)
+    means = {key: (value + second[key]) / 2 for key, value in first.items()}
+    assert means == pytest.approx(wanted["losses"], rel=1e-3, abs=1e-5)
