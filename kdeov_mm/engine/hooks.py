@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdet.registry import HOOKS
-from mmengine.dist import is_main_process
+from mmengine.dist import broadcast, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import is_model_wrapper
@@ -69,7 +69,8 @@ class AtomicCheckpointHook(CheckpointHook):
     """mmengine's hook, so that a kill at any moment leaves a checkpoint to resume from.
 
     On a local disk, checkpoints and ``last_checkpoint`` are written atomically. An old
-    checkpoint is removed when the new one and ``last_checkpoint`` are there.
+    checkpoint is removed when the new one and ``last_checkpoint`` are there. All
+    processes go on with what the checkpoint holds.
     """
 
     keep_ckpt_ids: deque[int]
@@ -86,6 +87,10 @@ class AtomicCheckpointHook(CheckpointHook):
     def _save_checkpoint_with_step(
         self, runner: Runner, step: int, meta: dict[str, Any]
     ) -> None:
+        # the statistics of norms (and other buffers) that only other processes have are
+        # in no checkpoint: all go on with those of the first
+        for buffer in runner.model.buffers():
+            broadcast(buffer)
         self.last_ckpt = self._path(step)
         runner.message_hub.update_info("last_ckpt", self.last_ckpt)
         # a checkpoint names those beside it: where a training is killed before it
