@@ -80,7 +80,8 @@ class OVLVISDataset(OVCocoDataset):
 
     def _labels(self, categories: set[int]) -> tuple[int, ...]:
         """Sorted labels of those categories that are asked."""
-        return tuple(sorted(self.cat2label[i] for i in categories & {*self.cat_ids}))
+        known = self.cat2label
+        return tuple(sorted(known[i] for i in categories if i in known))
 
     @cached_property
     def label_weights(self) -> tuple[float, ...]:

@@ -361,6 +361,27 @@ def test_the_lvis_configs_repeat_images_of_rare_classes(
     assert len(dataset) == 7 < len(often)
 
 
+def test_only_verified_and_drawn_words_count_as_absent_in_lvis(
+    load_config: Callable[..., Config],
+) -> None:
+    """From the file to the student: 50 words are drawn in a step, 866 are asked."""
+    cfg = load_config("kdeov_n_ovlvis.py")
+    model = MODELS.build(cfg.model)
+    loader = iter(Runner.build_dataloader(cfg.train_dataloader, seed=0))
+    drawn, unfinished = set(), 0
+    samples = model.data_preprocessor(next(loader), training=True)["data_samples"]
+    words, relabelled = model.vocabulary(samples)
+    for sample in relabelled:
+        names = [own[0] for own in sample.words]
+        verified = {names[i] for i in sample.verified_labels}
+        counted = {word for (word,), known in zip(words, sample.verified) if known}
+        open_ended = {names[i] for i in sample.not_exhaustive_labels}
+        assert not counted & open_ended
+        drawn |= counted - verified
+        unfinished += len(open_ended)
+    assert 0 < len(drawn) <= 50 < len(words) and unfinished
+
+
 # ------------------------------------------------------------- any other format
 
 
