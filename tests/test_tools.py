@@ -148,6 +148,37 @@ def test_resume_alone_takes_the_latest_checkpoint(
     assert (tmp_path / "iter_2.pth").is_file()
 
 
+@pytest.mark.parametrize("harm", ["missing", "cut"])
+@pytest.mark.parametrize("named", [True, False])
+def test_resume_from_a_checkpoint_that_is_not_whole_says_so(
+    config: Path, trained: Path, tmp_path: Path, harm: str, named: bool
+) -> None:
+    path = tmp_path / "iter_1.pth"
+    if harm == "cut":
+        content = (trained / "iter_1.pth").read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+    (tmp_path / "last_checkpoint").write_text(str(path))
+    arguments = ["--resume", str(path)] if named else ["--resume"]
+    with pytest.raises(SystemExit, match="--resume CKPT") as why:
+        train_in(tmp_path, config, *arguments)
+    assert str(path) in str(why.value)
+    what = "does not exist" if harm == "missing" else "damaged"
+    assert what in str(why.value) and ("last_checkpoint" in str(why.value)) != named
+
+
+def test_resume_without_a_checkpoint_begins_as_the_config_says(
+    config: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = trained / "iter_2.pth"
+    train_in(tmp_path, config, "--resume", load_from=weights)
+    assert "begins anew" in capsys.readouterr().out
+    (start,) = STATES
+    assert start["iter"] == 0
+    loaded = torch.load(weights, weights_only=True)["state_dict"]
+    for key, value in loaded.items():
+        assert torch.equal(start["model"][key], value), key
+
+
 def test_amp_trains_on_this_machine(config: Path, tmp_path: Path) -> None:
     train_in(tmp_path, config, "--amp", **{"train_cfg.max_iters": 1})
     checkpoint = torch.load(tmp_path / "iter_1.pth", weights_only=True)
@@ -222,7 +253,7 @@ torch.distributed.destroy_process_group()
 """
 
 
-def on_two_processes(tool: str, folder: Path, *args: object) -> str:
+def on_two_processes(tool: str, folder: Path, *args: object, steps: int = 1) -> str:
     """Run a tool of ours with two processes on the CPU; return its output."""
     script = folder / f"run_{tool}.py"
     script.write_text(LAUNCHER.format(tools=str(ROOT / "tools"), tool=tool))
@@ -231,7 +262,7 @@ def on_two_processes(tool: str, folder: Path, *args: object) -> str:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
     command += [f"--master_port={port}", script, *args, "--launcher", "pytorch"]
-    command += ["--work-dir", folder, "--cfg-options", "train_cfg.max_iters=1"]
+    command += ["--work-dir", folder, "--cfg-options", f"train_cfg.max_iters={steps}"]
     done = subprocess.run(
         list(map(str, command)),
         capture_output=True,
@@ -260,6 +291,33 @@ def test_two_processes_train_and_test_one_model(
     assert all(w.isfinite().all() for w in weights.values())
     output = on_two_processes("test", tmp_path, config, checkpoint)
     assert output.count("(8 images,") == 1  # those of both, by the first alone
+
+
+@pytest.mark.slow
+def test_two_processes_resume_to_the_same_bits(
+    load_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    """Though each has norms of its own, and the student embeds crops by them."""
+    cfg = load_config("kdeov_n_shapes_joint.py")
+    cfg.model.frozen = False
+    cfg.train_dataloader.batch_size = 2
+    cfg.param_scheduler = []
+    cfg.default_hooks.checkpoint.update(interval=2, max_keep_ckpts=-1)
+    cfg.model_wrapper_cfg = dict(
+        type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False,
+        find_unused_parameters=True,
+    )  # fmt: skip
+    folders = tmp_path / "whole", tmp_path / "rest"
+    for folder in folders:
+        folder.mkdir()
+    cfg.dump(tmp_path / "tiny.py")
+    whole, rest = folders
+    on_two_processes("train", whole, tmp_path / "tiny.py", steps=5)
+    resume = ("--resume", whole / "iter_2.pth")
+    on_two_processes("train", rest, tmp_path / "tiny.py", *resume, steps=5)
+    ends = [torch.load(folder / "iter_5.pth", weights_only=True) for folder in folders]
+    ours, theirs = (end["state_dict"] for end in ends)
+    assert [k for k in ours if not torch.equal(ours[k], theirs[k])] == []
 
 
 @pytest.mark.parametrize("script", ["dist_train", "dist_test"])

@@ -63,6 +63,8 @@ def resume_from(given: str, work_dir: Path) -> str | None:
             f"{pointer} names it. Go on from another one (--resume CKPT), or delete "
             f"{pointer} to begin anew."
         )
+    if "://" in checkpoint:  # mmengine's to fetch
+        return checkpoint
     try:
         read_checkpoint(checkpoint)
     except (FileNotFoundError, ValueError) as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
 from mmengine.logging import print_log
 from torch import nn
 
@@ -132,9 +133,12 @@ class CLIPSource:
         """The whole frozen CLIP in eval mode, float32."""
         # without weights open_clip would only warn, and give random ones
         weights = None if self.folder else str(self.weights_file())
-        model = open_clip.create_model(
-            self.architecture, pretrained=weights, require_pretrained=True
-        )
+        # it is loaded when first needed, maybe in a training step, whose random numbers
+        # open_clip's initial weights must not take
+        with torch.random.fork_rng(devices=[]):
+            model = open_clip.create_model(
+                self.architecture, pretrained=weights, require_pretrained=True
+            )
         return model.float().eval().requires_grad_(False)
 
     def tokenizer(self) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdet.registry import HOOKS
-from mmengine.dist import is_main_process
+from mmengine.dist import broadcast, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import is_model_wrapper
@@ -69,8 +69,11 @@ class AtomicCheckpointHook(CheckpointHook):
     """mmengine's hook, so that a kill at any moment leaves a checkpoint to resume from.
 
     On a local disk, checkpoints and ``last_checkpoint`` are written atomically. An old
-    checkpoint is removed when the new one and ``last_checkpoint`` are there.
+    checkpoint is removed when the new one and ``last_checkpoint`` are there. All
+    processes go on with what the checkpoint holds.
     """
+
+    keep_ckpt_ids: deque[int]
 
     def before_train(self, runner: Runner) -> None:
         """Remove what a killed training left unfinished."""
@@ -84,12 +87,18 @@ class AtomicCheckpointHook(CheckpointHook):
     def _save_checkpoint_with_step(
         self, runner: Runner, step: int, meta: dict[str, Any]
     ) -> None:
-        # the checkpoint names those beside it: a training that is killed before it
-        # removes the oldest does so when it is resumed
-        old = [kept for kept in getattr(self, "keep_ckpt_ids", ()) if kept != step]
+        # the statistics of norms (and other buffers) that only other processes have are
+        # in no checkpoint: all go on with those of the first
+        for buffer in runner.model.buffers():
+            broadcast(buffer)
         self.last_ckpt = self._path(step)
         runner.message_hub.update_info("last_ckpt", self.last_ckpt)
-        runner.message_hub.update_info("keep_ckpt_ids", [*old, step])
+        # a checkpoint names those beside it: where a training is killed before it
+        # removes the oldest, the resumed one does
+        limited = self.max_keep_ckpts > 0
+        old = [i for i in self.keep_ckpt_ids if i != step] if limited else []
+        if limited:
+            runner.message_hub.update_info("keep_ckpt_ids", [*old, step])
         runner.save_checkpoint(
             self.out_dir,
             self.filename_tmpl.format(step),
@@ -105,8 +114,8 @@ class AtomicCheckpointHook(CheckpointHook):
             write_whole(
                 Path(runner.work_dir) / "last_checkpoint", self.last_ckpt.encode()
             )
-        # those that are too many
-        if self.max_keep_ckpts > 0:
+        # now those that are too many
+        if limited:
             excess = max(len(old) + 1 - self.max_keep_ckpts, 0)
             self.keep_ckpt_ids = deque([*old[excess:], step])
             if is_main_process():

@@ -36,6 +36,7 @@ class ResumableTrainLoop(IterBasedTrainLoop):
 
     def __init__(self, runner: Runner, dataloader: Any, **kwargs: Any) -> None:
         loader = _build_loader(runner, dataloader)
+        self.sampler = _sampler_of(loader, dataloader)
         # the parent starts the loader that it is given, before the step is known from
         # which to go on: one without workers, which is not used
         super().__init__(runner, DataLoader(loader.dataset), **kwargs)
@@ -69,7 +70,7 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         seed = torch.tensor(self.runner.seed)
         broadcast(seed)
         self.seed = int(seed)
-        sampler, batch_size = self.dataloader.sampler, self.dataloader.batch_size
+        sampler, batch_size = self.sampler, self.dataloader.batch_size or 1
         sampler.seed, sampler.start = self.seed, self._iter * batch_size
         # what the checkpoint says of its data
         record = dict(
@@ -112,8 +113,12 @@ def _build_loader(runner: Runner, dataloader: Any) -> DataLoader:
             f"train_dataloader=dict(...), got a {type(dataloader).__name__}"
         )
     seeded = dict(type=SeededDataset, dataset=dataloader["dataset"])
-    loader = runner.build_dataloader(dict(dataloader, dataset=seeded), runner.seed)
-    # a batch sampler, too, would leave the loader with another sampler
+    return runner.build_dataloader(dict(dataloader, dataset=seeded), runner.seed)
+
+
+def _sampler_of(loader: DataLoader, dataloader: dict[str, Any]) -> ResumableSampler:
+    """The loader's sampler; TypeError unless it can begin anywhere."""
+    # a batch sampler, too, leaves the loader with another one
     if not isinstance(loader.sampler, ResumableSampler):
         found = {key: dataloader.get(key) for key in ("sampler", "batch_sampler")}
         raise TypeError(
@@ -123,4 +128,4 @@ def _build_loader(runner: Runner, dataloader: Any) -> DataLoader:
             "_base_ has another), or train_cfg.type='IterBasedTrainLoop', which on "
             "--resume reads all past data again and draws other random numbers."
         )
-    return loader
+    return loader.sampler

@@ -96,6 +96,15 @@ def test_text_equals_the_mean_of_unit_prompts_renormalised(
     torch.testing.assert_close(encoder(WORDS), slow_text(tiny_clip, WORDS))
 
 
+def test_loading_a_clip_takes_no_random_numbers(tiny_clip: str) -> None:
+    """Else the step of a training in which a new word is embedded goes otherwise."""
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    CLIPSource(tiny_clip).load()
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_words_are_unit_vectors_and_not_all_alike(encoder: CLIPTextEncoder) -> None:
     text = encoder(WORDS)
     assert text.shape == (len(WORDS), EMBED_DIMS) and text.dtype == torch.float32
