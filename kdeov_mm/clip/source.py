@@ -150,14 +150,12 @@ class CLIPSource:
         if self.folder is not None:
             return self._folder_config()["preprocess_cfg"]
         # other sources may say nothing, and most CLIPs take OpenAI's
-        if self.model.endswith(".json"):
-            known = json.loads(Path(self.model).read_text()).get("preprocess_cfg", {})
-        else:
-            known = open_clip.get_pretrained_cfg(self.model, self.pretrained or "")
+        known = open_clip.get_pretrained_cfg(self.model, self.pretrained or "")
         if "mean" not in known or "std" not in known:
             print_log(
                 f"CLIP '{self.model}' says no mean and std of its images: taking "
-                "OpenAI's. Others can be in the JSON config, as preprocess_cfg.",
+                "OpenAI's. Others are read from a folder, local-dir:FOLDER, whose "
+                "open_clip_config.json has a preprocess_cfg.",
                 "current",
                 level=logging.WARNING,
             )
