@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -255,7 +255,7 @@ class StoredBatch:
     def _whole(self, name: str) -> Tensor:
         """``image`` or ``dense`` of all images, (B, D, ...)."""
         parts = [image.whole(name, m) for image, m in zip(self.stored, self.mirrored)]
-        return torch.stack(parts).to(self.device).float()
+        return self._join(torch.stack, parts)
 
     def captions(self, captions: Sequence[str]) -> Tensor:
         """As :class:`TeacherBatch`; ValueError where the store lacks a caption."""
@@ -267,7 +267,7 @@ class StoredBatch:
                     f"{image_id!r}: make it again with these captions in the pipeline."
                 )
             vectors.append(image.caption(caption))
-        return F.normalize(torch.stack(vectors).to(self.device).float(), dim=-1)
+        return F.normalize(self._join(torch.stack, vectors), dim=-1)
 
     def stored_boxes(self, index: int) -> Tensor:
         """As :class:`TeacherBatch`."""
@@ -300,7 +300,13 @@ class StoredBatch:
                     "make it again with this config."
                 )
             parts.append(image.crops(self.mirrored[i])[which.long()])
-        return F.normalize(torch.cat(parts).to(self.device).float(), dim=-1)
+        return F.normalize(self._join(torch.cat, parts), dim=-1)
+
+    @torch.autocast("cpu", enabled=False)  # in which torch cannot join float16
+    def _join(
+        self, join: Callable[[list[Tensor]], Tensor], parts: list[Tensor]
+    ) -> Tensor:
+        return join(parts).to(self.device).float()
 
     def _mirror(self, boxes: Tensor, index: int) -> Tensor:
         # twice is as before: the same for boxes to and from the store

@@ -21,7 +21,7 @@ from .packing import is_causal, packed, sentence_layout
 from .source import CLIPSource
 
 CHUNK = 256  # sentences that pass a tower at once
-ROWS = 128  # tokens of words that pass it at once, at least
+ROWS = 96  # tokens of words that pass it at once, at least
 DEFAULT_TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}")
 
 

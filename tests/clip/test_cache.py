@@ -113,6 +113,22 @@ def batch(request: Any, config: Config, dataset: Any) -> Iterator[dict[str, Any]
     yield dict(inputs=data["inputs"], samples=samples, preprocessor=preprocessor)
 
 
+def test_half_precision_reads_the_same_from_the_store(
+    config: Config, dataset: Any, store: EmbeddingStore, batch: dict[str, Any]
+) -> None:
+    truth = [s.gt_instances.bboxes for s in batch["samples"]]
+    texts = [s.caption for s in batch["samples"]]
+
+    def answers() -> list[Tensor]:
+        cached = answering(admitted(config, dataset), batch)
+        crops = cached.crops(truth, SCALES)
+        return [crops, cached.images(), cached.dense(), cached.captions(texts)]
+
+    expected = answers()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(map(torch.equal, answers(), expected))
+
+
 def test_cached_equals_live(
     config: Config, dataset: Any, store: EmbeddingStore, batch: dict[str, Any]
 ) -> None:
