@@ -127,7 +127,10 @@ MANY = [
 ]
 
 
-@pytest.mark.parametrize("threads, causal", [(1, True), (1, False), (2, True)])
+@pytest.mark.parametrize(
+    "threads, causal",
+    [(1, True), (1, False), pytest.param(2, True, marks=pytest.mark.slow)],
+)
 def test_a_word_has_the_same_bits_beside_whichever_others(
     threads: int,
     causal: bool,
