@@ -65,6 +65,13 @@ class SeededDataset:
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # what hooks change (a pipeline) is the inner one's
+        if name == "dataset":
+            super().__setattr__(name, value)
+        else:
+            setattr(self.dataset, name, value)
+
 
 @DATA_SAMPLERS.register_module()
 class ResumableSampler(Sampler[int]):

@@ -5,6 +5,7 @@ import pickle
 import random
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -177,3 +178,11 @@ def test_numbers_differ_by_seed_step_rank_and_purpose() -> None:
     assert drawn[: len(keys)] == drawn[len(keys) :]
     for numbers in zip(*drawn[: len(keys)]):
         assert len(set(numbers)) == len(keys)
+
+
+def test_what_a_hook_changes_is_the_inner_data_sets() -> None:
+    """mmdet's PipelineSwitchHook sets ``dataset.pipeline``."""
+    inner = SimpleNamespace(pipeline="first")
+    seeded = SeededDataset(inner)
+    seeded.pipeline = "second"
+    assert inner.pipeline == seeded.pipeline == "second"
