@@ -92,6 +92,9 @@ def _visible_parts(results: dict[str, Any]) -> np.ndarray:
             "recording it (RandomAffine, Mosaic, MixUp, Expand and others), or boxes "
             f"are loaded after it. {advice}"
         )
+    # what of it is in the input, whether or not the steps cut boxes at its border
+    height, width = results["img"].shape[:2]
+    boxes = boxes.clip(0, (width, height) * 2)
     areas, wholes = ((b[:, 2:] - b[:, :2]).prod(1) for b in (boxes, whole))
     parts = areas[:, None] / wholes.clip(min=1e-6) * inside
     return parts.max(1, initial=0).clip(max=1)

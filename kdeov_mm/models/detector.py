@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..vocabulary import Asked, Words, as_vocabulary
 from .distill.base import Distillation, StudentBatch
+from .distill.image import ImageDistillation
 from .folded import FoldedDetector, describe
 from .global_head import GlobalHead
 from .ov_head import HeadInput
@@ -97,6 +98,7 @@ class KDEOVDetector(Student, SingleStageDetector):
                     "something to learn, and set model.distill=None."
                 )
             self.global_head.requires_grad_(True)
+        self._freeze_idle_parts()
         self.check_clip()
         # a tenth faster on a CPU, and needed by half precision on a GPU
         self.to(memory_format=torch.channels_last)
@@ -108,6 +110,18 @@ class KDEOVDetector(Student, SingleStageDetector):
         if self.global_head is not None and self.global_head.learns:
             heads["global_head"] = self.global_head
         return heads
+
+    def _freeze_idle_parts(self) -> None:
+        # distributed training waits for ever for a parameter without a gradient. Of an
+        # unsupervised detector, heads of whole images teach no location, and a global
+        # head alone no fusion
+        heads = [*self.distill_heads.values()]
+        if self.bbox_head.supervised:
+            return
+        if all(isinstance(head, ImageDistillation) for head in heads):
+            self.bbox_head.requires_grad_(False)
+        if self.fusion and all(isinstance(head, GlobalHead) for head in heads):
+            self.fusion.requires_grad_(False)
 
     def check_clip(self) -> None:
         """As the parent's, and the dimensions of the detection head."""

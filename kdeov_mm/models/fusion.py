@@ -53,8 +53,9 @@ class FiLMFusion(nn.Module):
 
     def _factors(self, text: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Words (K, D) -> per level the scale and the shift of channels (C_l,)."""
-        # one vector for all levels, cut into theirs
-        scale, shift = self.modulate(text.mean(0)).chunk(2)
+        # one vector for all levels, cut into theirs; in the precision of the weights
+        mean = text.mean(0).to(next(self.modulate.parameters()).dtype)
+        scale, shift = self.modulate(mean).chunk(2)
         return zip((1 + scale).split(self.channels), shift.split(self.channels))
 
     def fixed(self, text: Tensor) -> nn.Module:
@@ -155,6 +156,7 @@ class ClassFiLM(nn.Module):
 
     def forward(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Words (K, D) -> vectors (K, D) and biases (K,)."""
-        # g(t) = 1 + scale, b(t) = shift
+        # g(t) = 1 + scale, b(t) = shift; in the precision of the weights
+        text = text.to(next(self.modulate.parameters()).dtype)
         scale, shift = self.modulate(text).chunk(2, dim=-1)  # (K, D) each
         return (1 + scale) * text, (shift * text).sum(-1)

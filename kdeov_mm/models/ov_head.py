@@ -486,6 +486,10 @@ class OVHead(YOLOv8Head):
             # the head: each call has its own, or threads would change one another's
             head = copy.copy(self)
             head.num_classes = cls_scores[0].shape[1]
+            # it cuts the list at the cap: -1, for none, would cost the last box
+            if (cfg.get("max_per_img") or 0) <= 0:
+                cfg = copy.copy(cfg)
+                cfg.max_per_img = None
             return super(OVHead, head).predict_by_feat(
                 cls_scores, bbox_preds, objectnesses, metas, cfg, rescale, with_nms
             )

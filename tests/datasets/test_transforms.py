@@ -60,6 +60,10 @@ def test_the_visible_part_of_an_object_is_known(seed: int) -> None:
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1) * (90 / 64) * (70 / 48)
     whole = torch.tensor([AREAS[label] for label in sample.gt_instances.labels])
     torch.testing.assert_close(sample.gt_instances.visible, areas / whole)
+    # boxes that are not cut at the border are not visible beyond it
+    uncut = run(LOAD, KEEP, crop | dict(bbox_clip_border=False), PACK, seed=seed)
+    cut = run(LOAD, KEEP, crop, PACK, seed=seed)
+    assert torch.equal(uncut.gt_instances.visible, cut.gt_instances.visible)
     # ignored objects are not among the instances
     all_of_it = run(LOAD, KEEP, RESIZE, PACK, ignored=1).gt_instances.visible
     assert all_of_it.tolist() == pytest.approx([1])

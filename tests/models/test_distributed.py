@@ -52,6 +52,19 @@ LEARNERS: dict[str, dict[str, Any]] = {
         ),
     },
     "unsupervised": {"bbox_head.supervised": False},
+    "unsupervised, of whole images": {
+        "bbox_head.supervised": False,
+        "distill": None,
+        "fusion": dict(
+            type="FiLMFusion",
+            in_channels=[256, 512, 1024],
+            widen_factor=0.25,
+            text_dims=EMBED_DIMS,
+        ),
+        "global_head": dict(
+            type="GlobalHead", projection=PROJECTION, distances=DISTANCES
+        ),
+    },
     "a global head that learns nothing": {
         "global_head": dict(type="GlobalHead", projection=PROJECTION)
     },

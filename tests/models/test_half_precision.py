@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -175,8 +176,23 @@ def test_regions_of_all_sizes_find_their_locations_in_half(
     assert len(found ^ wanted) <= len(wanted) / 20
 
 
-def test_a_student_of_half_weights_gives_float32_boxes(build_detector: Build) -> None:
-    model = build_detector(teacher=None, distill=None).eval().bfloat16()
+LEVELS = dict(in_channels=[256, 512, 1024], widen_factor=0.25, text_dims=EMBED_DIMS)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {},
+        {"fusion": dict(type="FiLMFusion", **LEVELS)},
+        {"fusion": dict(type="CrossAttentionFusion", **LEVELS)},
+        {"bbox_head.head_module.adapter": dict(type="ClassFiLM", text_dims=EMBED_DIMS)},
+    ],
+    ids=["plain", "FiLM", "attention", "ClassFiLM"],
+)
+def test_a_student_of_half_weights_gives_float32_boxes(
+    build_detector: Build, words: dict[str, Any]
+) -> None:
+    model = build_detector(teacher=None, distill=None, **words).eval().bfloat16()
     samples = [make_sample(shape=(64, 64))]
     with torch.no_grad():
         (sample,) = model.predict(torch.rand(1, 3, 64, 64).bfloat16(), samples)

@@ -566,7 +566,6 @@ def test_nothing_above_the_threshold_is_no_box(head: OVHead) -> None:
         dict(score_thr=-1.0),
         dict(score_thr=0.0),
         dict(nms=dict(type="nms", iou_threshold=0.7, class_agnostic=True)),
-        dict(max_per_img=-1),
         dict(nms_pre=10),
     ],
 )
@@ -584,3 +583,19 @@ def test_unusual_settings_are_the_parents(head: OVHead, change: dict[str, Any]) 
     for a, b in zip(got, wanted, strict=True):
         assert len(a) == len(b) > 0
         torch.testing.assert_close(a.scores, b.scores)
+
+
+@pytest.mark.parametrize("cap", [-1, None])
+def test_without_a_cap_no_box_is_lost(head: OVHead, cap: int | None) -> None:
+    """mmdet cuts the list at the cap, so that -1 would be all boxes but the last."""
+    logits, sides = head_outputs(5, seed=0)
+    cfg = Config(
+        dict(multi_label=True, score_thr=0.001, nms_pre=10**5, max_per_img=cap,
+             nms=dict(type="nms", iou_threshold=0.7))
+    )  # fmt: skip
+    metas = [dict(ori_shape=(200, 200), scale_factor=(1.0, 1.0))] * 2
+    found = head.predict_by_feat(logits, sides, batch_img_metas=metas, cfg=cfg)
+    assert cfg.max_per_img == cap
+    cfg.max_per_img = 10**6
+    wanted = head.predict_by_feat(logits, sides, batch_img_metas=metas, cfg=cfg)
+    assert [*map(len, found)] == [*map(len, wanted)]
