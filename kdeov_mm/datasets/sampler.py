@@ -75,7 +75,7 @@ class SeededDataset:
 
 @DATA_SAMPLERS.register_module()
 class ResumableSampler(Sampler[int]):
-    """All images in a new random order in each epoch, without end, from any position.
+    """All images in a new random order in each epoch, from any position.
 
     The samples of all W ranks are one sequence: rank r takes the positions r, r + W,
     and so on. Position p is in epoch ``p // N`` of N images. The order of an epoch is a
@@ -87,7 +87,8 @@ class ResumableSampler(Sampler[int]):
         seed: the same on all ranks; None: drawn.
 
     Attributes:
-        start: samples of this rank that are left out at the beginning.
+        start: samples of this rank that are left out, before the others without end;
+            None: an epoch at a time, for other loops than ``ResumableTrainLoop``.
     """
 
     def __init__(
@@ -97,12 +98,21 @@ class ResumableSampler(Sampler[int]):
         self.rank, self.world_size = get_dist_info()
         self.shuffle = shuffle
         self.seed = sync_random_seed() if seed is None else seed
-        self.start = 0
+        self.start: int | None = None
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch is next, where ``start`` is None; mmengine calls it."""
+        self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        first = self.start * self.world_size + self.rank
+        # without end, or one epoch's part of the same sequence
+        start = self.epoch * len(self) if self.start is None else self.start
+        end = len(self) if self.start is None else None
+        first = start * self.world_size + self.rank
+        positions = itertools.count(first, self.world_size)
         epoch, order = -1, np.arange(self.size)
-        for position in itertools.count(first, self.world_size):
+        for position in itertools.islice(positions, end):
             if self.shuffle and position // self.size != epoch:
                 epoch = position // self.size
                 order = self._order(epoch)

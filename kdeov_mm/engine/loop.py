@@ -103,6 +103,15 @@ class ResumableTrainLoop(IterBasedTrainLoop):
                 "their learning rates and the seed are the checkpoint's; the images "
                 "are those of this step in the new sequence.",
             )
+        # checkpoints of 0.1.0, whose losses were sums over the batch
+        if not held:
+            self.runner.logger.log(
+                logging.WARNING,
+                "The checkpoint is of an earlier version, whose gradients were larger "
+                "and clipped at 10. AdamW remembers that for some thousand steps and "
+                "moves less: begin anew with these weights (load_from=CKPT, without "
+                "--resume), or finish the training with the earlier version.",
+            )
 
 
 def _build_loader(runner: Runner, dataloader: Any) -> DataLoader:

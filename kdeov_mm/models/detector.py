@@ -150,12 +150,7 @@ class KDEOVDetector(Student, SingleStageDetector):
         if self.frozen:
             losses = {}
         if not self.distill_heads or self.teacher is None:
-            if not losses:
-                raise ValueError(
-                    "nothing to learn: bbox_head.supervised=False needs model.distill "
-                    "and model.teacher."
-                )
-            return losses
+            return _some(losses)
         # distillation: each head compares student and teacher
         crop_features = partial(self._crop_features, batch_inputs)
         student = StudentBatch(
@@ -172,7 +167,7 @@ class KDEOVDetector(Student, SingleStageDetector):
             for key, value in head.loss(student, teacher).items():
                 # of two heads of a kind, both count
                 losses[f"{key}_{name}" if key in losses else key] = value
-        return losses
+        return _some(losses)
 
     def _crop_features(
         self, images: Tensor, boxes: Sequence[Tensor], side: int
@@ -269,6 +264,9 @@ class KDEOVDetector(Student, SingleStageDetector):
     ) -> dict[str, Any]:
         """All outputs of the student for images, without post-processing.
 
+        Of the whole batch with its padding, so near the border of a smaller image they
+        depend on how much follows; :meth:`predict` does not.
+
         Args:
             batch_inputs: (B, 3, H, W).
             batch_data_samples: B samples with the same K classes as ``words`` (and W
@@ -321,3 +319,13 @@ class KDEOVDetector(Student, SingleStageDetector):
     def fused(self, feats: tuple[Tensor, ...], text: TextEmbeds) -> tuple[Tensor, ...]:
         """P3, P4, P5, fused with the words if the model has a fusion."""
         return self.fusion(feats, text.vectors) if self.fusion else feats
+
+
+def _some(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Losses; ValueError where there are none."""
+    if not losses:
+        raise ValueError(
+            "nothing to learn: bbox_head.supervised=False needs model.teacher, and "
+            "heads in model.distill with `distances`."
+        )
+    return losses

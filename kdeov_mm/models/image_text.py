@@ -183,7 +183,7 @@ class ImageTextModel(Student, BaseModel):
         self, inputs: Tensor, data_samples: OptSampleList = None
     ) -> dict[str, Any]:
         """The dictionary of ``KDEOVDetector._forward``, whose ``fused_map`` and
-        ``predictions`` are None here."""
+        ``predictions`` are None here; also of the whole batch with its padding."""
         feats = self.extract_feat(inputs)
         filled = filled_part(data_samples or [DetDataSample()] * len(inputs))
         embeds = self.global_head.embed(feats, filled.to(inputs.device))

@@ -98,6 +98,16 @@ def test_ranks_share_the_samples_of_one_process(
             assert [i.key for i in drawn] == [i.key for i in joint[rank::3][start:]]
 
 
+def test_other_loops_get_it_an_epoch_at_a_time() -> None:
+    """mmengine's loops by epochs would never end the first one otherwise."""
+    endless = first(30, sampler(10))
+    made = sampler(10)
+    made.start = None
+    for epoch in range(3):
+        made.set_epoch(epoch)
+        assert [*made] == endless[10 * epoch : 10 * epoch + 10]
+
+
 def test_to_begin_far_on_takes_no_longer() -> None:
     def seconds(start: int) -> float:
         begin = time.perf_counter()

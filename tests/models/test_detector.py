@@ -151,6 +151,11 @@ def test_a_student_that_would_learn_nothing_is_refused(build_detector: Build) ->
     changes = {"bbox_head.supervised": False, "teacher": None, "distill": None}
     with pytest.raises(ValueError, match="nothing to learn"):
         build_detector(**changes).loss(*make_batch())
+    idle = dict(type="RegionDistillation", distances={})
+    distill = dict(_delete_=True, region=idle)
+    changes = {"bbox_head.supervised": False, "distill": distill}
+    with pytest.raises(ValueError, match="nothing to learn"):
+        build_detector(**changes).loss(*make_batch())
 
 
 def gradient_norm(model: KDEOVDetector, repeats: int) -> float:

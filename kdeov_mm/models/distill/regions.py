@@ -36,7 +36,7 @@ class RegionPicker(Distillation):
         grids: tiles per side of the grids of ``blocks``.
         nms_iou: own boxes overlapping more are one region.
         warmup: part of the training without own boxes, while they are random, in
-            [0, 1].
+            [0, 1).
         scales: crop sizes relative to the box.
     """
 
@@ -53,9 +53,9 @@ class RegionPicker(Distillation):
         super().__init__(distances)
         if not set(sources) <= set(SOURCES):
             raise ValueError(f"sources are some of {SOURCES}, got {tuple(sources)}")
-        if not 0 <= warmup <= 1:
+        if not 0 <= warmup < 1:
             raise ValueError(
-                "warmup is a part of the training, from 0 to 1 (0.0625 of 800 "
+                "warmup is a part of the training, from 0 to below 1 (0.0625 of 800 "
                 f"iterations are 50), got {warmup}"
             )
         self.sources = tuple(sources)
