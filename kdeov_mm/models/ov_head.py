@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .box_branches import BoxBranches, without_autocast
 from .distill.base import RegionEmbeds, joint_total
+from .folding import FoldedLevel, fold_level
 from .postprocess import (
     PART,
     CandidateLocations,
@@ -146,16 +147,13 @@ class OVHeadModule(BoxBranches):
 
     @property
     def folds(self) -> bool:
-        """Whether projection, norm and text product now are one linear map."""
-        return not self.l2_norm and all(b[-1].is_linear for b in self.cls_preds)
+        """Whether projection, norms and text product now are one linear map."""
+        return all(branch[-1].is_linear for branch in self.cls_preds)
 
-    def folded(self, vectors: Tensor) -> list[Linear1x1]:
-        """Vectors (W, D) -> for each level the convolution of all three, (W, C)."""
-        norm = self.embed_dims**0.5
-        maps = [branch[-1].linear() for branch in self.cls_preds]
-        return self.classifier.folded(
-            vectors, [(matrix / norm, shift / norm) for matrix, shift in maps]
-        )
+    @property
+    def is_fixed(self) -> bool:
+        """Whether that map is the same for all images: no GroupNorm, no L2 norm."""
+        return not self.l2_norm and all(b[-1].is_fixed for b in self.cls_preds)
 
     def _folding_is_cheaper(self, number: int) -> bool:
         """Of K words, features (C) times (K, C), or embedded (D) and times (K, D)."""
@@ -170,11 +168,17 @@ class OVHeadModule(BoxBranches):
         """All but the last product, in the order that costs the least."""
         hidden, *boxes = self.trunk(x.feats)
         vectors, owner = x.text
+        layers = self.classifier.layers(vectors)
         # features times the folded matrix, or embeddings times the vectors; `len`
         # would fix the number of words in an exported graph
         if self.folds and self._folding_is_cheaper(vectors.shape[0]):
-            return SplitOutput(hidden, self.folded(vectors), owner, boxes)
-        layers = self.classifier.layers(vectors)
+            branches = zip(self.cls_preds, hidden, layers)
+            levels = [fold_level(b[-1], h, w, self.l2_norm) for b, h, w in branches]
+            scaled, folded = (
+                [level[0] for level in levels],
+                [level[1] for level in levels],
+            )
+            return SplitOutput(scaled, folded, owner, boxes)
         return SplitOutput(self._project(hidden), layers, owner, boxes)
 
     def forward(self, x: HeadInput) -> tuple[list[Tensor], ...]:
@@ -186,22 +190,35 @@ class OVHeadModule(BoxBranches):
         return output.logits(), *output.boxes
 
     @torch.no_grad()
-    def final_layers(self, vectors: Tensor) -> list[nn.Sequential]:
-        """Vectors (W, D) -> for each level what follows the trunk, as convolutions."""
-        if self.folds and self._folding_is_cheaper(vectors.shape[0]):
-            return [nn.Sequential(self._conv(each)) for each in self.folded(vectors)]
-        # the projection stays; without L2 norm, sqrt(D) goes into the kernel
-        unit = [UnitLength()] if self.l2_norm else []
-        norm = 1 if self.l2_norm else self.embed_dims**0.5
+    def final_layers(self, vectors: Tensor, fold: bool = True) -> list[nn.Sequential]:
+        """Vectors (W, D) -> for each level what follows the trunk.
+
+        A convolution where projection, norm and words are the same map for all images;
+        else a :class:`FoldedLevel`.
+
+        Args:
+            vectors: of the words.
+            fold: False leaves the projection as it is, with a convolution behind it.
+        """
         layers = self.classifier.layers(vectors)
-        return [
-            nn.Sequential(
-                copy.deepcopy(branch[-1]),
-                *unit,
-                self._conv(Linear1x1(layer.weight / norm, layer.bias)),
-            )
-            for branch, layer in zip(self.cls_preds, layers)
-        ]
+        fold = fold and self.folds and self._folding_is_cheaper(vectors.shape[0])
+        ends = []
+        for branch, words in zip(self.cls_preds, layers):
+            projection = branch[-1]
+            if fold and self.is_fixed:
+                # the features do not matter
+                _, layer = fold_level(projection, vectors, words, False)
+                ends.append(nn.Sequential(self._conv(layer)))
+            elif fold:
+                level = copy.deepcopy(projection), self._conv(words), self.l2_norm
+                ends.append(nn.Sequential(FoldedLevel(*level)))
+            else:
+                # without L2 norm, sqrt(D) goes into the kernel
+                unit = [UnitLength()] if self.l2_norm else []
+                norm = 1 if self.l2_norm else self.embed_dims**0.5
+                conv = self._conv(Linear1x1(words.weight / norm, words.bias))
+                ends.append(nn.Sequential(copy.deepcopy(projection), *unit, conv))
+        return ends
 
     def _conv(self, layer: Linear1x1) -> nn.Conv2d:
         """The convolution as a module, in the precision of the head."""
@@ -442,7 +459,7 @@ class OVHead(YOLOv8Head):
         hidden, layers, owner, boxes = output
         metas = [sample.metainfo for sample in batch_data_samples]
         # few scores, or an unusual config: all of them at once
-        number = sum(h[0, 0].numel() for h in hidden) * len(layers[0].bias)
+        number = sum(h[0, 0].numel() for h in hidden) * layers[0].weight.shape[-2]
         if candidates is None and (number * len(metas) <= PART or not is_simple(cfg)):
             return self.predict_by_feat(
                 output.logits(),
@@ -456,7 +473,8 @@ class OVHead(YOLOv8Head):
         for i, meta in enumerate(metas):
             rows = [h[i].flatten(1).T for h in hidden]  # (C, H, W) -> (H*W, C)
             where = None if candidates is None else candidates(rows)
-            scored = score_in_parts(rows, layers, owner, where, cfg)
+            its = [layer.of(i) for layer in layers]
+            scored = score_in_parts(rows, its, owner, where, cfg)
             results.append(best_boxes(scored, decoded[i], meta, cfg, rescale))
         return results
 
