@@ -88,7 +88,8 @@ class ResumableSampler(Sampler[int]):
 
     Attributes:
         start: samples of this rank that are left out, before the others without end;
-            None: an epoch at a time, for other loops than ``ResumableTrainLoop``.
+            ``ResumableTrainLoop`` sets it.
+        epoch: where a loop by epochs sets it: only this epoch's samples.
     """
 
     def __init__(
@@ -99,16 +100,17 @@ class ResumableSampler(Sampler[int]):
         self.shuffle = shuffle
         self.seed = sync_random_seed() if seed is None else seed
         self.start: int | None = None
-        self.epoch = 0
+        self.epoch: int | None = None
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch is next, where ``start`` is None; mmengine calls it."""
+        """Which epoch is next; mmengine calls it. Not used where ``start`` is set."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
         # without end, or one epoch's part of the same sequence
-        start = self.epoch * len(self) if self.start is None else self.start
-        end = len(self) if self.start is None else None
+        start, end = self.start or 0, None
+        if self.start is None and self.epoch is not None:
+            start, end = self.epoch * len(self), len(self)
         first = start * self.world_size + self.rank
         positions = itertools.count(first, self.world_size)
         epoch, order = -1, np.arange(self.size)

@@ -103,6 +103,7 @@ def test_other_loops_get_it_an_epoch_at_a_time() -> None:
     endless = first(30, sampler(10))
     made = sampler(10)
     made.start = None
+    assert first(30, made) == endless  # as mmengine's InfiniteSampler
     for epoch in range(3):
         made.set_epoch(epoch)
         assert [*made] == endless[10 * epoch : 10 * epoch + 10]
