@@ -223,8 +223,8 @@ class KDEOVDetector(Student, SingleStageDetector):
 
         Projection, norm, temperature, words and FiLM become convolutions. With
         BatchNorm (no L2 norm) and no fusion, the state is the one of mmyolo's YOLOv8
-        with K classes. GroupNorm or the L2 norm, and cross-attention, depend on the
-        image and stay as they are, with the words fixed.
+        with K classes. With GroupNorm or the L2 norm the last one is computed for each
+        image (:class:`FoldedLevel`); cross-attention stays, with the words fixed.
 
         Args:
             vocabulary: K classes, see :func:`kdeov_mm.vocabulary.as_vocabulary`.

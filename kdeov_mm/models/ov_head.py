@@ -57,8 +57,8 @@ class OVHeadModule(BoxBranches):
     A location's score for a class t is ``sigmoid(exp(logit_scale) * <e, t> + bias_l)``,
     see :class:`TextClassifier`; the bias of each level begins with YOLOv8's log prior.
     The embedding e has about unit length: divided by its L2 norm, or
-    (``l2_norm=False``) only by sqrt(D), which keeps the head linear after a BatchNorm,
-    so that it folds into one convolution.
+    (``l2_norm=False``) only by sqrt(D). At test time projection, norms and words fold
+    into one product (:func:`kdeov_mm.models.folding.fold_level`).
 
     Args:
         embed_dims: dimension D of the teacher's space.

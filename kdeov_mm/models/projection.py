@@ -17,9 +17,9 @@ from .pixels import in_image
 class SpatialProjection(nn.Module):
     """1x1 convolution and norm, location by location.
 
-    With BatchNorm (no input-dependent statistics at test time) the
-    projection and the text product fold into one convolution; GroupNorm is
-    the form of the original KDEOV design.
+    At test time it is a linear map, with BatchNorm the same for all images, with
+    GroupNorm (the form of the original KDEOV design) one for each; so projection and
+    text product fold into one product (:func:`fold_level`).
 
     Args:
         in_channels: channels C of the features.
