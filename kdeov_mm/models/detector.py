@@ -17,7 +17,7 @@ from .distill.base import Distillation, StudentBatch
 from .distill.image import ImageDistillation
 from .folded import FoldedDetector, describe
 from .global_head import GlobalHead
-from .ov_head import HeadInput
+from .ov_head_module import HeadInput
 from .pixels import as_if_alone, crop_to_fit, filled_part, frozen_statistics, untouched
 from .postprocess import is_simple
 from .random_vocabulary import RandomVocabulary
