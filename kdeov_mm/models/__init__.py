@@ -19,7 +19,8 @@ from .folded import FoldedDetector
 from .fusion import ClassFiLM, CrossAttentionFusion, FiLMFusion
 from .global_head import GlobalHead
 from .image_text import ImageTextModel
-from .ov_head import GridHeadModule, HeadInput, OVHead, OVHeadModule
+from .ov_head import OVHead
+from .ov_head_module import GridHeadModule, HeadInput, OVHeadModule
 from .postprocess import CandidateLocations
 from .projection import GlobalProjection, SpatialProjection
 from .random_vocabulary import RandomVocabulary

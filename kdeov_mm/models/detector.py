@@ -17,7 +17,7 @@ from .distill.base import Distillation, StudentBatch
 from .distill.image import ImageDistillation
 from .folded import FoldedDetector, describe
 from .global_head import GlobalHead
-from .ov_head import HeadInput
+from .ov_head_module import HeadInput
 from .pixels import as_if_alone, crop_to_fit, filled_part, frozen_statistics, untouched
 from .postprocess import is_simple
 from .random_vocabulary import RandomVocabulary
@@ -223,8 +223,8 @@ class KDEOVDetector(Student, SingleStageDetector):
 
         Projection, norm, temperature, words and FiLM become convolutions. With
         BatchNorm (no L2 norm) and no fusion, the state is the one of mmyolo's YOLOv8
-        with K classes. GroupNorm or the L2 norm, and cross-attention, depend on the
-        image and stay as they are, with the words fixed.
+        with K classes. With GroupNorm or the L2 norm the last one is computed for each
+        image (:class:`FoldedLevel`); cross-attention stays, with the words fixed.
 
         Args:
             vocabulary: K classes, see :func:`kdeov_mm.vocabulary.as_vocabulary`.
@@ -254,7 +254,9 @@ class KDEOVDetector(Student, SingleStageDetector):
         vectors, owner = self.embed(classes)
         fusion = self.fusion.fixed(vectors) if self.fusion else None
         was_training = self.bbox_head.training
-        layers = self.bbox_head.eval().head_module.final_layers(vectors)
+        # candidates are looked for among the vectors themselves, not in each image
+        head = self.bbox_head.eval().head_module
+        layers = head.final_layers(vectors, fold=candidates is None or head.is_fixed)
         self.bbox_head.train(was_training)
         into.set_words(classes.words, layers, owner, fusion, candidates)
         return into

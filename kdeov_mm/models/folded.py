@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..vocabulary import Words
 from .box_branches import BoxBranches
+from .folding import FoldedLevel
 from .pixels import as_if_alone
 from .postprocess import CandidateLocations, SplitOutput
 from .text_classifier import Linear1x1
@@ -59,7 +60,7 @@ class FoldedHeadModule(BoxBranches):
         for i, (branch, end) in enumerate(zip(self.cls_preds, layers)):
             self.cls_preds[i] = nn.Sequential(*branch[: self.depth], *end)
         # the class branch gives one map for each word, the head one for each class
-        words = len(self.layers[0].bias)
+        words = len(self.cls_preds[0][-1].bias)
         self.num_classes: int = words if owner is None else int(owner[-1]) + 1
 
     @property
@@ -68,12 +69,21 @@ class FoldedHeadModule(BoxBranches):
         ends = [branch[-1] for branch in self.cls_preds]
         return [Linear1x1(end.weight[..., 0, 0], end.bias) for end in ends]
 
+    def _split(self, hidden: list[Tensor]) -> tuple[list[Tensor], list[Linear1x1]]:
+        """What is multiplied at each level, and the last products."""
+        # convolutions, or maps that depend on the image
+        ends = [branch[-1] for branch in self.cls_preds]
+        if not isinstance(ends[0], FoldedLevel):
+            return hidden, self.layers
+        levels = [end.split(feats) for end, feats in zip(ends, hidden)]
+        return [scaled for scaled, _ in levels], [layer for _, layer in levels]
+
     def split_last(self, feats: Sequence[Tensor]) -> SplitOutput:
         """As :meth:`OVHeadModule.split_last`, from feature maps alone."""
         # YOLOv8's forward, up to the last layer of the class branch
         trunks = [branch[:-1] for branch in self.cls_preds]
         hidden, *boxes = multi_apply(self.forward_single, feats, trunks, self.reg_preds)
-        return SplitOutput(hidden, self.layers, self.owner, boxes)
+        return SplitOutput(*self._split(hidden), self.owner, boxes)
 
     def forward(self, feats: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
         """Feature maps -> logits (B, K, H_l, W_l) and box sides, for each level."""

@@ -2,25 +2,22 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from mmdet.models.utils import multi_apply, unpack_gt_instances
+from mmdet.models.utils import unpack_gt_instances
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
-from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
 from mmyolo.models.dense_heads import YOLOv8Head
 from mmyolo.models.utils import gt_instances_preprocess
-from torch import Tensor, nn
+from torch import Tensor
 
-from .box_branches import BoxBranches, without_autocast
+from .box_branches import without_autocast
 from .distill.base import RegionEmbeds, joint_total
 from .postprocess import (
     PART,
     CandidateLocations,
-    SplitOutput,
     above,
     best_boxes,
     is_simple,
@@ -28,241 +25,14 @@ from .postprocess import (
     max_boxes,
     score_in_parts,
 )
-from .projection import SpatialProjection
-from .text_classifier import (
-    Linear1x1,
-    TextClassifier,
-    TextEmbeds,
-    rename_old_keys,
-)
-
-
-class HeadInput(NamedTuple):
-    """What the head module is given.
-
-    Attributes:
-        feats: L maps (B, C_l, H_l, W_l).
-        text: of the K classes.
-    """
-
-    feats: Sequence[Tensor]
-    text: TextEmbeds
-
-
-@MODELS.register_module()
-class OVHeadModule(BoxBranches):
-    """YOLOv8's two branches; the class branch ends in the teacher's space.
-
-    A location's score for a class t is ``sigmoid(exp(logit_scale) * <e, t> + bias_l)``,
-    see :class:`TextClassifier`; the bias of each level begins with YOLOv8's log prior.
-    The embedding e has about unit length: divided by its L2 norm, or
-    (``l2_norm=False``) only by sqrt(D), which keeps the head linear after a BatchNorm,
-    so that it folds into one convolution.
-
-    Args:
-        embed_dims: dimension D of the teacher's space.
-        in_channels: channels of each level before ``widen_factor``.
-        hidden_channels: least width of the class branch.
-        projection_norm: norm of :class:`SpatialProjection`; BatchNorm by default.
-        l2_norm: divide embeddings by their length.
-        adapter: config of :class:`ClassFiLM`; None leaves the words as they are.
-        prior_words: number of words of the log prior.
-        prior_size: image side in pixels of the log prior.
-        kwargs: those of ``mmyolo.YOLOv8HeadModule``.
-    """
-
-    def __init__(
-        self,
-        embed_dims: int,
-        in_channels: int | Sequence[int],
-        hidden_channels: int = 80,
-        projection_norm: dict[str, Any] | None = None,
-        l2_norm: bool = False,
-        adapter: dict[str, Any] | None = None,
-        prior_words: int = 80,
-        prior_size: int = 640,
-        **kwargs: Any,
-    ) -> None:
-        self.embed_dims = embed_dims
-        self.projection_norm = projection_norm or dict(type="BN")
-        self.l2_norm = l2_norm
-        self.prior = prior_words * prior_size**2
-        # the parent's class branch is at least `num_classes` wide
-        super().__init__(hidden_channels, in_channels, **kwargs)
-        # after the branches: random numbers are drawn in the order of version 0.1.0
-        if adapter:
-            self.classifier.adapter = MODELS.build(adapter)
-        self._register_load_state_dict_pre_hook(rename_old_keys)
-
-    def _init_layers(self) -> None:
-        # before the branches: optimizers number parameters in this order since 0.1.0
-        self.classifier = TextClassifier(num_biases=self.num_levels)
-        super()._init_layers()
-        # in place of the last convolution, to K classes
-        for branch in self.cls_preds:
-            branch[-1] = SpatialProjection(
-                branch[-1].in_channels, self.embed_dims, self.projection_norm
-            )
-
-    def init_weights(self) -> None:
-        """Box sides of one bin, and the log prior on each level's bias."""
-        BaseModule.init_weights(self)
-        # as YOLOv8's head
-        for branch in self.reg_preds:
-            nn.init.ones_(branch[-1].bias)
-        strides = torch.tensor(self.featmap_strides, dtype=torch.float)
-        # in place: the model may be on its device already
-        with torch.no_grad():
-            self.classifier.bias.copy_((5 * strides**2 / self.prior).log())
-
-    def trunk(self, feats: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
-        """L maps (B, C_l, H_l, W_l) -> what is projected, and boxes, per level.
-
-        Returns:
-            L maps (B, C, H_l, W_l); L box sides (B, 4, H_l, W_l) in strides; in
-            training, also L box logits (B, H_l * W_l, 4, reg_max).
-        """
-        trunks = [branch[:-1] for branch in self.cls_preds]
-        return multi_apply(self.forward_single, feats, trunks, self.reg_preds)
-
-    def embed(self, feats: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
-        """As :meth:`trunk`, projected: embeddings (B, D, H_l, W_l), and boxes."""
-        hidden, *boxes = self.trunk(feats)
-        return self._project(hidden), *boxes
-
-    def _project(self, hidden: Sequence[Tensor]) -> list[Tensor]:
-        # (B, C, H_l, W_l) -> (B, D, H_l, W_l)
-        embeds = [branch[-1](h) for branch, h in zip(self.cls_preds, hidden)]
-        if self.l2_norm:
-            return [F.normalize(e, dim=1) for e in embeds]
-        return [e / self.embed_dims**0.5 for e in embeds]
-
-    def classify(self, embeds: Sequence[Tensor], vectors: Tensor) -> list[Tensor]:
-        """L maps (B, D, H, W) and vectors (K, D) -> logits (B, K, H, W), in float32."""
-        # in full precision: of half logits other locations are matched
-        with without_autocast(vectors.device):
-            layers = self.classifier.layers(vectors.float())
-            return [layer(embed.float()) for embed, layer in zip(embeds, layers)]
-
-    @property
-    def folds(self) -> bool:
-        """Whether projection, norm and text product now are one linear map."""
-        return not self.l2_norm and all(b[-1].is_linear for b in self.cls_preds)
-
-    def folded(self, vectors: Tensor) -> list[Linear1x1]:
-        """Vectors (W, D) -> for each level the convolution of all three, (W, C)."""
-        norm = self.embed_dims**0.5
-        maps = [branch[-1].linear() for branch in self.cls_preds]
-        return self.classifier.folded(
-            vectors, [(matrix / norm, shift / norm) for matrix, shift in maps]
-        )
-
-    def _folding_is_cheaper(self, number: int) -> bool:
-        """Of K words, features (C) times (K, C), or embedded (D) and times (K, D)."""
-        # multiplications per location
-        channels, dims = self.cls_preds[0][-1].project.in_channels, self.embed_dims
-        # an exported graph serves any number of words
-        if channels <= dims or torch.compiler.is_exporting():
-            return channels <= dims
-        return channels * number <= dims * (channels + number)
-
-    def split_last(self, x: HeadInput) -> SplitOutput:
-        """All but the last product, in the order that costs the least."""
-        hidden, *boxes = self.trunk(x.feats)
-        vectors, owner = x.text
-        # features times the folded matrix, or embeddings times the vectors; `len`
-        # would fix the number of words in an exported graph
-        if self.folds and self._folding_is_cheaper(vectors.shape[0]):
-            return SplitOutput(hidden, self.folded(vectors), owner, boxes)
-        layers = self.classifier.layers(vectors)
-        return SplitOutput(self._project(hidden), layers, owner, boxes)
-
-    def forward(self, x: HeadInput) -> tuple[list[Tensor], ...]:
-        """Features and text -> logits and boxes, as the parent's outputs.
-
-        A class with several vectors gets the score of the best of them.
-        """
-        output = self.split_last(x)
-        return output.logits(), *output.boxes
-
-    @torch.no_grad()
-    def final_layers(self, vectors: Tensor) -> list[nn.Sequential]:
-        """Vectors (W, D) -> for each level what follows the trunk, as convolutions."""
-        if self.folds and self._folding_is_cheaper(vectors.shape[0]):
-            return [nn.Sequential(self._conv(each)) for each in self.folded(vectors)]
-        # the projection stays; without L2 norm, sqrt(D) goes into the kernel
-        unit = [UnitLength()] if self.l2_norm else []
-        norm = 1 if self.l2_norm else self.embed_dims**0.5
-        layers = self.classifier.layers(vectors)
-        return [
-            nn.Sequential(
-                copy.deepcopy(branch[-1]),
-                *unit,
-                self._conv(Linear1x1(layer.weight / norm, layer.bias)),
-            )
-            for branch, layer in zip(self.cls_preds, layers)
-        ]
-
-    def _conv(self, layer: Linear1x1) -> nn.Conv2d:
-        """The convolution as a module, in the precision of the head."""
-        # contiguous: exporters and channels-last memory need it
-        conv = nn.Conv2d(layer.weight.shape[1], len(layer.weight), 1)
-        dtype = self.classifier.logit_scale.dtype
-        weight = layer.weight.to(dtype)[..., None, None]
-        conv.weight = nn.Parameter(weight.contiguous())
-        conv.bias = nn.Parameter(layer.bias.to(dtype).contiguous())
-        return conv
-
-    def folded_boxes(self) -> Any:
-        """A copy of the box branches, for a folded head."""
-        return copy.deepcopy(self.reg_preds)
-
-
-class UnitLength(nn.Module):
-    """Embeddings (B, D, H, W) divided by their L2 norm."""
-
-    def forward(self, embeds: Tensor) -> Tensor:
-        """Divide."""
-        return F.normalize(embeds, dim=1)
-
-
-@MODELS.register_module()
-class GridHeadModule(OVHeadModule):
-    """Grid default boxes: a square about each location, nothing learnt.
-
-    The original KDEOV design's boxes; kept to be compared with.
-
-    Args:
-        grid_side: side of the boxes, in strides of the level.
-        kwargs: those of :class:`OVHeadModule`.
-    """
-
-    def __init__(self, grid_side: float = 3.0, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.grid_side = grid_side
-
-    def box_sides(self, logits: Tensor) -> Tensor:
-        """The same sides everywhere, whatever the logits (..., 4, R)."""
-        return torch.full_like(logits[..., 0], self.grid_side / 2, dtype=torch.float)
-
-    def folded_boxes(self) -> Any:
-        """As the parent's; the mean of the box distribution is the side, everywhere."""
-        branches = super().folded_boxes()
-        # all probability on the two bins next to the side
-        bins = torch.arange(self.reg_max, dtype=torch.float)
-        share = (1 - (bins - self.grid_side / 2).abs()).clamp(min=1e-30)
-        for branch in branches:
-            nn.init.zeros_(branch[-1].weight)
-            branch[-1].bias.data = share.log().repeat(4).to(branch[-1].bias)
-        return branches
 
 
 @MODELS.register_module()
 class OVHead(YOLOv8Head):
     """Open-vocabulary YOLOv8 head: TAL assignment, DFL boxes, words as text.
 
-    Assignment, losses and post-processing are the parent's. It reads the
-    number of classes from attributes, which here follow the vocabulary.
+    Assignment and losses are the parent's, in full precision and over the joint batch
+    of all processes; so is the post-processing of unusual configs.
 
     Args:
         head_module: config of :class:`OVHeadModule`.
@@ -442,7 +212,7 @@ class OVHead(YOLOv8Head):
         hidden, layers, owner, boxes = output
         metas = [sample.metainfo for sample in batch_data_samples]
         # few scores, or an unusual config: all of them at once
-        number = sum(h[0, 0].numel() for h in hidden) * len(layers[0].bias)
+        number = sum(h[0, 0].numel() for h in hidden) * layers[0].weight.shape[-2]
         if candidates is None and (number * len(metas) <= PART or not is_simple(cfg)):
             return self.predict_by_feat(
                 output.logits(),
@@ -456,7 +226,8 @@ class OVHead(YOLOv8Head):
         for i, meta in enumerate(metas):
             rows = [h[i].flatten(1).T for h in hidden]  # (C, H, W) -> (H*W, C)
             where = None if candidates is None else candidates(rows)
-            scored = score_in_parts(rows, layers, owner, where, cfg)
+            its = [layer.of(i) for layer in layers]
+            scored = score_in_parts(rows, its, owner, where, cfg)
             results.append(best_boxes(scored, decoded[i], meta, cfg, rescale))
         return results
 

@@ -1,7 +1,7 @@
 """From feature channels to the teacher's space."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,9 @@ from .pixels import in_image
 class SpatialProjection(nn.Module):
     """1x1 convolution and norm, location by location.
 
-    With BatchNorm (no input-dependent statistics at test time) the
-    projection and the text product fold into one convolution; GroupNorm is
-    the form of the original KDEOV design.
+    At test time it is a linear map, with BatchNorm the same for all images, with
+    GroupNorm (the form of the original KDEOV design) one for each; so projection and
+    text product fold into one product (:func:`fold_level`).
 
     Args:
         in_channels: channels C of the features.
@@ -41,25 +41,68 @@ class SpatialProjection(nn.Module):
         return self.project(feats)
 
     @property
-    def is_linear(self) -> bool:
-        """Whether it now is a matrix and a vector: at test time, without GroupNorm."""
-        # GroupNorm's statistics, and BatchNorm's in training, depend on the input
+    def norm(self) -> nn.Module | None:
+        """The norm, if there is one that was not fused into the convolution."""
         norm = self.project.norm if self.project.with_norm else None
-        return norm is None or (
-            isinstance(norm, nn.modules.batchnorm._BatchNorm) and not norm.training
-        )
+        return None if isinstance(norm, nn.Identity) else norm
 
-    def linear(self) -> tuple[Tensor, Tensor]:
-        """The matrix (D, C) and the vector (D,) that it then is."""
-        conv = self.project.conv
-        weight = conv.weight[..., 0, 0]
-        bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias
-        if not self.project.with_norm:
-            return weight, bias
-        # BatchNorm at test time: a factor and a shift of each dimension
-        norm = self.project.norm
-        factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        return weight * factor[:, None], (bias - norm.running_mean) * factor + norm.bias
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is a linear map for each image: not in training."""
+        return self.norm is None or not self.norm.training
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether these are the same for all images: without GroupNorm."""
+        return not isinstance(self.norm, nn.GroupNorm)
+
+    def linear(self, feats: Tensor) -> "LinearMap":
+        """What it is for features (B, C, H, W), in float32."""
+        conv: Any = self.project.conv
+        norm: Any = self.norm
+        weight = conv.weight[..., 0, 0].float()
+        shift = (
+            weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.float()
+        )
+        if norm is None:
+            return LinearMap(weight, shift)
+        gamma, beta = norm.weight.float(), norm.bias.float()
+        # a factor and a shift of each dimension, the same for all images
+        if not isinstance(norm, nn.GroupNorm):
+            mean, variance = norm.running_mean.float(), norm.running_var.float()
+            factor = gamma * (variance + norm.eps).rsqrt()
+            shift = (shift - mean) * factor + beta
+            return LinearMap(weight * factor[:, None], shift)
+        # or those of each image: of a channel <p, x> the mean is <p, mean(x)>, and the
+        # variance p' cov(x) p; (B, C, 1) and (B, C, C)
+        rows = feats.flatten(2).float()
+        centre = rows.mean(2, keepdim=True)
+        rows = rows - centre
+        covariance = rows @ rows.transpose(1, 2) / rows.shape[2]
+        # of a group the variance is the mean of these, and the variance of the means:
+        # (B, D) -> (B, G, D / G)
+        size = (norm.num_groups, len(weight) // norm.num_groups)
+        means = ((weight @ centre)[..., 0] + shift).unflatten(1, size)
+        variances = ((weight @ covariance) * weight).sum(-1).unflatten(1, size)
+        apart = means - means.mean(2, keepdim=True)
+        spread = (variances + apart**2).mean(2, keepdim=True).expand_as(means)
+        factor = gamma * (spread.flatten(1) + norm.eps).rsqrt()
+        shift = apart.flatten(1) * factor + beta
+        return LinearMap(weight * factor[..., None], shift, centre[..., None])
+
+
+class LinearMap(NamedTuple):
+    """matrix @ (x - centre) + shift.
+
+    Attributes:
+        matrix: (D, C), or (B, D, C) where each image has its own.
+        shift: (D,) or (B, D).
+        centre: (B, C, 1, 1), or None for 0.
+    """
+
+    matrix: Tensor
+    shift: Tensor
+    centre: Tensor | None = None
 
 
 @MODELS.register_module()

@@ -1,7 +1,6 @@
 """Scores of embeddings for classes: the one text classifier of all heads."""
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,11 +24,11 @@ class TextEmbeds(NamedTuple):
 
 
 class Linear1x1(NamedTuple):
-    """A 1x1 convolution.
+    """A 1x1 convolution, of all images or of each.
 
     Attributes:
-        weight: (K, C).
-        bias: (K,).
+        weight: (K, C), or (B, K, C).
+        bias: (K,), or (B, K).
     """
 
     weight: Tensor
@@ -37,8 +36,17 @@ class Linear1x1(NamedTuple):
 
     def __call__(self, feats: Tensor) -> Tensor:
         """Maps (B, C, H, W) -> (B, K, H, W), in the precision of the maps."""
-        weight = self.weight[..., None, None].to(feats.dtype)
-        return F.conv2d(feats, weight, self.bias.to(feats.dtype))
+        weight, bias = self.weight.to(feats.dtype), self.bias.to(feats.dtype)
+        if weight.ndim == 2:
+            return F.conv2d(feats, weight[..., None, None], bias)
+        # (B, K, C) times (B, C, H * W)
+        logits = weight @ feats.flatten(2) + bias[..., None]
+        return logits.reshape(*logits.shape[:2], *feats.shape[2:])
+
+    def of(self, index: int) -> "Linear1x1":
+        """The convolution of one image: (K, C) and (K,)."""
+        weight = self.weight if self.weight.ndim == 2 else self.weight[index]
+        return Linear1x1(weight, self.bias if self.bias.ndim == 1 else self.bias[index])
 
 
 def initial_logit_scale() -> Tensor:
@@ -127,30 +135,6 @@ class TextClassifier(nn.Module):
         # len() would fix the number of words in an exported graph
         biases = (offset + self.bias[:, None]).expand(-1, vectors.shape[0])
         return [Linear1x1(weight, bias) for bias in biases]
-
-    def folded(
-        self, vectors: Tensor, projections: Sequence[tuple[Tensor, Tensor]]
-    ) -> list[Linear1x1]:
-        """Fold linear projections into the convolutions.
-
-        With e = A x + c, the logits weight e + bias are (weight A) x + weight c + bias.
-
-        Args:
-            vectors: (W, D).
-            projections: for each level A (D, C) and c (D,).
-
-        Returns:
-            For each level the convolution of features x: (W, C) and (W,), float32.
-        """
-        # in full precision: products of several matrices round visibly in half
-        with torch.autocast(vectors.device.type, enabled=False):
-            return [
-                Linear1x1(
-                    layer.weight.float() @ matrix.float(),
-                    layer.weight.float() @ shift.float() + layer.bias.float(),
-                )
-                for layer, (matrix, shift) in zip(self.layers(vectors), projections)
-            ]
 
     def _weight(self, vectors: Tensor) -> tuple[Tensor, Tensor | float]:
         """What embeddings are multiplied by (W, D), and what is added (W,)."""

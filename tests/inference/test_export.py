@@ -194,6 +194,8 @@ def test_the_file_says_what_a_client_needs(
         ("attention", WORDS),
         ("group norm", None),
         ("unit length", WORDS),
+        ("group norm, unit length", None),
+        ("group norm, unit length", WORDS),
     ],
 )
 def test_other_heads_and_fusions(

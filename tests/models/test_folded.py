@@ -37,6 +37,12 @@ FORMS: dict[str, dict[str, Any]] = {
         )
     },
     "unit length": {"bbox_head.head_module.l2_norm": True},
+    "group norm, unit length": {
+        "bbox_head.head_module.projection_norm": dict(
+            type="GN", num_groups=4, _delete_=True
+        ),
+        "bbox_head.head_module.l2_norm": True,
+    },
     "grid": {"bbox_head.head_module.type": "mmdet.GridHeadModule"},
 }
 KEEP_ALL = dict(score_thr=0.0, nms_pre=10**6, max_per_img=10**6)

@@ -174,24 +174,6 @@ def test_synonyms_of_maps_are_those_of_their_locations() -> None:
 
 
 @pytest.mark.parametrize("adapter", [None, ADAPTER])
-def test_a_folded_classifier_is_the_unfolded_one(
-    adapter: dict[str, Any] | None,
-) -> None:
-    """Project, then classify; or one convolution that does both."""
-    classifier = moved(TextClassifier(num_biases=2, adapter=adapter)).eval()
-    text, maps = unit(5, EMBED_DIMS), [torch.randn(2, 12, s, s) for s in (4, 2)]
-    projections = [(torch.randn(EMBED_DIMS, 12), torch.randn(EMBED_DIMS)) for _ in maps]
-    folded = classifier.folded(text, projections)
-    layers = classifier.layers(text)
-    for feats, (matrix, shift), both, layer in zip(
-        maps, projections, folded, layers, strict=True
-    ):
-        embeds = torch.einsum("dc,bchw->bdhw", matrix, feats) + shift[:, None, None]
-        torch.testing.assert_close(both(feats), layer(embeds), atol=1e-3, rtol=1e-4)
-        assert both.weight.shape == (5, 12) and both.bias.shape == (5,)
-
-
-@pytest.mark.parametrize("adapter", [None, ADAPTER])
 def test_layers_say_what_the_classifier_says_and_add_the_levels_bias(
     adapter: dict[str, Any] | None,
 ) -> None:

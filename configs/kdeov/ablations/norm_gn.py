@@ -1,4 +1,4 @@
-"""The original design's norm: GroupNorm, then L2; does not fold.
+"""The original design's norm: GroupNorm, then L2.
 
 python tools/train.py configs/kdeov/ablations/norm_gn.py
 """

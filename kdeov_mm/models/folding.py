@@ -1,0 +1,96 @@
+"""Projection, norm, L2 norm and words of a level, as one map of its features."""
+
+import torch
+from torch import Tensor, nn
+
+from .box_branches import without_autocast
+from .projection import SpatialProjection
+from .text_classifier import Linear1x1
+
+
+def fold_level(
+    projection: SpatialProjection, feats: Tensor, words: Linear1x1, unit: bool
+) -> tuple[Tensor, Linear1x1]:
+    """Fold what follows the features of a level into one product.
+
+    With e = A x + c, the logits T e + b are (T A) x + T c + b. Where embeddings are
+    divided by their length, the features are divided instead: |e|^2 is
+    x' (A' A) x + 2 (A' c)' x + c' c. A, c and the centre that x is counted from may be
+    those of the image (:meth:`SpatialProjection.linear`).
+
+    Args:
+        projection: to D dimensions, not in training.
+        feats: (B, C, H, W).
+        words: of embeddings: (K, D) and (K,).
+        unit: whether embeddings are divided by their length, else by sqrt(D).
+
+    Returns:
+        What is multiplied, (B, C, H, W) or (B, C + 1, H, W), and the convolution.
+    """
+    # in full precision: products of several matrices round visibly in half
+    with without_autocast(feats.device):
+        matrix, shift, centre = projection.linear(feats)
+        x = feats if centre is None else feats.float() - centre
+        weight, bias = words.weight.float(), words.bias.float()
+        if not unit:
+            norm = matrix.shape[-2] ** 0.5
+            matrix, shift = matrix / norm, shift / norm
+            layer = Linear1x1(weight @ matrix, shift @ weight.T + bias)
+            return x.to(feats.dtype), layer
+        # divided by the length of the embedding, and one more channel for the shift
+        inverse = _inverse_length(x, matrix, shift)
+        scaled = torch.cat([x.float() * inverse, inverse], 1).to(feats.dtype)
+        kernel = torch.cat([weight @ matrix, (shift @ weight.T)[..., None]], -1)
+        return scaled, Linear1x1(kernel, bias)
+
+
+def _inverse_length(feats: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
+    """1 / |A x + c| for features (B, C, H, W): (B, 1, H, W), float32.
+
+    Args:
+        feats: x.
+        matrix: A, (D, C) or (B, D, C).
+        shift: c, (D,) or (B, D).
+    """
+    rows = feats.flatten(2).float()  # (B, C, N)
+    gram = matrix.transpose(-2, -1) @ matrix  # (C, C) or (B, C, C)
+    cross = (shift[..., None, :] @ matrix).transpose(-2, -1)  # (C, 1) or (B, C, 1)
+    square = ((gram @ rows + 2 * cross) * rows).sum(1, keepdim=True)
+    square = square + shift.square().sum(-1)[..., None, None]
+    # as torch's normalize, nothing is divided by less than 1e-12
+    inverse = square.clamp(min=1e-24).rsqrt()
+    return inverse.reshape(-1, 1, *feats.shape[2:])
+
+
+class FoldedLevel(nn.Module):
+    """Features (B, C, H, W) -> logits (B, K, H, W) of fixed words.
+
+    Args:
+        projection: of the level; it is kept.
+        words: of embeddings, a convolution from D to K channels.
+        unit: see :func:`fold_level`.
+    """
+
+    def __init__(
+        self, projection: SpatialProjection, words: nn.Conv2d, unit: bool
+    ) -> None:
+        super().__init__()
+        self.projection = projection
+        self.words = words
+        self.unit = unit
+
+    @property
+    def bias(self) -> Tensor:
+        """(K,)"""
+        assert self.words.bias is not None
+        return self.words.bias
+
+    def split(self, feats: Tensor) -> tuple[Tensor, Linear1x1]:
+        """As :func:`fold_level`."""
+        words = Linear1x1(self.words.weight[..., 0, 0], self.bias)
+        return fold_level(self.projection, feats, words, self.unit)
+
+    def forward(self, feats: Tensor) -> Tensor:
+        """Score."""
+        scaled, layer = self.split(feats)
+        return layer(scaled)
