@@ -39,7 +39,9 @@ def fold_level(
             return x.to(feats.dtype), layer
         # divided by the length of the embedding, and one more channel for the shift
         inverse = _inverse_length(x, matrix, shift)
-        scaled = torch.cat([x.float() * inverse, inverse], 1).to(feats.dtype)
+        # in channels-last memory, which the product needs to be fast
+        parts = [part.permute(0, 2, 3, 1) for part in (x.float() * inverse, inverse)]
+        scaled = torch.cat(parts, -1).permute(0, 3, 1, 2).to(feats.dtype)
         kernel = torch.cat([weight @ matrix, (shift @ weight.T)[..., None]], -1)
         return scaled, Linear1x1(kernel, bias)
 
@@ -52,14 +54,13 @@ def _inverse_length(feats: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
         matrix: A, (D, C) or (B, D, C).
         shift: c, (D,) or (B, D).
     """
-    rows = feats.flatten(2).float()  # (B, C, N)
     gram = matrix.transpose(-2, -1) @ matrix  # (C, C) or (B, C, C)
-    cross = (shift[..., None, :] @ matrix).transpose(-2, -1)  # (C, 1) or (B, C, 1)
-    square = ((gram @ rows + 2 * cross) * rows).sum(1, keepdim=True)
-    square = square + shift.square().sum(-1)[..., None, None]
+    cross = (shift[..., None, :] @ matrix)[..., 0, :]  # (C,) or (B, C)
+    feats = feats.float()
+    square = (Linear1x1(gram, 2 * cross)(feats) * feats).sum(1, keepdim=True)
+    square = square + shift.square().sum(-1)[..., None, None, None]
     # as torch's normalize, nothing is divided by less than 1e-12
-    inverse = square.clamp(min=1e-24).rsqrt()
-    return inverse.reshape(-1, 1, *feats.shape[2:])
+    return square.clamp(min=1e-24).rsqrt()
 
 
 class FoldedLevel(nn.Module):

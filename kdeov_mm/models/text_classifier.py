@@ -39,9 +39,13 @@ class Linear1x1(NamedTuple):
         weight, bias = self.weight.to(feats.dtype), self.bias.to(feats.dtype)
         if weight.ndim == 2:
             return F.conv2d(feats, weight[..., None, None], bias)
-        # (B, K, C) times (B, C, H * W)
+        # image by image: on a CPU three times as fast as one product of matrices, which
+        # an exported graph has, because it serves any number of images
+        if not torch.compiler.is_exporting():
+            each = [self.of(i)(feats[i : i + 1]) for i in range(len(feats))]
+            return each[0] if len(each) == 1 else torch.cat(each)
         logits = weight @ feats.flatten(2) + bias[..., None]
-        return logits.reshape(*logits.shape[:2], *feats.shape[2:])
+        return logits.unflatten(2, feats.shape[2:])
 
     def of(self, index: int) -> "Linear1x1":
         """The convolution of one image: (K, C) and (K,)."""
