@@ -4,6 +4,9 @@ import gc
 import importlib.util
 import json
 import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -310,3 +313,22 @@ def run_env(**extra: str) -> dict[str, str]:
     """The environment of a tool that a test starts."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     return {**os.environ, "PYTHONPATH": path, **extra}
+
+
+def run_two_processes(script: str, folder: Path, *arguments: str) -> None:
+    """Run a script in two distributed processes; it is given a folder and arguments."""
+    file = folder / "process.py"
+    # gloo's threads now and then abort a process that ends in the ordinary way
+    file.write_text(f"{script}\ndist.barrier()\nimport os\nos._exit(0)\n")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*command, f"--master_port={port}", str(file), str(folder), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=run_env(CUDA_VISIBLE_DEVICES=""),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

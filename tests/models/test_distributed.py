@@ -1,8 +1,5 @@
 """Two processes learn what one learns of the joint batch."""
 
-import socket
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -12,7 +9,7 @@ from torch import Tensor, nn
 
 from kdeov_mm.models import KDEOVDetector
 
-from ..conftest import EMBED_DIMS, WORDS, detector_of, make_sample, run_env
+from ..conftest import EMBED_DIMS, WORDS, detector_of, make_sample, run_two_processes
 
 PROJECTION = dict(
     type="GlobalProjection",
@@ -85,7 +82,6 @@ for name in LEARNERS:
     ddp = torch.nn.parallel.DistributedDataParallel(model)
     found[name] = step(model, ddp, images[mine], samples[mine])
 torch.save(found, f"{folder}/{rank}.pt")
-dist.destroy_process_group()
 """
 
 
@@ -135,20 +131,7 @@ def make_model(clip: str, name: str) -> KDEOVDetector:
 def found(tiny_clip: str, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """What :func:`step` gives in each of two processes, by the name of the learner."""
     folder = tmp_path_factory.mktemp("processes")
-    script = folder / "process.py"
-    script.write_text(PROCESS)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*command, f"--master_port={port}", str(script), str(folder), tiny_clip],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=run_env(CUDA_VISIBLE_DEVICES=""),
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_two_processes(PROCESS, folder, tiny_clip)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

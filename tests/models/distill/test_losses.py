@@ -1,9 +1,6 @@
 """InfoNCE and contrast among regions: hand-computed, laws, two processes."""
 
 import math
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,7 @@ from torch import Tensor
 from kdeov_mm.models import ContrastiveDistance, InfoNCE, RelationalDistance
 from kdeov_mm.models.text_classifier import TextClassifier, initial_logit_scale
 
-from ...conftest import run_env
+from ...conftest import run_two_processes
 
 
 def unit(*shape: int) -> Tensor:
@@ -92,27 +89,13 @@ loss = run(data[mine], captions[mine])
 loss.backward()
 torch.save([loss.detach(), layer.weight.grad, run.module.logit_scale.grad],
            f"{sys.argv[1]}/{dist.get_rank()}.pt")
-dist.destroy_process_group()
 """
 
 
 def test_two_processes_give_the_loss_and_gradients_of_the_joint_batch(
     tmp_path: Path,
 ) -> None:
-    script = tmp_path / "process.py"
-    script.write_text(PROCESS)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*command, f"--master_port={port}", str(script), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=run_env(CUDA_VISIBLE_DEVICES=""),
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_two_processes(PROCESS, tmp_path)
     torch.manual_seed(0)
     data, weight = torch.randn(6, 5), torch.randn(5, 8)
     captions = F.normalize(torch.randn(6, 8), dim=-1)
