@@ -254,9 +254,7 @@ class KDEOVDetector(Student, SingleStageDetector):
         vectors, owner = self.embed(classes)
         fusion = self.fusion.fixed(vectors) if self.fusion else None
         was_training = self.bbox_head.training
-        # candidates are looked for among the vectors themselves, not in each image
-        head = self.bbox_head.eval().head_module
-        layers = head.final_layers(vectors, fold=candidates is None or head.is_fixed)
+        layers = self.bbox_head.eval().head_module.final_layers(vectors)
         self.bbox_head.train(was_training)
         into.set_words(classes.words, layers, owner, fusion, candidates)
         return into

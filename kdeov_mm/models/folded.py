@@ -65,7 +65,11 @@ class FoldedHeadModule(BoxBranches):
 
     @property
     def layers(self) -> list[Linear1x1]:
-        """For each level the 1x1 convolution to the words, (W, C) and (W,)."""
+        """For each level the words as a 1x1 convolution, (W, C) and (W,).
+
+        C are the channels of the features or, where these fold for each image alone,
+        the dimensions of the teacher's space.
+        """
         ends = [branch[-1] for branch in self.cls_preds]
         return [Linear1x1(end.weight[..., 0, 0], end.bias) for end in ends]
 
@@ -152,7 +156,7 @@ class FoldedDetector(SingleStageDetector):
         self.candidates = (
             None
             if candidates is None
-            else CandidateLocations(module.layers, candidates)
+            else CandidateLocations(module.layers[0].weight, candidates)
         )
         self.fusion = None if fusion is None else fusion.requires_grad_(False).eval()
         self.words = tuple(words)

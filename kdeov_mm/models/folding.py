@@ -81,8 +81,13 @@ class FoldedLevel(nn.Module):
         self.unit = unit
 
     @property
+    def weight(self) -> Tensor:
+        """Of the words, (K, D, 1, 1)."""
+        return self.words.weight
+
+    @property
     def bias(self) -> Tensor:
-        """(K,)"""
+        """Of the words, (K,)."""
         assert self.words.bias is not None
         return self.words.bias
 

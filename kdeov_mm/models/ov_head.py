@@ -225,8 +225,8 @@ class OVHead(YOLOv8Head):
         decoded, results = self.decode(boxes[0]), []
         for i, meta in enumerate(metas):
             rows = [h[i].flatten(1).T for h in hidden]  # (C, H, W) -> (H*W, C)
-            where = None if candidates is None else candidates(rows)
             its = [layer.of(i) for layer in layers]
+            where = None if candidates is None else candidates(rows, its)
             scored = score_in_parts(rows, its, owner, where, cfg)
             results.append(best_boxes(scored, decoded[i], meta, cfg, rescale))
         return results

@@ -175,18 +175,15 @@ class OVHeadModule(BoxBranches):
         return output.logits(), *output.boxes
 
     @torch.no_grad()
-    def final_layers(self, vectors: Tensor, fold: bool = True) -> list[nn.Sequential]:
+    def final_layers(self, vectors: Tensor) -> list[nn.Sequential]:
         """Vectors (W, D) -> for each level what follows the trunk.
 
         A convolution where projection, norm and words are the same map for all images;
-        else a :class:`FoldedLevel`.
-
-        Args:
-            vectors: of the words.
-            fold: False leaves the projection as it is, with a convolution behind it.
+        else a :class:`FoldedLevel`; or, with very many words of few dimensions, the
+        projection as it is and a convolution behind it.
         """
         layers = self.classifier.layers(vectors)
-        fold = fold and self.folds and self._folding_is_cheaper(vectors.shape[0])
+        fold = self.folds and self._folding_is_cheaper(vectors.shape[0])
         ends = []
         for branch, words in zip(self.cls_preds, layers):
             projection = branch[-1]

@@ -226,23 +226,23 @@ class CandidateLocations(nn.Module):
     """Where very many words are worth scoring: a class-agnostic objectness.
 
     The objectness of a location is the best score there of ``probes`` vectors that
-    stand for the vocabulary: centres of its k-means clusters, in the space of the
-    last layer. Where a word scores high, a centre near it does too, and the best boxes
-    of an image come from few locations, so the words are scored at the ``number`` best
-    of them only. An approximation: ``tools/studies/benchmark.py`` measures how much of
-    the exact result it keeps.
+    stand for the vocabulary: the means of its k-means clusters. Where a word scores
+    high, the mean of its cluster does too, and the best boxes of an image come from few
+    locations, so the words are scored at the ``number`` best of them only. An
+    approximation: ``tools/studies/benchmark.py`` measures how much of the exact result
+    it keeps.
 
     Args:
-        layers: L linear maps to the words, (W, C) and (W,).
+        vectors: that are clustered, one for each word (W, ...).
         number: locations of an image that are scored.
-        probes: cluster centres.
+        probes: clusters, at most.
 
     Raises:
         ValueError: less than one location or probe.
     """
 
     def __init__(
-        self, layers: Sequence[Linear1x1], number: int = 1000, probes: int = 256
+        self, vectors: Tensor, number: int = 1000, probes: int = 256
     ) -> None:
         super().__init__()
         if number < 1 or probes < 1:
@@ -251,20 +251,29 @@ class CandidateLocations(nn.Module):
                 f"probes={probes}"
             )
         self.number = number
-        weight = layers[0].weight
-        cluster = _clusters(weight, min(probes, len(weight)))
-        # the mean of each cluster, bias included: (P, C + 1)
-        for i, layer in enumerate(layers):
-            rows = torch.cat([layer.weight, layer.bias[:, None]], 1)
-            total = rows.new_zeros(int(cluster.max()) + 1, rows.shape[1])
-            total.index_add_(0, cluster, rows)
-            self.register_buffer(f"probes_{i}", total / cluster.bincount()[:, None])
+        cluster = _clusters(vectors, min(probes, len(vectors)))
+        self.cluster: Tensor
+        self.size: Tensor
+        self.register_buffer("cluster", cluster)  # (W,)
+        self.register_buffer("size", cluster.bincount())  # (P,)
 
-    def forward(self, rows: Sequence[Tensor]) -> Tensor:
-        """L matrices (H_l * W_l, C) -> indices of locations (number,), all levels."""
+    def forward(self, rows: Sequence[Tensor], layers: Sequence[Linear1x1]) -> Tensor:
+        """The best locations of an image.
+
+        Args:
+            rows: L matrices (H_l * W_l, C).
+            layers: L linear maps to the words, (W, C) and (W,), of this image.
+
+        Returns:
+            Indices (number,), counted over all levels.
+        """
         objectness = []
-        for i, level in enumerate(rows):
-            probes = self.get_buffer(f"probes_{i}").to(level.dtype)
+        for level, (weight, bias) in zip(rows, layers):
+            # the mean of each cluster, bias included: (P, C + 1)
+            maps = torch.cat([weight, bias[:, None]], 1)
+            total = maps.new_zeros(len(self.size), maps.shape[1])
+            total.index_add_(0, self.cluster, maps)
+            probes = (total / self.size[:, None]).to(level.dtype)
             scores = torch.addmm(probes[:, -1], level, probes[:, :-1].T)
             objectness.append(scores.amax(1))
         best = torch.cat(objectness)
@@ -272,9 +281,9 @@ class CandidateLocations(nn.Module):
 
 
 def _clusters(vectors: Tensor, number: int, rounds: int = 10) -> Tensor:
-    """The k-means cluster of each vector (W, C): (W,), none of them empty."""
+    """The k-means cluster of each vector (W, ...): (W,), none of them empty."""
     # on the CPU, with a fixed seed; empty clusters are numbered away
-    points = vectors.detach().cpu().double().numpy()
+    points = vectors.detach().flatten(1).cpu().double().numpy()
     _, labels = kmeans2(points, number, iter=rounds, minit="points", rng=0)
     return torch.from_numpy(np.unique(labels, return_inverse=True)[1]).to(
         vectors.device

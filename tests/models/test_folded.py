@@ -302,11 +302,12 @@ def test_above_gives_at_least_the_best(words: int, most: int) -> None:
         assert len(values) == len(kept)
 
 
+@pytest.mark.parametrize("form", ["plain", "unit length", "group norm, unit length"])
 def test_candidate_locations_keep_the_best_boxes(
-    build_detector: Callable[..., KDEOVDetector],
+    form: str, build_detector: Callable[..., KDEOVDetector]
 ) -> None:
     """Of 1344 locations, 300 hold at least 0.99 of the best 300 boxes."""
-    model = build(build_detector)
+    model = build(build_detector, form)
     model.bbox_head.test_cfg.update(nms_pre=3000, max_per_img=300, score_thr=0.001)
     words = [f"{a} {b}" for a in ("red", "old", "big") for b in range(400)]
     images = torch.rand(2, 3, 256, 256)
@@ -320,10 +321,11 @@ def test_candidate_locations_keep_the_best_boxes(
         assert len(one) == 300 and len(these & those) >= 0.99 * len(these)
 
 
+@pytest.mark.parametrize("form", ["plain", "unit length", "group norm, unit length"])
 def test_all_locations_are_the_exact_result(
-    build_detector: Callable[..., KDEOVDetector],
+    form: str, build_detector: Callable[..., KDEOVDetector]
 ) -> None:
-    model = build(build_detector)
+    model = build(build_detector, form)
     same(
         found(model.fold(WORDS, candidates=10**6), IMAGES),
         found(model.fold(WORDS), IMAGES),
@@ -346,7 +348,7 @@ def test_the_objectness_finds_where_words_fire() -> None:
     rows = torch.zeros(50, 8)
     rows[[3, 30]] = 3 * kernel[[7, 400]]
     layers = [Linear1x1(kernel, torch.zeros(500))]
-    where = CandidateLocations(layers, number=2, probes=64)([rows])
+    where = CandidateLocations(kernel, number=2, probes=64)([rows], layers)
     assert set(where.tolist()) == {3, 30}
 
 

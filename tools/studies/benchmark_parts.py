@@ -91,7 +91,7 @@ def share_of_places(exact: Any, near: Any, image: np.ndarray) -> float:
     # the 300 best scores of all levels and their locations, in parts: memory
     best: list[Tensor] = [torch.zeros(0), torch.zeros(0, dtype=torch.long)]
     start = 0
-    for level, (kernel, bias) in zip(rows, layers):
+    for level, (kernel, bias) in zip(rows, [layer.of(0) for layer in layers]):
         for part in range(0, len(level), 1000):
             scores = torch.addmm(bias, level[part : part + 1000], kernel.T).cpu()
             values, at = scores.flatten().topk(300)
@@ -99,7 +99,8 @@ def share_of_places(exact: Any, near: Any, image: np.ndarray) -> float:
             best[1] = torch.cat([best[1], at // len(kernel) + part + start])
         start += len(level)
     places = best[1][best[0].topk(300).indices]
-    return torch.isin(places, near.candidates(rows).cpu()).float().mean().item()
+    its = [layer.of(0) for layer in layers]
+    return torch.isin(places, near.candidates(rows, its).cpu()).float().mean().item()
 
 
 @torch.no_grad()
