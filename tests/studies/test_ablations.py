@@ -75,7 +75,8 @@ def test_quick_runs_a_row_once_and_goes_on_where_it_was_stopped(
     tool: Any, tiny: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
 ) -> None:
     arguments = [str(tiny), "--quick", "--seeds", "3", "--work-dir", str(tmp_path)]
-    tool.main(arguments)
+    monkeypatch.setenv("OMP_NUM_THREADS", "")  # set back after the test
+    tool.main([*arguments, "--jobs", "2"])
     path = tmp_path / "quick/results.json"
     (run,) = json.loads(path.read_text())["runs"]
     assert run["seed"] == 3 and run["iterations"] == 2

@@ -2,25 +2,29 @@
 
     python tools/studies/run_ablations.py                 # all rows, two seeds: hours
     python tools/studies/run_ablations.py CONFIG ... --seeds 0 1 2
+    python tools/studies/run_ablations.py --jobs 2        # two runs at a time
     python tools/studies/run_ablations.py --quick         # two iterations: does it run?
     python tools/studies/run_ablations.py --time          # step and inference times
     python tools/studies/run_ablations.py --tables     # write the tables, run nothing
 
-One process at a time, through tools/train.py and tools/test.py. A finished run is
-kept in the results file, by row, seed and the hash of its config, and is not run
-again; an interrupted one goes on at its latest checkpoint.
+Through tools/train.py and tools/test.py. A finished run is kept in the results file,
+by row, seed and the hash of its config, and is not run again; an interrupted one goes
+on at its latest checkpoint.
 """
 
 import argparse
 import ast
+import concurrent.futures
 import copy
 import hashlib
 import itertools
 import json
+import os
 import shlex
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,6 +90,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("configs", nargs="*", type=Path, help="leaves (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="runs at a time, which share the processor's cores (default: %(default)s)",
+    )
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/ablations"))
     parser.add_argument(
@@ -113,18 +123,35 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run_all(configs: Sequence[Path], args: argparse.Namespace) -> None:
     """Train and test what the results file does not have yet."""
     jobs = [(c, s) for s in args.seeds for c in configs]
-    for number, (config, seed) in enumerate(jobs, 1):
+    # processes that share cores must not have a thread on each of them
+    if args.jobs > 1:
+        threads = max((os.cpu_count() or 1) // args.jobs, 1)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    lock = threading.Lock()
+
+    def run(number: int, config: Path, seed: int) -> None:
         done = read_results(args.results)["runs"]
         key = run_key(config, seed)
         if any(key.items() <= run.items() for run in done):
-            continue
-        print(f"[{number}/{len(jobs)}] {key['config']}, seed {seed}", flush=True)
+            return
+        name = f"[{number}/{len(jobs)}] {key['config']}, seed {seed}"
+        print(name, flush=True)
         if args.quick and "prepare" in Config.fromfile(config, lazy_import=False):
             print("    left out: it needs another row's finished run", flush=True)
-            continue
+            return
         result = key | run_one(config, seed, args.work_dir, args.quick)
-        put(args.results, "runs", result)
-        print(f"    {summary(result)}", flush=True)
+        with lock:
+            put(args.results, "runs", result)
+        print(f"{name}: {summary(result)}", flush=True)
+
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        runs = [pool.submit(run, i, *job) for i, job in enumerate(jobs, 1)]
+        try:
+            for each in concurrent.futures.as_completed(runs):
+                each.result()
+        # the first that fails ends the program, once those that run have ended
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def measure_times(configs: Sequence[Path], args: argparse.Namespace) -> None:
