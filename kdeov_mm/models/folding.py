@@ -37,13 +37,28 @@ def fold_level(
             matrix, shift = matrix / norm, shift / norm
             layer = Linear1x1(weight @ matrix, shift @ weight.T + bias)
             return x.to(feats.dtype), layer
-        # divided by the length of the embedding, and one more channel for the shift
-        inverse = _inverse_length(x, matrix, shift)
-        # in channels-last memory, which the product needs to be fast
-        parts = [part.permute(0, 2, 3, 1) for part in (x.float() * inverse, inverse)]
-        scaled = torch.cat(parts, -1).permute(0, 3, 1, 2).to(feats.dtype)
-        kernel = torch.cat([weight @ matrix, (shift @ weight.T)[..., None]], -1)
-        return scaled, Linear1x1(kernel, bias)
+        scaled = _with_one(x.float(), _inverse_length(x, matrix, shift)).to(feats.dtype)
+        return scaled, unit_kernel(words, matrix, shift)
+
+
+def unit_kernel(words: Linear1x1, matrix: Tensor, shift: Tensor) -> Linear1x1:
+    """Words of unit embeddings -> of features and a 1, both divided by the length.
+
+    Args:
+        words: (K, D) and (K,).
+        matrix: A, (D, C) or (B, D, C).
+        shift: c, (D,) or (B, D).
+    """
+    weight = words.weight.float()
+    last = (shift @ weight.T)[..., None]
+    return Linear1x1(torch.cat([weight @ matrix, last], -1), words.bias.float())
+
+
+def _with_one(feats: Tensor, inverse: Tensor) -> Tensor:
+    """(B, C, H, W) and (B, 1, H, W) -> (B, C + 1, H, W): feats and a 1, times that."""
+    # in channels-last memory, which the product needs to be fast
+    parts = [part.permute(0, 2, 3, 1) for part in (feats * inverse, inverse)]
+    return torch.cat(parts, -1).permute(0, 3, 1, 2)
 
 
 def _inverse_length(feats: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
@@ -63,8 +78,33 @@ def _inverse_length(feats: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
     return square.clamp(min=1e-24).rsqrt()
 
 
+class DividedByLength(nn.Module):
+    """Features x and a 1, divided by |A x + c|: (B, C, H, W) -> (B, C + 1, H, W).
+
+    With the factor R of a QR decomposition of [A, c], |A x + c| is |R [x, 1]|: a
+    convolution to at most C + 1 channels.
+
+    Args:
+        matrix: A, (D, C).
+        shift: c, (D,).
+    """
+
+    def __init__(self, matrix: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        factor = torch.linalg.qr(torch.cat([matrix, shift[:, None]], 1), mode="r").R
+        self.factor = nn.Conv2d(matrix.shape[1], len(factor), 1)
+        self.factor.weight = nn.Parameter(factor[:, :-1, None, None].contiguous())
+        self.factor.bias = nn.Parameter(factor[:, -1].contiguous())
+
+    def forward(self, feats: Tensor) -> Tensor:
+        """Divide."""
+        square = self.factor(feats).float().square().sum(1, keepdim=True)
+        # as torch's normalize, nothing is divided by less than 1e-12
+        return _with_one(feats, square.clamp(min=1e-24).rsqrt().to(feats.dtype))
+
+
 class FoldedLevel(nn.Module):
-    """Features (B, C, H, W) -> logits (B, K, H, W) of fixed words.
+    """Features (B, C, H, W) -> logits (B, K, H, W) of fixed words, by GroupNorm.
 
     Args:
         projection: of the level; it is kept.

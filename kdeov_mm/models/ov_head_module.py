@@ -12,7 +12,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from .box_branches import BoxBranches, without_autocast
-from .folding import FoldedLevel, fold_level
+from .folding import DividedByLength, FoldedLevel, fold_level, unit_kernel
 from .postprocess import SplitOutput
 from .projection import SpatialProjection
 from .text_classifier import (
@@ -137,8 +137,8 @@ class OVHeadModule(BoxBranches):
 
     @property
     def is_fixed(self) -> bool:
-        """Whether that map is the same for all images: no GroupNorm, no L2 norm."""
-        return not self.l2_norm and all(b[-1].is_fixed for b in self.cls_preds)
+        """Whether that map, but for the length, is the same for all images."""
+        return all(branch[-1].is_fixed for branch in self.cls_preds)
 
     def _folding_is_cheaper(self, number: int) -> bool:
         """Of K words, features (C) times (K, C), or embedded (D) and times (K, D)."""
@@ -178,9 +178,10 @@ class OVHeadModule(BoxBranches):
     def final_layers(self, vectors: Tensor) -> list[nn.Sequential]:
         """Vectors (W, D) -> for each level what follows the trunk.
 
-        A convolution where projection, norm and words are the same map for all images;
-        else a :class:`FoldedLevel`; or, with very many words of few dimensions, the
-        projection as it is and a convolution behind it.
+        A convolution where projection, norm and words are the same map for all images,
+        behind a :class:`DividedByLength` with the L2 norm; with GroupNorm a
+        :class:`FoldedLevel`; with very many words of few dimensions the projection as
+        it is, and a convolution behind it.
         """
         layers = self.classifier.layers(vectors)
         fold = self.folds and self._folding_is_cheaper(vectors.shape[0])
@@ -188,9 +189,7 @@ class OVHeadModule(BoxBranches):
         for branch, words in zip(self.cls_preds, layers):
             projection = branch[-1]
             if fold and self.is_fixed:
-                # the features do not matter
-                _, layer = fold_level(projection, vectors, words, False)
-                ends.append(nn.Sequential(self._conv(layer)))
+                ends.append(nn.Sequential(*self._fixed(projection, words)))
             elif fold:
                 level = copy.deepcopy(projection), self._conv(words), self.l2_norm
                 ends.append(nn.Sequential(FoldedLevel(*level)))
@@ -201,6 +200,18 @@ class OVHeadModule(BoxBranches):
                 conv = self._conv(Linear1x1(words.weight / norm, words.bias))
                 ends.append(nn.Sequential(copy.deepcopy(projection), *unit, conv))
         return ends
+
+    def _fixed(
+        self, projection: SpatialProjection, words: Linear1x1
+    ) -> list[nn.Module]:
+        """Modules from features to words, for a map that is the same for all images."""
+        # without GroupNorm the features do not matter
+        if not self.l2_norm:
+            return [self._conv(fold_level(projection, words.weight, words, False)[1])]
+        matrix, shift, _ = projection.linear(words.weight)
+        dtype = self.classifier.logit_scale.dtype
+        length = DividedByLength(matrix, shift).to(dtype)
+        return [length, self._conv(unit_kernel(words, matrix, shift))]
 
     def _conv(self, layer: Linear1x1) -> nn.Conv2d:
         """The convolution as a module, in the precision of the head."""
