@@ -243,8 +243,7 @@ class Embedder:
         # as in training, where the boxes are rated, but with the trained statistics;
         # all words in their order: a fusion depends on them
         with frozen_statistics(self.student.train()):
-            feats, text = self.student.head_input(inputs, words_of(samples))
-            head = self.student.bbox_head
-            _, regions = head.loss_and_regions(feats, text.vectors, samples)
+            feats, _ = self.student.head_input(inputs, words_of(samples))
+            regions = self.student.bbox_head.embed(feats).regions
         pick = self.pickers[0].own_boxes
         return [pick(sample, regions, i) for i, sample in enumerate(samples)]

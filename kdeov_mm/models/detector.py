@@ -140,34 +140,44 @@ class KDEOVDetector(Student, SingleStageDetector):
         # the words of this step, and labels that index them
         words, samples = self.vocabulary(batch_data_samples)
         text = self.embed(words, batch_inputs.device)
-        # detection: maps before and after fusion, losses, locations
+        # maps before and after fusion, locations
         with untouched(self) if self.frozen else nullcontext():
             plain = self.extract_feat(batch_inputs)
             feats = self.fused(plain, text)
-            losses, regions = self.bbox_head.loss_and_regions(
-                feats, text.vectors, samples
-            )
-        if self.frozen:
-            losses = {}
-        if not self.distill_heads or self.teacher is None:
-            return _some(losses)
-        # distillation: each head compares student and teacher
-        crop_features = partial(self._crop_features, batch_inputs)
+            located = self.bbox_head.embed(feats)
+        # distillation, which also finds objects that nobody labelled; then detection
         student = StudentBatch(
             feats,
             samples,
             text.vectors,
-            regions,
+            located.regions,
             plain,
-            crop_features,
+            partial(self._crop_features, batch_inputs),
             training_progress(),
         )
-        teacher = self.teacher_batch(batch_inputs, samples)
+        taught = self._taught(student, batch_inputs)
+        losses = {}
+        if not self.frozen:
+            losses = self.bbox_head.losses(located, text.vectors, samples)
+        losses.update(taught)
+        if not losses:
+            raise ValueError(
+                "nothing to learn: bbox_head.supervised=False needs model.teacher, and "
+                "heads in model.distill with `distances`."
+            )
+        return losses
+
+    def _taught(self, student: StudentBatch, batch_inputs: Tensor) -> dict[str, Tensor]:
+        """Losses of the heads that compare the student with the teacher."""
+        losses: dict[str, Tensor] = {}
+        if not self.distill_heads or self.teacher is None:
+            return losses
+        teacher = self.teacher_batch(batch_inputs, student.samples)
         for name, head in self.distill_heads.items():
             for key, value in head.loss(student, teacher).items():
                 # of two heads of a kind, both count
                 losses[f"{key}_{name}" if key in losses else key] = value
-        return _some(losses)
+        return losses
 
     def _crop_features(
         self, images: Tensor, boxes: Sequence[Tensor], side: int
@@ -319,13 +329,3 @@ class KDEOVDetector(Student, SingleStageDetector):
     def fused(self, feats: tuple[Tensor, ...], text: TextEmbeds) -> tuple[Tensor, ...]:
         """P3, P4, P5, fused with the words if the model has a fusion."""
         return self.fusion(feats, text.vectors) if self.fusion else feats
-
-
-def _some(losses: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Losses; ValueError where there are none."""
-    if not losses:
-        raise ValueError(
-            "nothing to learn: bbox_head.supervised=False needs model.teacher, and "
-            "heads in model.distill with `distances`."
-        )
-    return losses

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from mmdet.models.utils import unpack_gt_instances
@@ -25,6 +25,22 @@ from .postprocess import (
     max_boxes,
     score_in_parts,
 )
+
+
+class Located(NamedTuple):
+    """The locations of a batch, of L levels.
+
+    Attributes:
+        embeds: L maps (B, D, H_l, W_l).
+        sides: L maps (B, 4, H_l, W_l) of box sides in strides.
+        side_logits: L box logits (B, H_l * W_l, 4, R).
+        regions: the same for the distillation.
+    """
+
+    embeds: list[Tensor]
+    sides: list[Tensor]
+    side_logits: list[Tensor]
+    regions: RegionEmbeds
 
 
 @MODELS.register_module()
@@ -65,24 +81,41 @@ class OVHead(YOLOv8Head):
     def loss_and_regions(
         self, feats: Sequence[Tensor], vectors: Tensor, samples: SampleList
     ) -> tuple[dict[str, Tensor], RegionEmbeds]:
-        """Detection losses, and the locations for the distillation.
+        """:meth:`embed` and :meth:`losses`, for what has no distillation between."""
+        located = self.embed(feats)
+        return self.losses(located, vectors, samples), located.regions
+
+    def embed(self, feats: Sequence[Tensor]) -> Located:
+        """L maps (B, C_l, H_l, W_l) -> embeddings and boxes of their locations."""
+        embeds, sides, side_logits = self.head_module.embed(feats)
+        regions = self._regions(embeds, sides, side_logits)
+        return Located(embeds, sides, side_logits, regions)
+
+    def losses(
+        self, located: Located, vectors: Tensor, samples: SampleList
+    ) -> dict[str, Tensor]:
+        """Detection losses; none of an unsupervised head.
 
         Args:
-            feats: L maps (B, C_l, H_l, W_l).
+            located: of :meth:`embed`.
             vectors: (K, D) unit vectors; labels of ``samples`` index them.
             samples: B samples; ``verified`` (K,) bool in the metainfo says of which
                 words it is known whether they are in the image (default: all). Others
                 are learnt only where a box has their label.
         """
-        # embeddings and boxes; the class loss is left out of an unsupervised head
-        embeds, sides, side_logits = self.head_module.embed(feats)
-        regions = self._regions(embeds, sides, side_logits)
         if not self.supervised:
-            return {}, regions
-        logits = self.head_module.classify(embeds, vectors)
+            return {}
+        logits = self.head_module.classify(located.embeds, vectors)
         gts, ignored, metas = unpack_gt_instances(samples)
-        losses = self.loss_by_feat(logits, sides, side_logits, gts, metas, ignored)
-        return losses, regions
+        return self.loss_by_feat(
+            logits,
+            located.sides,
+            located.side_logits,
+            gts,
+            metas,
+            ignored,
+            located.regions.unlabelled,
+        )
 
     def loss_by_feat(
         self,
@@ -92,14 +125,16 @@ class OVHead(YOLOv8Head):
         batch_gt_instances: Sequence[InstanceData],
         batch_img_metas: Sequence[dict[str, Any]],
         batch_gt_instances_ignore: Any = None,
+        unlabelled: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The losses of the parent, in float32, over the joint batch.
 
-        Three things differ from the parent's. Boxes, assignment and losses are in
+        Four things differ from the parent's. Boxes, assignment and losses are in
         float32 whatever the precision of the maps: the area of a box of 256 pixels is
         infinite in half precision. Each loss is a mean over the objects of the joint
         batch of all processes, so that the gradient, and with it clipping, means the
-        same for every batch size. A word counts as absent only where it is verified.
+        same for every batch size. A word counts as absent only where it is verified,
+        and not where an object is that nobody labelled.
 
         Args:
             cls_scores: L logits (B, K, H_l, W_l).
@@ -109,6 +144,7 @@ class OVHead(YOLOv8Head):
             batch_img_metas: B metainfos; ``verified`` (K,) bool, see
                 :meth:`loss_and_regions`.
             batch_gt_instances_ignore: not used, as in the parent.
+            unlabelled: (B, N) bool, see :class:`RegionEmbeds`; None for no locations.
         """
         with without_autocast(cls_scores[0].device):
             # (B, N, K), (B, N, 4, R), and centres and strides (N, 4)
@@ -126,6 +162,10 @@ class OVHead(YOLOv8Head):
             if any("verified" in meta for meta in batch_img_metas):
                 counts = _verified(batch_img_metas, quality) | (quality > 0)
                 loss_cls = loss_cls.masked_fill(~counts, 0)
+            # nor where an object is that nobody labelled, unless a box is matched
+            if unlabelled is not None:
+                matched = target["fg_mask_pre_prior"].bool()
+                loss_cls = loss_cls * (matched | ~unlabelled)[..., None]
             losses = self._box_losses(boxes, distances, points, target, total)
         return dict(loss_cls=loss_cls.sum() / total, **losses)
 
@@ -306,6 +346,7 @@ class OVHead(YOLOv8Head):
             self.decode([level.detach() for level in sides]),
             bins.amax(-1).mean(-1),
             self._points(sides)[:, :2],
+            torch.zeros_like(bins[..., 0, 0], dtype=torch.bool),
         )
 
 

@@ -241,9 +241,7 @@ class CandidateLocations(nn.Module):
         ValueError: less than one location or probe.
     """
 
-    def __init__(
-        self, vectors: Tensor, number: int = 1000, probes: int = 256
-    ) -> None:
+    def __init__(self, vectors: Tensor, number: int = 1000, probes: int = 256) -> None:
         super().__init__()
         if number < 1 or probes < 1:
             raise ValueError(

@@ -199,16 +199,16 @@ def test_boxes_of_novel_objects_never_reach_the_loss(
     model = MODELS.build(cfg.model)
     asked: set[str] = set()
     seen: list[tuple[int, str, torch.Tensor]] = []
-    compute = OVHead.loss_and_regions
+    compute = OVHead.losses
 
-    def watch(self: OVHead, feats: Any, text: torch.Tensor, samples: Any) -> Any:
+    def watch(self: OVHead, located: Any, text: torch.Tensor, samples: Any) -> Any:
         words = [nearest_word(row) for row in text]
         asked.update(words)
         for sample in samples:
             truth, factor = sample.gt_instances, torch.tensor(sample.scale_factor * 2)
             for label, box in zip(truth.labels, truth.bboxes / factor, strict=True):
                 seen.append((sample.img_id, words[label], box))
-        return compute(self, feats, text, samples)
+        return compute(self, located, text, samples)
 
     every_word = model.text_encoder(shapes.CLASSES)
 
@@ -216,7 +216,7 @@ def test_boxes_of_novel_objects_never_reach_the_loss(
         (index,) = (every_word == vector).all(1).nonzero()
         return shapes.CLASSES[index]
 
-    monkeypatch.setattr(OVHead, "loss_and_regions", watch)
+    monkeypatch.setattr(OVHead, "losses", watch)
     loader = iter(Runner.build_dataloader(cfg.train_dataloader, seed=0))
     for _ in range(6):
         data = model.data_preprocessor(next(loader), training=True)

@@ -345,6 +345,28 @@ def test_a_federated_image_teaches_verified_and_drawn_words_alone(
     assert drawn <= len(taught) <= drawn + 2
 
 
+def test_no_word_is_absent_where_an_object_has_no_label(head: OVHead) -> None:
+    """But where a box is matched, its word is learnt all the same."""
+    torch.manual_seed(3)
+    located, text = head.embed(make_feats(2)), make_text(5)
+    samples = [make_sample(*TRUTH), make_sample(*TRUTH)]
+    (gradient,) = torch.autograd.grad(
+        head.losses(located, text, samples)["loss_cls"],
+        located.embeds[0],
+        retain_graph=True,
+    )
+    marked = located.regions.unlabelled
+    assert not marked.any() and marked.shape == located.regions.sharpness.shape
+    marked[1] = True
+    (other,) = torch.autograd.grad(
+        head.losses(located, text, samples)["loss_cls"], located.embeds[0]
+    )
+    torch.testing.assert_close(other[0], gradient[0])
+    learns = other[1].abs().sum(0) > 0
+    assert 0 < learns.sum() < 20 and (gradient[1].abs().sum(0) > 0).all()
+    torch.testing.assert_close(other[1][:, learns], gradient[1][:, learns])
+
+
 def test_masking_one_batch_leaves_the_next_alone(head: OVHead) -> None:
     torch.manual_seed(3)
     feats, text = make_feats(1), make_text(5)

@@ -28,12 +28,16 @@ class RegionEmbeds(NamedTuple):
             largest probability of the box distribution. High where edges are
             found, whatever the object's class.
         centres: (N, 2), xy in pixels.
+        unlabelled: (B, N) bool, all False at first: a distillation marks the locations
+            of objects that nobody labelled, which the class loss then does not take for
+            background; None where there is no such loss.
     """
 
     embeds: Tensor
     boxes: Tensor
     sharpness: Tensor
     centres: Tensor
+    unlabelled: Tensor | None = None
 
 
 class StudentBatch(NamedTuple):

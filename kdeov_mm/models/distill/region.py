@@ -17,13 +17,17 @@ class RegionDistillation(RegionPicker):
     """The student's locations learn the teacher's embeddings of their boxes.
 
     Each region is cropped, embedded by the teacher at 1x and 1.5x (ViLD, Gu et al.,
-    2021, section 3.3), and pulls the locations whose box is that region.
+    2021, section 3.3), and pulls the locations whose box is that region. Where nobody
+    labelled that region, the same locations are no background for the class loss: an
+    object without a label would be learnt as the absence of every word.
 
     Args:
         distances: name -> config of a distance in ``losses.py``.
         match_iou: a location is pulled by a region when its box overlaps it more
             than this, relative to the best box (early boxes overlap little).
         locations: pulled locations per region, at most; the best overlaps.
+        background: regions without a label are background for the class loss all the
+            same.
         regions: arguments of :class:`RegionPicker`.
     """
 
@@ -34,6 +38,7 @@ class RegionDistillation(RegionPicker):
         distances: dict[str, dict[str, Any]],
         match_iou: float = 0.6,
         locations: int = 10,
+        background: bool = False,
         **regions: Any,
     ) -> None:
         super().__init__(distances, **regions)
@@ -41,6 +46,7 @@ class RegionDistillation(RegionPicker):
             raise ValueError(f"RegionDistillation needs `sources`: some of {SOURCES}")
         self.match_iou = match_iou
         self.num_locations = locations
+        self.background = background
 
     def loss(self, student: StudentBatch, teacher: TeacherBatch) -> dict[str, Tensor]:
         """Pull locations towards the teacher's embedding of their region.
@@ -51,7 +57,8 @@ class RegionDistillation(RegionPicker):
         if student.regions is None:
             raise ValueError("RegionDistillation needs a student with regions")
         embeds = student.regions.embeds.flatten(0, 1)  # (B, N, D) -> (B*N, D)
-        boxes = self.regions(student, teacher)
+        parts = self.by_source(student, teacher)
+        boxes = [torch.cat([*its.values()]) for its in parts]
         if not any(map(len, boxes)):
             return self.compare(embeds[:0], embeds[:0].detach().float())
         # the teacher's embedding of each region (R, D), and its image (R,)
@@ -61,6 +68,12 @@ class RegionDistillation(RegionPicker):
         # pairs of a location and a region; each region has the same weight
         where, which, weight = self.match(torch.cat(boxes), student.regions, image)
         where = where + image[which] * len(student.regions.centres)
+        # those of objects without a label are no background
+        marked = student.regions.unlabelled
+        if marked is not None and not self.background:
+            truths = [sample.gt_instances.bboxes for sample in student.samples]
+            free = torch.cat([self.unlabelled(p, t) for p, t in zip(parts, truths)])
+            marked.view(-1)[where[free[which]]] = True
         # one look-up for the batch: each has a gradient of the size of all locations
         return self.compare(embeds[where], targets[which], weight)
 

@@ -13,6 +13,7 @@ from ...clip.teacher_batch import TeacherBatch
 from .base import Distillation, Needs, RegionEmbeds, StudentBatch
 
 SOURCES = ("truth", "own", "random", "blocks", "stored")
+OBJECTS = ("own", "stored")  # sources of objects that may have no label
 MIN_VISIBLE = 0.5  # of an object's box, by area
 
 
@@ -79,24 +80,51 @@ class RegionPicker(Distillation):
     @torch.no_grad()
     def regions(self, student: StudentBatch, teacher: TeacherBatch) -> list[Tensor]:
         """Boxes (n_b, 4) of each image, source after source."""
+        parts = self.by_source(student, teacher)
+        return [torch.cat([*its.values()]) for its in parts]
+
+    @torch.no_grad()
+    def by_source(
+        self, student: StudentBatch, teacher: TeacherBatch
+    ) -> list[dict[str, Tensor]]:
+        """Of each image, source -> boxes (n, 4), which may be none."""
         result, embeds = [], student.regions
         for i, sample in enumerate(student.samples):
-            # (n, 4) of each source
-            truth, parts = sample.gt_instances.bboxes, []
+            truth, parts = sample.gt_instances.bboxes, {}
             for source in self.sources:
+                boxes = truth[:0]
                 if source == "truth":
-                    parts.append(visible_truth(sample).bboxes)
+                    boxes = visible_truth(sample).bboxes
                 elif source == "own":
                     if embeds is not None and student.progress >= self.warmup:
-                        parts.append(self.own_boxes(sample, embeds, i))
+                        boxes = self.own_boxes(sample, embeds, i)
                 elif source == "random":
-                    parts.append(_random_squares(sample.img_shape, self.proposals))
+                    boxes = _random_squares(sample.img_shape, self.proposals)
                 elif source == "blocks":
-                    parts.append(block_boxes(sample.img_shape, self.grids))
+                    boxes = block_boxes(sample.img_shape, self.grids)
                 else:
-                    parts.append(teacher.stored_boxes(i))
-            result.append(torch.cat([truth[:0], *(part.to(truth) for part in parts)]))
+                    boxes = teacher.stored_boxes(i)
+                parts[source] = boxes.to(truth)
+            result.append(parts)
         return result
+
+    def unlabelled(self, parts: dict[str, Tensor], truth: Tensor) -> Tensor:
+        """Which regions of an image are objects without a label.
+
+        Args:
+            parts: the image's boxes by source, R together.
+            truth: (G, 4).
+
+        Returns:
+            (R,) bool: the student's own and stored boxes that no label covers.
+        """
+        flags = []
+        for source, boxes in parts.items():
+            if source not in OBJECTS or not len(truth):
+                flags.append(torch.full_like(boxes[:, 0], source in OBJECTS).bool())
+            else:
+                flags.append(box_iou(boxes, truth).amax(1) <= self.nms_iou)
+        return torch.cat(flags)
 
     def fixed_boxes(self, sample: DetDataSample) -> Tensor:
         """The boxes (n, 4) of ``truth`` and ``blocks``: the same each time."""

@@ -274,14 +274,41 @@ def test_regions_at_and_beyond_the_border_give_a_finite_loss(tiny_clip: str) -> 
 
 def test_the_head_does_not_change_what_the_student_said() -> None:
     locations, sample = make_locations(), make_sample(TRUTH, [0, 1])
-    before = [t.detach().clone() for t in locations]
+    before = [t.detach().clone() for t in locations[:4]]
     run(make_head(), [sample], locations, KnownTeacher())
-    for kept, now in zip(before, locations, strict=True):
+    for kept, now in zip(before, locations[:4], strict=True):
         assert torch.equal(kept, now)
     assert sample.gt_instances.bboxes.tolist() == TRUTH
 
 
 # --------------------------------------------------------------------- sources
+
+
+@pytest.mark.parametrize("sources", [("truth", "own"), ("truth", "stored")])
+def test_locations_of_objects_without_a_label_are_marked(
+    sources: tuple[str, ...],
+) -> None:
+    """And no others: neither those of labelled objects, nor of tiles."""
+    teacher = KnownTeacher()
+    stored = torch.tensor([TRUTH[0], [2.0, 44, 26, 62]])  # a labelled one, and another
+    teacher.stored_boxes = lambda i: stored[i:]  # type: ignore[attr-defined]
+    samples, nothing = [make_sample(TRUTH, [0, 1])] * 2, torch.zeros(2, 64).bool()
+    head = make_head(sources=(*sources, "blocks"), grids=(2,))
+    locations = make_locations(batch=2, unlabelled=nothing.clone())
+    run(head, samples, locations, teacher)
+    expected = nothing.clone()
+    for image in range(2):
+        own = head.own_boxes(samples[image], locations, image)
+        free = own if "own" in sources else stored[1:]
+        expected[image, head.match(free, locations, image)[0]] = True
+    assert 0 < expected.sum() < 64
+    assert torch.equal(locations.unlabelled, expected)
+    # where they are background all the same, and before there are own boxes
+    locations.unlabelled.zero_()
+    run(make_head(background=True, sources=sources), samples, locations, teacher)
+    run(make_head(warmup=0.1), samples, locations, teacher, progress=0.0)
+    run(make_head(sources=("truth", "random", "blocks")), samples, locations, teacher)
+    assert not locations.unlabelled.any()
 
 
 def test_each_source_gives_its_regions_in_their_order() -> None:
