@@ -9,5 +9,5 @@ _base_ = [
     "../_base_/default_runtime.py",
     "../_base_/models/kdeov_yolov8_n.py",
     "../_base_/datasets/shapes.py",
-    "../_base_/schedules/adamw.py",
+    "../_base_/schedules/adamw_shapes_1600.py",
 ]

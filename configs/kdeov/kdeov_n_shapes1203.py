@@ -9,7 +9,7 @@ _base_ = [
     "../_base_/default_runtime.py",
     "../_base_/models/kdeov_yolov8_n.py",
     "../_base_/datasets/shapes_1203.py",
-    "../_base_/schedules/adamw.py",
+    "../_base_/schedules/adamw_shapes_1600.py",
 ]
 model = dict(
     text_encoder=dict(model="shapes-1203"),
@@ -17,15 +17,3 @@ model = dict(
     vocabulary=dict(size=200, min_size=100),
     test_cfg=dict(max_per_img=1000),  # standard LVIS AP takes 300 of them
 )
-max_iters = 1600
-train_cfg = dict(max_iters=max_iters)
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(
-        type="CosineAnnealingLR",
-        by_epoch=False,
-        begin=50,
-        T_max=max_iters - 50,
-        eta_min_ratio=0.01,
-    ),
-]

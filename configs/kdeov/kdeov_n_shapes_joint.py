@@ -6,8 +6,8 @@ learns on its features what the teacher says of objects and of scenes.
     python tools/train.py configs/kdeov/kdeov_n_shapes_joint.py
 """
 
-_base_ = "./kdeov_n_shapes.py"
-load_from = "work_dirs/kdeov_n_shapes/iter_800.pth"
+_base_ = "./ablations/default.py"  # the demo's student, 800 iterations
+load_from = "work_dirs/kdeov_n_shapes/iter_1600.pth"
 custom_hooks = []  # a moving average would round the detector
 model = dict(
     frozen=True,

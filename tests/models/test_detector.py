@@ -307,7 +307,7 @@ def test_initialising_leaves_parameters_where_they_are(build_detector: Build) ->
 ASKED: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
     (WORDS, dict(score_thr=0.4, nms_pre=1000)),
     (WORDS[::-1][:2], dict(score_thr=0.5, nms_pre=1000)),
-    (((WORDS[4], WORDS[1]), *WORDS[2:4]), dict(score_thr=0.45, max_per_img=20)),
+    (((WORDS[4], WORDS[1]), *WORDS[2:4]), dict(score_thr=0.4, max_per_img=20)),
     (WORDS[:3], dict(multi_label=False, score_thr=0.4, nms_pre=1000)),
     (WORDS[1:], dict(multi_label=False, score_thr=0.3, nms_pre=1000)),
 ]

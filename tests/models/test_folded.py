@@ -27,21 +27,21 @@ from kdeov_mm.vocabulary import Vocabulary, as_vocabulary
 from ..conftest import EMBED_DIMS, WORDS, enliven
 
 FORMS: dict[str, dict[str, Any]] = {
-    "plain": {},
+    "unit length": {},
+    "plain": {"bbox_head.head_module.l2_norm": False},
     "adapter": {"bbox_head.head_module.adapter": "ClassFiLM"},
     "film": {"fusion": "FiLMFusion"},
     "attention": {"fusion": "CrossAttentionFusion"},
     "group norm": {
         "bbox_head.head_module.projection_norm": dict(
             type="GN", num_groups=4, _delete_=True
-        )
+        ),
+        "bbox_head.head_module.l2_norm": False,
     },
-    "unit length": {"bbox_head.head_module.l2_norm": True},
     "group norm, unit length": {
         "bbox_head.head_module.projection_norm": dict(
             type="GN", num_groups=4, _delete_=True
         ),
-        "bbox_head.head_module.l2_norm": True,
     },
     "grid": {"bbox_head.head_module.type": "mmdet.GridHeadModule"},
 }
@@ -49,7 +49,9 @@ KEEP_ALL = dict(score_thr=0.0, nms_pre=10**6, max_per_img=10**6)
 
 
 def build(
-    build_detector: Callable[..., KDEOVDetector], form: str = "plain", **changes: Any
+    build_detector: Callable[..., KDEOVDetector],
+    form: str = "unit length",
+    **changes: Any,
 ) -> KDEOVDetector:
     """An untrained student that finds many boxes, its fusion no identity."""
     options = dict(FORMS[form])
@@ -138,7 +140,8 @@ def test_the_folded_detector_says_the_same(
 def test_its_state_is_that_of_mmyolos_detector(
     build_detector: Callable[..., KDEOVDetector],
 ) -> None:
-    model = build(build_detector)
+    """Without the L2 norm."""
+    model = build(build_detector, "plain")
     folded = model.fold(WORDS, fuse=False)
     cfg = dict(
         type="mmyolo.YOLOv8HeadModule",
@@ -263,7 +266,9 @@ def test_the_order_of_products_is_the_cheaper_one_and_says_the_same(
     few, many = FoldedHeadModule(head), FoldedHeadModule(head)
     few.set_words(head.final_layers(text[:50]), None)
     many.set_words(head.final_layers(text), None)
-    assert len(few.cls_preds[0]) == 3 and len(many.cls_preds[0]) == 4
+    # two layers, the length, the words; or the projection, the norm, the words
+    depths = [len(folded.cls_preds[0]) for folded in (few, many)]
+    assert depths == [4, 5]
     with torch.no_grad():
         feats = model.extract_feat(IMAGES)
         for folded, number in ((few, 50), (many, 200)):

@@ -1,7 +1,7 @@
 """How fast: ours against closed-set YOLOv8, in one run, in turn.
 
     python tools/studies/benchmark.py                        # CPU, about 10 minutes
-    python tools/studies/benchmark.py --checkpoint work_dirs/demo/iter_800.pth \\
+    python tools/studies/benchmark.py --checkpoint work_dirs/demo/iter_1600.pth \\
         --ultralytics ultra/bin/python --table       # what the README shows
 
 Every model sees the same picture of 640 px, batch 1, and they take turns, so that their

@@ -48,6 +48,7 @@ model = dict(
             norm_cfg=norm_cfg,
             act_cfg=act_cfg,
             projection_norm=norm_cfg,
+            l2_norm=True,
             prior_size=160,
         ),
         prior_generator=dict(type="MlvlPointGenerator", offset=0.5, strides=strides),

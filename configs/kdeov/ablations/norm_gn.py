@@ -1,4 +1,4 @@
-"""The original design's norm: GroupNorm, then L2.
+"""Embeddings of any length: GroupNorm, no L2 norm.
 
 python tools/train.py configs/kdeov/ablations/norm_gn.py
 """
@@ -7,7 +7,7 @@ _base_ = "./default.py"
 model = dict(
     bbox_head=dict(
         head_module=dict(
-            projection_norm=dict(type="GN", num_groups=32, _delete_=True), l2_norm=True
+            projection_norm=dict(type="GN", num_groups=32, _delete_=True), l2_norm=False
         )
     )
 )

@@ -5,7 +5,7 @@ ViLD's proposals are those of an earlier detector. `prepare` is what
 `tools/studies/run_ablations.py` runs before; by hand:
 
     python tools/cache_embeddings.py configs/kdeov/ablations/region_cached.py \
-        --proposals work_dirs/none/iter_400.pth
+        --proposals work_dirs/none/iter_800.pth
     python tools/train.py configs/kdeov/ablations/region_cached.py
 """
 

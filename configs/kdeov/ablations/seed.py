@@ -19,7 +19,6 @@ model = dict(
         head_module=dict(
             type="mmdet.GridHeadModule",
             projection_norm=dict(type="GN", num_groups=32, _delete_=True),
-            l2_norm=True,
         ),
     ),
 )
