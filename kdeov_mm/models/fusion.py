@@ -9,6 +9,7 @@ instead of the features, and folds.
 import copy
 from collections.abc import Iterator, Sequence
 
+import torch
 from mmdet.registry import MODELS
 from mmyolo.models.utils import make_divisible
 from torch import Tensor, nn
@@ -146,17 +147,25 @@ class ClassFiLM(nn.Module):
     per word. So a score does not depend on the other words, and with the words
     fixed nothing of it is left to compute. Head option ``adapter``.
 
+    What is left of the shift is a prior of each word, whatever the image. It is learnt
+    on the words of the training alone: of others it says too much (on the built-in
+    world 3 logits, so that they win on objects of known classes).
+
     Args:
         text_dims: dimension D of the text vectors.
+        shift: whether there is a shift b(t), else the scale g(t) alone.
     """
 
-    def __init__(self, text_dims: int) -> None:
+    def __init__(self, text_dims: int, shift: bool = True) -> None:
         super().__init__()
-        self.modulate = zero_mlp(text_dims, 2 * text_dims)
+        self.shift = shift
+        self.modulate = zero_mlp(text_dims, (1 + shift) * text_dims)
 
     def forward(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Words (K, D) -> vectors (K, D) and biases (K,)."""
         # g(t) = 1 + scale, b(t) = shift; in the precision of the weights
         text = text.to(next(self.modulate.parameters()).dtype)
+        if not self.shift:
+            return (1 + self.modulate(text)) * text, torch.zeros_like(text[:, 0])
         scale, shift = self.modulate(text).chunk(2, dim=-1)  # (K, D) each
         return (1 + scale) * text, (shift * text).sum(-1)

@@ -464,9 +464,12 @@ def test_unsupervised_leaves_no_loss_of_boxes(build_detector: Build) -> None:
     assert losses == {}
 
 
-def test_film_by_class_is_film_of_the_embedding(build_detector: Build) -> None:
+@pytest.mark.parametrize("with_shift", [True, False])
+def test_film_by_class_is_film_of_the_embedding(
+    build_detector: Build, with_shift: bool
+) -> None:
     """<g(t) * e + b(t), t>, computed location by location and word by word."""
-    adapter = dict(type="ClassFiLM", text_dims=EMBED_DIMS)
+    adapter = dict(type="ClassFiLM", text_dims=EMBED_DIMS, shift=with_shift)
     model = build_detector(**{"bbox_head.head_module.adapter": adapter}).eval()
     head, text = model.bbox_head.head_module, make_text(5)
     adapter = head.classifier.adapter
@@ -476,7 +479,8 @@ def test_film_by_class_is_film_of_the_embedding(build_detector: Build) -> None:
     embeds = [torch.randn(2, EMBED_DIMS, 3, 3)] * 3
     logits = head.classify(embeds, text)
     assert plain[0].shape == logits[0].shape
-    scale, shift = adapter.modulate(text).chunk(2, -1)  # (K, D) each
+    scale = adapter.modulate(text)[:, :EMBED_DIMS]  # (K, D)
+    shift = adapter.modulate(text)[:, EMBED_DIMS:] if with_shift else 0 * scale
     for k, word in enumerate(text):
         film = embeds[1] * (1 + scale[k])[:, None, None] + shift[k][:, None, None]
         slow = head.classifier.logit_scale.exp() * torch.einsum(
@@ -487,8 +491,11 @@ def test_film_by_class_is_film_of_the_embedding(build_detector: Build) -> None:
     torch.testing.assert_close(alone[0][:, 0], logits[0][:, 2])
 
 
-def test_film_by_class_is_the_identity_at_the_start(build_detector: Build) -> None:
-    adapter = dict(type="ClassFiLM", text_dims=EMBED_DIMS)
+@pytest.mark.parametrize("shift", [True, False])
+def test_film_by_class_is_the_identity_at_the_start(
+    build_detector: Build, shift: bool
+) -> None:
+    adapter = dict(type="ClassFiLM", text_dims=EMBED_DIMS, shift=shift)
     film = build_detector(**{"bbox_head.head_module.adapter": adapter})
     text = make_text(4)
     vectors, offsets = film.bbox_head.head_module.classifier.adapter(text)
