@@ -48,4 +48,6 @@ class BoxBranches(YOLOv8HeadModule):
     def box_sides(self, logits: Tensor) -> Tensor:
         """Box logits (..., 4, R) -> means of the distributions (..., 4), in strides."""
         with without_autocast(logits.device):
-            return logits.float().softmax(-1) @ self.proj.float()
+            # a matrix of one column: ONNX Runtime is slow at a product with a vector
+            bins = self.proj.float().view(-1, 1)
+            return (logits.float().softmax(-1) @ bins).squeeze(-1)

@@ -153,11 +153,12 @@ class FoldedDetector(SingleStageDetector):
         # what depends on the words: last layers, candidates, fusion
         module = self.bbox_head.head_module
         module.set_words(layers, owner)
-        self.candidates = (
-            None
-            if candidates is None
-            else CandidateLocations(module.layers[0].weight, candidates)
-        )
+        self.candidates = None
+        if candidates is not None:
+            ends, layers = module.cls_preds[0][-1], module.layers
+            same = [] if isinstance(ends, FoldedLevel) else layers
+            vectors = layers[0].weight
+            self.candidates = CandidateLocations(vectors, candidates, layers=same)
         self.fusion = None if fusion is None else fusion.requires_grad_(False).eval()
         self.words = tuple(words)
 

@@ -1,6 +1,7 @@
 """Projection, norm, L2 norm and words of a level, as one map of its features."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .box_branches import without_autocast
@@ -37,27 +38,33 @@ def fold_level(
             matrix, shift = matrix / norm, shift / norm
             layer = Linear1x1(weight @ matrix, shift @ weight.T + bias)
             return x.to(feats.dtype), layer
-        scaled = _with_one(x.float(), _inverse_length(x, matrix, shift)).to(feats.dtype)
-        return scaled, unit_kernel(words, matrix, shift)
+        scaled = _with_ones(x.float(), _inverse_length(x, matrix, shift))
+        return scaled.to(feats.dtype), unit_kernel(words, matrix, shift)
 
 
-def unit_kernel(words: Linear1x1, matrix: Tensor, shift: Tensor) -> Linear1x1:
-    """Words of unit embeddings -> of features and a 1, both divided by the length.
+def unit_kernel(
+    words: Linear1x1, matrix: Tensor, shift: Tensor, ones: int = 1
+) -> Linear1x1:
+    """Words of unit embeddings -> of features and ones, both divided by the length.
 
     Args:
         words: (K, D) and (K,).
         matrix: A, (D, C) or (B, D, C).
         shift: c, (D,) or (B, D).
+        ones: channels of ones behind the features; the first of them counts.
     """
     weight = words.weight.float()
-    last = (shift @ weight.T)[..., None]
+    last = F.pad((shift @ weight.T)[..., None], (0, ones - 1))
     return Linear1x1(torch.cat([weight @ matrix, last], -1), words.bias.float())
 
 
-def _with_one(feats: Tensor, inverse: Tensor) -> Tensor:
-    """(B, C, H, W) and (B, 1, H, W) -> (B, C + 1, H, W): feats and a 1, times that."""
+def _with_ones(feats: Tensor, inverse: Tensor, ones: int = 1) -> Tensor:
+    """(B, C, H, W), (B, 1, H, W) -> (B, C + ones, H, W): feats and ones, times that."""
+    inverse, scaled = inverse.expand(-1, ones, -1, -1), feats * inverse
+    if torch.compiler.is_exporting():
+        return torch.cat([scaled, inverse], 1)
     # in channels-last memory, which the product needs to be fast
-    parts = [part.permute(0, 2, 3, 1) for part in (feats * inverse, inverse)]
+    parts = [part.permute(0, 2, 3, 1) for part in (scaled, inverse)]
     return torch.cat(parts, -1).permute(0, 3, 1, 2)
 
 
@@ -79,28 +86,34 @@ def _inverse_length(feats: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
 
 
 class DividedByLength(nn.Module):
-    """Features x and a 1, divided by |A x + c|: (B, C, H, W) -> (B, C + 1, H, W).
+    """Features x and ones, divided by |A x + c|: (B, C, H, W) -> (B, C + ones, H, W).
 
     With the factor R of a QR decomposition of [A, c], |A x + c| is |R [x, 1]|: a
-    convolution to at most C + 1 channels.
+    convolution to C channels and, of the last row of R, a constant.
 
     Args:
         matrix: A, (D, C).
         shift: c, (D,).
     """
 
+    ones = 16  # processors divide channels into blocks of that many
+
     def __init__(self, matrix: Tensor, shift: Tensor) -> None:
         super().__init__()
+        channels = matrix.shape[1]
         factor = torch.linalg.qr(torch.cat([matrix, shift[:, None]], 1), mode="r").R
-        self.factor = nn.Conv2d(matrix.shape[1], len(factor), 1)
-        self.factor.weight = nn.Parameter(factor[:, :-1, None, None].contiguous())
-        self.factor.bias = nn.Parameter(factor[:, -1].contiguous())
+        self.factor = nn.Conv2d(channels, min(channels, len(factor)), 1)
+        rows = factor[:channels]
+        self.factor.weight = nn.Parameter(rows[:, :-1, None, None].contiguous())
+        self.factor.bias = nn.Parameter(rows[:, -1].contiguous())
+        self.rest = nn.Parameter(factor[channels:, -1].square().sum())
 
     def forward(self, feats: Tensor) -> Tensor:
         """Divide."""
-        square = self.factor(feats).float().square().sum(1, keepdim=True)
+        square = self.factor(feats).float().square().sum(1, keepdim=True) + self.rest
         # as torch's normalize, nothing is divided by less than 1e-12
-        return _with_one(feats, square.clamp(min=1e-24).rsqrt().to(feats.dtype))
+        inverse = square.clamp(min=1e-24).rsqrt().to(feats.dtype)
+        return _with_ones(feats, inverse, self.ones)
 
 
 class FoldedLevel(nn.Module):

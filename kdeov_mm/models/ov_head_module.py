@@ -211,7 +211,7 @@ class OVHeadModule(BoxBranches):
         matrix, shift, _ = projection.linear(words.weight)
         dtype = self.classifier.logit_scale.dtype
         length = DividedByLength(matrix, shift).to(dtype)
-        return [length, self._conv(unit_kernel(words, matrix, shift))]
+        return [length, self._conv(unit_kernel(words, matrix, shift, length.ones))]
 
     def _conv(self, layer: Linear1x1) -> nn.Conv2d:
         """The convolution as a module, in the precision of the head."""

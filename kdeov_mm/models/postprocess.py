@@ -236,12 +236,20 @@ class CandidateLocations(nn.Module):
         vectors: that are clustered, one for each word (W, ...).
         number: locations of an image that are scored.
         probes: clusters, at most.
+        layers: L linear maps to the words, (W, C) and (W,), where they are the same for
+            all images: the means of their clusters are computed once.
 
     Raises:
         ValueError: less than one location or probe.
     """
 
-    def __init__(self, vectors: Tensor, number: int = 1000, probes: int = 256) -> None:
+    def __init__(
+        self,
+        vectors: Tensor,
+        number: int = 1000,
+        probes: int = 256,
+        layers: Sequence[Linear1x1] = (),
+    ) -> None:
         super().__init__()
         if number < 1 or probes < 1:
             raise ValueError(
@@ -254,6 +262,14 @@ class CandidateLocations(nn.Module):
         self.size: Tensor
         self.register_buffer("cluster", cluster)  # (W,)
         self.register_buffer("size", cluster.bincount())  # (P,)
+        for i, layer in enumerate(layers):
+            self.register_buffer(f"probes_{i}", self._means(layer))
+
+    def _means(self, layer: Linear1x1) -> Tensor:
+        """The mean of each cluster's maps, bias included: (P, C + 1)."""
+        maps = torch.cat([layer.weight, layer.bias[:, None]], 1)
+        total = maps.new_zeros(len(self.size), maps.shape[1])
+        return total.index_add_(0, self.cluster, maps) / self.size[:, None]
 
     def forward(self, rows: Sequence[Tensor], layers: Sequence[Linear1x1]) -> Tensor:
         """The best locations of an image.
@@ -266,12 +282,10 @@ class CandidateLocations(nn.Module):
             Indices (number,), counted over all levels.
         """
         objectness = []
-        for level, (weight, bias) in zip(rows, layers):
-            # the mean of each cluster, bias included: (P, C + 1)
-            maps = torch.cat([weight, bias[:, None]], 1)
-            total = maps.new_zeros(len(self.size), maps.shape[1])
-            total.index_add_(0, self.cluster, maps)
-            probes = (total / self.size[:, None]).to(level.dtype)
+        known = dict(self.named_buffers())
+        for i, (level, layer) in enumerate(zip(rows, layers)):
+            means = known.get(f"probes_{i}")
+            probes = (self._means(layer) if means is None else means).to(level.dtype)
             scores = torch.addmm(probes[:, -1], level, probes[:, :-1].T)
             objectness.append(scores.amax(1))
         best = torch.cat(objectness)

@@ -195,7 +195,9 @@ def write_onnx(scratch: Path, name: str, model: Any, text: Any = None) -> None:
     if (scratch / f"{name}_nms.onnx").exists():
         return
     if not hasattr(model.bbox_head, "decode"):  # mmyolo's
-        model.bbox_head.decode = partial(OVHead.decode, model.bbox_head)
+        for part in ("decode", "_decode", "_points"):
+            method = partial(getattr(OVHead, part), model.bbox_head)
+            setattr(model.bbox_head, part, method)
     # a batch of two at another size: both are dynamic in the file
     sample = [torch.rand(2, 3, 96, 128), *([] if text is None else [text])]
     file = graph_to_onnx(Graph(model), sample)
