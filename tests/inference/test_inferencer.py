@@ -750,7 +750,7 @@ def test_detect_writes_cocos_json_and_drawings(
     said = content(tmp_path / "out")
     assert said["images"] == wanted["images"]
     assert said["categories"] == wanted["categories"]
-    assert len(said["annotations"]) == len(wanted["annotations"]) > 20
+    assert len(said["annotations"]) == len(wanted["annotations"]) > 5
     load_coco(said, tmp_path)
     vis = tmp_path / "out/vis"
     names = [i["file_name"] for i in said["images"] if "frame" not in i]

@@ -1,4 +1,4 @@
-"""Objects without a label are background for the class loss.
+"""Objects without a label are background for the class loss, as usual.
 
 python tools/train.py configs/kdeov/ablations/region_background.py
 """
