@@ -67,6 +67,7 @@ ROWS = (
     "default",
     "fusion_film",
     "fusion_class_film",
+    "fusion_class_film_shift",
     "fusion_attention",
     "norm_bn",
     "norm_bn_film",
@@ -394,10 +395,12 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         cells.append(f"{times['parameters'] / 1e6:.2f} M" if times else NOT)
         link = f"[`{row}`](ablations/{row}.py)"
         lines.append(f"| {link} | {title(row)} | {' | '.join(cells)} |")
-    # the README shows fewer rows and columns
+    # the README shows fewer rows and columns, and only what is measured
     short = ["| | base | novel | step |", "|---|---|---|---|"]
     for row, what in SHORT.items():
         runs, times = of_row(results, row)
+        if not runs:
+            continue
         cells = [spread(runs, f"{g}_AP50") for g in ("base", "novel")]
         cells.append(f"{times['step']:.2f}" if times else NOT)
         short.append(f"| {what} | {' | '.join(cells)} |")

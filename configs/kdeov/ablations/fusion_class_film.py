@@ -7,7 +7,7 @@ _base_ = "./default.py"
 model = dict(
     bbox_head=dict(
         head_module=dict(
-            adapter=dict(type="ClassFiLM", text_dims={{_base_.embed_dims}})
+            adapter=dict(type="ClassFiLM", text_dims={{_base_.embed_dims}}, shift=False)
         )
     )
 )

@@ -8,7 +8,9 @@ model = dict(
     bbox_head=dict(
         head_module=dict(
             l2_norm=False,
-            adapter=dict(type="ClassFiLM", text_dims={{_base_.embed_dims}}),
+            adapter=dict(
+                type="ClassFiLM", text_dims={{_base_.embed_dims}}, shift=False
+            ),
         )
     )
 )

@@ -9,7 +9,9 @@ model = dict(
         head_module=dict(
             projection_norm=dict(type="GN", num_groups=32, _delete_=True),
             l2_norm=False,
-            adapter=dict(type="ClassFiLM", text_dims={{_base_.embed_dims}}),
+            adapter=dict(
+                type="ClassFiLM", text_dims={{_base_.embed_dims}}, shift=False
+            ),
         )
     )
 )

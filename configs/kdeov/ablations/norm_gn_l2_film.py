@@ -8,7 +8,9 @@ model = dict(
     bbox_head=dict(
         head_module=dict(
             projection_norm=dict(type="GN", num_groups=32, _delete_=True),
-            adapter=dict(type="ClassFiLM", text_dims={{_base_.embed_dims}}),
+            adapter=dict(
+                type="ClassFiLM", text_dims={{_base_.embed_dims}}, shift=False
+            ),
         )
     )
 )
