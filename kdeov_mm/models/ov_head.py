@@ -164,8 +164,8 @@ class OVHead(YOLOv8Head):
                 loss_cls = loss_cls.masked_fill(~counts, 0)
             # nor where an object is that nobody labelled, unless a box is matched
             if unlabelled is not None:
-                matched = target["fg_mask_pre_prior"].bool()
-                loss_cls = loss_cls * (matched | ~unlabelled)[..., None]
+                left_out = unlabelled & ~target["fg_mask_pre_prior"].bool()
+                loss_cls = loss_cls.masked_fill(left_out[..., None], 0)
             losses = self._box_losses(boxes, distances, points, target, total)
         return dict(loss_cls=loss_cls.sum() / total, **losses)
 
