@@ -1,7 +1,6 @@
 """The demo without its teacher: boxes of the base classes only.
 
-Shows what the distillation is worth. Base / novel AP50 0.940 / 0.053 on half the
-schedule, without the L2 norm.
+Shows what the distillation is worth. Base / novel AP50 0.976 / 0.061 on half the schedule.
     python tools/train.py configs/kdeov/kdeov_n_shapes_nodistill.py
 """
 
