@@ -151,14 +151,16 @@ class FoldedDetector(SingleStageDetector):
                 fuse_conv_bn(layer)
             layer.requires_grad_(False)
         # what depends on the words: last layers, candidates, fusion
-        module = self.bbox_head.head_module
+        module: FoldedHeadModule = self.bbox_head.head_module
         module.set_words(layers, owner)
         self.candidates = None
         if candidates is not None:
-            ends, layers = module.cls_preds[0][-1], module.layers
-            same = [] if isinstance(ends, FoldedLevel) else layers
-            vectors = layers[0].weight
-            self.candidates = CandidateLocations(vectors, candidates, layers=same)
+            # probes are kept where the maps are the same for all images
+            maps = module.layers
+            same = [] if isinstance(module.cls_preds[0][-1], FoldedLevel) else maps
+            self.candidates = CandidateLocations(
+                maps[0].weight, candidates, layers=same
+            )
         self.fusion = None if fusion is None else fusion.requires_grad_(False).eval()
         self.words = tuple(words)
 
