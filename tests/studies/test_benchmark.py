@@ -31,7 +31,9 @@ def test_every_entry_runs(tool: Any, tmp_path: Path) -> None:
         assert network() >= 0 and whole() >= 0
 
 
-def test_closed_set_and_folded_have_the_same_layers(tool: Any) -> None:
+def test_closed_set_and_folded_have_the_same_layers_but_for_the_length(
+    tool: Any,
+) -> None:
     args = tool.parse(["--sizes", "n", "--words", "80"])
     closed = models.closed(args, "n", True)
     model = models.ours(args, "n")
@@ -42,11 +44,26 @@ def test_closed_set_and_folded_have_the_same_layers(tool: Any) -> None:
         for m in (closed, folded)
     ]
     assert shapes[0] == shapes[1]
-    sizes = [
-        {k: v.shape for k, v in m.bbox_head.head_module.state_dict().items()}
+    plain, ours = (
+        {k: tuple(v.shape) for k, v in m.bbox_head.head_module.state_dict().items()}
         for m in (closed, folded)
-    ]
-    assert sizes[0] == sizes[1]
+    )
+    # one small convolution before the words, which take its 16 channels of ones, too
+    for i in range(3):
+        branch = f"cls_preds.{i}"
+        assert ours.pop(f"{branch}.2.factor.weight") == (80, 80, 1, 1)
+        assert ours.pop(f"{branch}.2.factor.bias") == (80,)
+        assert ours.pop(f"{branch}.2.rest") == ()
+        assert ours.pop(f"{branch}.3.weight") == (80, 96, 1, 1)
+        assert plain.pop(f"{branch}.2.weight") == (80, 80, 1, 1)
+        assert ours.pop(f"{branch}.3.bias") == plain.pop(f"{branch}.2.bias")
+    assert ours == plain
+
+
+def test_the_closed_set_model_is_timed_as_onnx_too(tool: Any, tmp_path: Path) -> None:
+    args = tool.parse(["--sizes", "n", "--words", "80"])
+    models.write_onnx(tmp_path, "closed", models.closed(args, "n", True))
+    assert {f.name for f in tmp_path.iterdir()} == {"closed.onnx", "closed_nms.onnx"}
 
 
 def test_the_filter_is_held_against_the_exact_result(tool: Any) -> None:
