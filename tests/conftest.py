@@ -30,7 +30,7 @@ from torch import Tensor
 
 from kdeov_mm.clip.source import TEACHERS
 from kdeov_mm.datasets.shapes_files import write_world
-from kdeov_mm.models import KDEOVDetector
+from kdeov_mm.models import KDEOVDetector, OVHead, RegionEmbeds
 from kdeov_mm.vocabulary import as_vocabulary
 
 from .standins import write_standins
@@ -147,6 +147,14 @@ def enliven(model: KDEOVDetector) -> KDEOVDetector:
         for _ in range(8):
             head.embed(model.extract_feat(torch.rand(4, 3, 64, 64)))
     return model.eval()
+
+
+def loss_and_regions(
+    head: OVHead, feats: Sequence[Tensor], vectors: Tensor, samples: list[Any]
+) -> tuple[dict[str, Tensor], RegionEmbeds]:
+    """Detection losses and locations, without a distillation between."""
+    located = head.embed(feats)
+    return head.losses(located, vectors, samples), located.regions
 
 
 def make_sample(

@@ -78,13 +78,6 @@ class OVHead(YOLOv8Head):
             self.head_module.classifier.requires_grad_(False)
             self.head_module.reg_preds.requires_grad_(False)
 
-    def loss_and_regions(
-        self, feats: Sequence[Tensor], vectors: Tensor, samples: SampleList
-    ) -> tuple[dict[str, Tensor], RegionEmbeds]:
-        """:meth:`embed` and :meth:`losses`, for what has no distillation between."""
-        located = self.embed(feats)
-        return self.losses(located, vectors, samples), located.regions
-
     def embed(self, feats: Sequence[Tensor]) -> Located:
         """L maps (B, C_l, H_l, W_l) -> embeddings and boxes of their locations."""
         embeds, sides, side_logits = self.head_module.embed(feats)
@@ -142,7 +135,7 @@ class OVHead(YOLOv8Head):
             bbox_dist_preds: L box logits (B, H_l * W_l, 4, R).
             batch_gt_instances: B images' boxes and labels.
             batch_img_metas: B metainfos; ``verified`` (K,) bool, see
-                :meth:`loss_and_regions`.
+                :meth:`losses`.
             batch_gt_instances_ignore: not used, as in the parent.
             unlabelled: (B, N) bool, see :class:`RegionEmbeds`; None for no locations.
         """

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdeov_mm.models import KDEOVDetector, OVHead, RegionDistillation
 
-from ..conftest import EMBED_DIMS, make_sample
+from ..conftest import EMBED_DIMS, loss_and_regions, make_sample
 
 Build = Callable[..., KDEOVDetector]
 SIDE = 640
@@ -135,11 +135,12 @@ def test_a_head_under_autocast_matches_the_locations_of_float32(
         torch.nn.functional.normalize(torch.randn(6, EMBED_DIMS), dim=1),
     )
     full = losses_and_matches(
-        head, lambda: head.loss_and_regions(make_feats(torch.float32), text, samples)[0]
+        head,
+        lambda: loss_and_regions(head, make_feats(torch.float32), text, samples)[0],
     )
     with torch.autocast("cpu", dtype):
         half = losses_and_matches(
-            head, lambda: head.loss_and_regions(make_feats(dtype), text, samples)[0]
+            head, lambda: loss_and_regions(head, make_feats(dtype), text, samples)[0]
         )
     assert (half[1] != full[1]).sum() <= full[1].sum() / 100
     assert half[0] == pytest.approx(full[0], rel=0.01)
@@ -151,9 +152,9 @@ def test_boxes_under_autocast_are_those_of_float32_within_a_pixel(
 ) -> None:
     samples = make_samples()
     text = torch.nn.functional.normalize(torch.randn(6, EMBED_DIMS), dim=1)
-    _, full = head.loss_and_regions(make_feats(torch.float32), text, samples)
+    _, full = loss_and_regions(head, make_feats(torch.float32), text, samples)
     with torch.autocast("cpu", dtype):
-        _, half = head.loss_and_regions(make_feats(dtype), text, samples)
+        _, half = loss_and_regions(head, make_feats(dtype), text, samples)
     assert half.boxes.dtype == half.centres.dtype == torch.float32
     assert (half.boxes - full.boxes).abs().max() < 1
 
@@ -165,9 +166,9 @@ def test_regions_of_all_sizes_find_their_locations_in_half(
     samples = make_samples()
     text = torch.nn.functional.normalize(torch.randn(6, EMBED_DIMS), dim=1)
     distill = RegionDistillation(dict(cosine=dict(type="CosineDistance")))
-    _, full = head.loss_and_regions(make_feats(torch.float32), text, samples)
+    _, full = loss_and_regions(head, make_feats(torch.float32), text, samples)
     with torch.autocast("cpu", dtype):
-        _, half = head.loss_and_regions(make_feats(dtype), text, samples)
+        _, half = loss_and_regions(head, make_feats(dtype), text, samples)
         boxes = samples[0].gt_instances.bboxes
         where, which, _ = distill.match(boxes, half, 0)
     assert set(which.tolist()) == set(range(len(boxes)))

@@ -24,7 +24,7 @@ from kdeov_mm.models import (
     TextEmbeds,
 )
 
-from ..conftest import EMBED_DIMS, WORDS, enliven, make_sample
+from ..conftest import EMBED_DIMS, WORDS, enliven, loss_and_regions, make_sample
 
 Build = Callable[..., KDEOVDetector]
 GROUP_NORM = dict(type="GN", num_groups=8, _delete_=True)
@@ -88,8 +88,8 @@ def test_there_are_as_many_scores_as_words(head: OVHead, words: int) -> None:
     feats, text = make_feats(), make_text(words)
     logits = head.head_module(head_input(feats, text))[0]
     assert [m.shape for m in logits] == [(2, words, s, s) for s in (8, 4, 2)]
-    losses, locations = head.loss_and_regions(
-        feats, text, [make_sample(TRUTH[0], [0, words - 1]), make_sample()]
+    losses, locations = loss_and_regions(
+        head, feats, text, [make_sample(TRUTH[0], [0, words - 1]), make_sample()]
     )
     assert all(value.isfinite() for value in losses.values())
     assert locations.embeds.shape == (2, 84, EMBED_DIMS)
@@ -141,8 +141,8 @@ def test_temperature_and_bias_are_learned(head: OVHead) -> None:
         math.log(1 / 0.07)
     )
     head.zero_grad()
-    losses, _ = head.loss_and_regions(
-        make_feats(1), make_text(3), [make_sample(*TRUTH)]
+    losses, _ = loss_and_regions(
+        head, make_feats(1), make_text(3), [make_sample(*TRUTH)]
     )
     sum(losses.values()).backward()
     assert head.head_module.classifier.logit_scale.grad.abs() > 0
@@ -262,8 +262,8 @@ def test_the_class_loss_of_half_logits_is_summed_in_full_precision(
 
 
 def test_without_boxes_only_the_class_loss_counts(head: OVHead) -> None:
-    losses, locations = head.loss_and_regions(
-        make_feats(), make_text(3), [make_sample(), make_sample()]
+    losses, locations = loss_and_regions(
+        head, make_feats(), make_text(3), [make_sample(), make_sample()]
     )
     assert losses["loss_cls"] > 0 and losses["loss_cls"].isfinite()
     assert losses["loss_bbox"] == 0 and losses["loss_dfl"] == 0
@@ -271,8 +271,8 @@ def test_without_boxes_only_the_class_loss_counts(head: OVHead) -> None:
 
 
 def test_with_boxes_every_loss_counts(head: OVHead) -> None:
-    losses, _ = head.loss_and_regions(
-        make_feats(), make_text(3), [make_sample(*TRUTH), make_sample()]
+    losses, _ = loss_and_regions(
+        head, make_feats(), make_text(3), [make_sample(*TRUTH), make_sample()]
     )
     assert all(value > 0 and value.isfinite() for value in losses.values())
 
@@ -371,12 +371,12 @@ def test_no_word_is_absent_where_an_object_has_no_label(head: OVHead) -> None:
 def test_masking_one_batch_leaves_the_next_alone(head: OVHead) -> None:
     torch.manual_seed(3)
     feats, text = make_feats(1), make_text(5)
-    before, _ = head.loss_and_regions(feats, text, [make_sample(*TRUTH)])
+    before, _ = loss_and_regions(head, feats, text, [make_sample(*TRUTH)])
     verified = torch.tensor([True, True, True, False, False])
-    masked, _ = head.loss_and_regions(
-        feats, text, [make_sample(*TRUTH, verified=verified)]
+    masked, _ = loss_and_regions(
+        head, feats, text, [make_sample(*TRUTH, verified=verified)]
     )
-    after, _ = head.loss_and_regions(feats, text, [make_sample(*TRUTH)])
+    after, _ = loss_and_regions(head, feats, text, [make_sample(*TRUTH)])
     assert masked["loss_cls"] < before["loss_cls"]
     assert after == before
 
@@ -397,8 +397,8 @@ def test_extreme_logits_stay_finite(
 
 
 def test_locations_carry_gradient_in_embeddings_only(head: OVHead) -> None:
-    _, locations = head.loss_and_regions(
-        make_feats(1), make_text(3), [make_sample(*TRUTH)]
+    _, locations = loss_and_regions(
+        head, make_feats(1), make_text(3), [make_sample(*TRUTH)]
     )
     assert locations.embeds.requires_grad
     rest = (locations.boxes, locations.sharpness, locations.centres)
@@ -413,7 +413,7 @@ def test_locations_are_those_of_the_detections(build_detector: Build) -> None:
     for module in head.modules():  # the same statistics in both modes
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
-    _, locations = head.loss_and_regions(feats, text, [make_sample(*TRUTH)])
+    _, locations = loss_and_regions(head, feats, text, [make_sample(*TRUTH)])
     head.eval()
     head.test_cfg.update(multi_label=True, score_thr=0, nms_pre=10**6)
     meta = make_sample(shape=(10**4, 10**4)).metainfo
@@ -447,7 +447,7 @@ def test_grid_boxes_overlap_most_objects_of_the_world_by_half(
     )
     head, feats = model.bbox_head, model.extract_feat(torch.rand(1, 3, 160, 160))
     _, sides, _ = head.head_module.embed(feats)
-    _, locations = head.loss_and_regions(feats, make_text(6), [make_sample()])
+    _, locations = loss_and_regions(head, feats, make_text(6), [make_sample()])
     assert all((s == 1.5).all() for s in sides)
     scenes = [shapes.draw_scene(shapes.scene_rng(3, 1, i)) for i in range(60)]
     objects = torch.from_numpy(np.concatenate([s.boxes for s in scenes]))
@@ -460,7 +460,7 @@ def test_unsupervised_leaves_no_loss_of_boxes(build_detector: Build) -> None:
     model = build_detector(**{"bbox_head.supervised": False})
     feats = model.extract_feat(torch.rand(1, 3, 64, 64))
     sample = make_sample([[8.0, 8, 40, 40]], [1])
-    losses, _ = model.bbox_head.loss_and_regions(feats, make_text(6), [sample])
+    losses, _ = loss_and_regions(model.bbox_head, feats, make_text(6), [sample])
     assert losses == {}
 
 
