@@ -272,7 +272,9 @@ def load_config(
         cfg = Config.fromfile(ROOT / "configs/kdeov" / name, lazy_import=False)
         cfg = Config(moved(cfg.to_dict(), places))
         cfg.load_from = None  # another config's checkpoint, which may not be there
-        for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        others = (cfg.test_cfg.get("others") or {}).values()
+        loaders = cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader
+        for loader in (*loaders, *(test.dataloader for test in others)):
             loader.update(batch_size=4, num_workers=0, persistent_workers=False)
         if not clip and cfg.model.text_encoder.model in TEACHERS:
             return cfg
@@ -282,7 +284,10 @@ def load_config(
         if cfg.model.get("fusion"):
             cfg.model.fusion.text_dims = EMBED_DIMS
         if cfg.model.get("bbox_head"):
-            cfg.model.bbox_head.head_module.embed_dims = EMBED_DIMS
+            module = cfg.model.bbox_head.head_module
+            module.embed_dims = EMBED_DIMS
+            if module.get("adapter"):
+                module.adapter.text_dims = EMBED_DIMS
         if cfg.model.get("global_head"):
             cfg.model.global_head.projection.embed_dims = EMBED_DIMS
         return cfg

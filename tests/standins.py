@@ -66,6 +66,7 @@ def write_standins(root: Path, train: int, val: int) -> None:
             file = root / f"coco/annotations/{kind}_{part}.json"
             file.write_text(json.dumps(content(mine)))
         pictures += mine
+    karpathy(root / "coco", pictures)
     # LVIS's validation has pictures of COCO's training, too; a few are in neither
     kept = [p for k, p in enumerate(pictures) if k % 25 != 24]
     tested = [k % 8 == 7 or p.part == "val2017" for k, p in enumerate(kept)]
@@ -233,6 +234,29 @@ def lvis(
             for i, (name, kind) in enumerate(LVIS_FREQUENCY.items(), 1)
         ],
     )
+
+
+def karpathy(root: Path, pictures: Sequence[Picture]) -> None:
+    """val2014: val2017 and a part of train2017, in which Karpathy's test images are."""
+    (root / "val2014").mkdir()
+    mine = [p for i, p in enumerate(pictures) if i % 4 == 1 or p.part == "val2017"]
+    content = captions(mine)
+    for picture, image in zip(mine, content["images"], strict=True):
+        image["file_name"] = f"COCO_val2014_{picture.id:012d}.jpg"
+        file = f"../{picture.part}/{picture.id:012d}.jpg"
+        (root / "val2014" / image["file_name"]).symlink_to(file)
+    (root / "annotations/captions_val2014.json").write_text(json.dumps(content))
+    tested = {p.id for p in mine if p.part == "train2017"}
+    splits = [
+        dict(
+            cocoid=p.id,
+            filename=f"COCO_val2014_{p.id:012d}.jpg",
+            split="test" if p.id in tested else "train",
+        )
+        for p in pictures
+    ]
+    file = root / "annotations/dataset_coco.json"
+    file.write_text(json.dumps(dict(images=splits, dataset="coco")))
 
 
 def captions(pictures: Sequence[Picture]) -> Record:

@@ -77,6 +77,66 @@ def test_a_page_begins_with_what_it_is(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text()))
 
 
+# what a leaf of the whole system changes, and nothing else
+CHANGES = {
+    "no_film": ["model.bbox_head.head_module.adapter"],
+    "no_regions": ["model.distill"],
+    "no_cosine": ["model.global_head.distances"],
+    "no_infonce": ["model.global_head.contrast"],
+    "no_global_head": ["model.global_head", "test_cfg"],
+    "film_shift": ["model.bbox_head.head_module.adapter.shift"],
+    "film_maps": ["model.bbox_head.head_module.adapter", "model.fusion"],
+    "attention_maps": ["model.bbox_head.head_module.adapter", "model.fusion"],
+}
+WHOLE = dict(
+    ovcoco="kdeov_n_ovcoco.py",
+    ovlvis="kdeov_n_ovlvis.py",
+    shapes="kdeov_n_shapes_whole.py",
+)
+
+
+def difference(a: Any, b: Any, where: str = "") -> list[str]:
+    """The entries of two configs that differ, the outermost where one has it alone."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = {*a, *b} - {"captions"}
+        inner = [difference(a.get(k), b.get(k), f"{where}.{k}") for k in keys]
+        return [name for names in inner for name in names]
+    return [] if a == b else [where.removeprefix(".")]
+
+
+@pytest.mark.parametrize("world", WHOLE)
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_leaf_of_the_whole_system_changes_what_its_name_says(
+    name: str, world: str
+) -> None:
+    folder = ROOT / "configs/kdeov"
+    leaf, whole = (
+        Config.fromfile(path, lazy_import=False).to_dict()
+        for path in (folder / f"parts/{world}_{name}.py", folder / WHOLE[world])
+    )
+    changed = difference(leaf, whole)
+    assert changed
+    for entry in changed:
+        assert any(f"{entry}.".startswith(f"{c}.") for c in CHANGES[name]), entry
+
+
+def test_every_part_of_the_whole_system_has_its_leaves() -> None:
+    found = {path.stem for path in (ROOT / "configs/kdeov/parts").glob("*.py")}
+    assert found == {f"{world}_{name}" for world in WHOLE for name in CHANGES}
+
+
+@pytest.mark.parametrize("world", WHOLE)
+def test_the_whole_system_has_all_its_parts(world: str) -> None:
+    cfg = Config.fromfile(ROOT / "configs/kdeov" / WHOLE[world], lazy_import=False)
+    model = cfg.model
+    assert model.backbone.type == "mmyolo.YOLOv8CSPDarknet"
+    assert model.bbox_head.head_module.adapter.type == "ClassFiLM"
+    assert model.distill.region.type == "RegionDistillation"
+    assert model.global_head.type == "GlobalHead"
+    assert model.global_head.contrast.type == "InfoNCE"
+    assert model.global_head.distances.cosine.type == "CosineDistance"
+
+
 class OneStep(Hook):
     """End the training after one step, whatever its schedule; keep its losses."""
 
@@ -107,10 +167,12 @@ def test_every_config_builds(
 ) -> None:
     """Everything that a run needs before its first step; one sample of each data."""
     runner = Runner.from_cfg(load_run(path, load_config, tmp_path))
-    loops = runner.train_loop, runner.val_loop, runner.test_loop
-    for loop in loops:
-        assert loop.dataloader.dataset[0]["inputs"].isfinite().all()
-    assert all(loop.evaluator.metrics for loop in loops[1:])
+    tests = getattr(runner.test_loop, "tests", {})
+    loops = runner.val_loop, runner.test_loop
+    pairs = [(loop.dataloader, loop.evaluator) for loop in loops] + [*tests.values()]
+    for loader in (runner.train_loop.dataloader, *(loader for loader, _ in pairs)):
+        assert loader.dataset[0]["inputs"].isfinite().all()
+    assert all(evaluator.metrics for _, evaluator in pairs)
     optimizer = runner.build_optim_wrapper(runner.optim_wrapper)
     given = {id(p) for group in optimizer.param_groups for p in group["params"]}
     wanted = {id(p) for p in runner.model.parameters() if p.requires_grad}

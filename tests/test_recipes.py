@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +52,12 @@ def write_clip(folder: Path) -> list[str]:
     ]
 
 
-def small(batch: int = 2) -> list[str]:
-    """Loaders for this machine, and nothing else of the recipe."""
-    return [
-        f"{part}_dataloader.{key}={value}"
-        for part in ("train", "val", "test")
-        for key, value in dict(
-            batch_size=batch, num_workers=0, persistent_workers=False
-        ).items()
-    ]
+def small(batch: int = 2, others: Iterable[str] = ()) -> list[str]:
+    """Loaders for this machine, also of other tests, and nothing else of the recipe."""
+    loaders = [f"{part}_dataloader" for part in ("train", "val", "test")]
+    loaders += [f"test_cfg.others.{name}.dataloader" for name in others]
+    values = dict(batch_size=batch, num_workers=0, persistent_workers=False)
+    return [f"{name}.{k}={v}" for name in loaders for k, v in values.items()]
 
 
 def schedule(steps: int, warmup: int, every: int) -> list[str]:
@@ -120,7 +117,8 @@ def test_a_recipe_trains(trained: tuple[str, Path]) -> None:
     assert [row["iter"] for row in rows] == [1, 2, 3]
     for row in rows:
         losses = {key: value for key, value in row.items() if "loss" in key}
-        assert {"loss_cls", "loss_bbox", "loss_region_cosine"} <= set(losses)
+        wanted = {"loss_cls", "loss_bbox", "loss_region_cosine", "loss_global_cosine"}
+        assert wanted | {"loss_global_contrast"} <= set(losses)
         assert all(0 <= value < 1e4 for value in losses.values())
     assert sum(row["loss_bbox"] for row in rows) > 0
 
@@ -160,6 +158,22 @@ def test_a_recipe_trains_in_half_precision(
     assert all(w.isfinite().all() for w in weights.values())
 
 
+def check_whole_images(
+    name: str, cfg: Config, out: Path, figures: dict[str, float]
+) -> None:
+    """Both protocols of COCO, captions and single objects, in one run's figures."""
+    names = ["way80", "retrieval", "zero_shot"][name == "ovlvis" :]
+    assert [*cfg.test_cfg.others] == names
+    for test in names:
+        report = json.loads((out / f"figures_{test}.json").read_text())
+        assert report["protocol"] == cfg.test_cfg.others[test].evaluator.protocol
+    gallery = json.loads((out / "figures_retrieval.json").read_text())["gallery"]
+    assert gallery == dict(images=12, captions=60)
+    keys = ["ov/AP", "ov/novel_AP", "retrieval/t2i_R@10", "zero_shot/novel_top1"]
+    keys += ["ov80/novel_AP50"] if name == "ovcoco" else ["ov/lvis-fixed_APr"]
+    assert all(0 <= figures[key] <= 1 for key in keys)
+
+
 @pytest.mark.parametrize("trained", RECIPES, indirect=True)
 def test_a_recipe_is_tested_by_all_its_leaves(
     trained: tuple[str, Path], clip: list[str], place: Path
@@ -170,13 +184,17 @@ def test_a_recipe_is_tested_by_all_its_leaves(
         if recipe != name:
             continue
         out = place / f"work_dirs/test_{tested}"
-        load_tool("test").main(
+        cfg = Config.fromfile(leaf(tested), lazy_import=False)
+        others = [*(cfg.test_cfg.get("others") or ())]
+        figures = load_tool("test").main(
             [leaf(tested), str(folder / "iter_3.pth"), "--work-dir", str(out)]
-            + ["--cfg-options", *clip, *small(4), f"visualizer.name={tested}"]
+            + ["--cfg-options", *clip, *small(4, others), f"visualizer.name={tested}"]
         )
+        # whole images in the same run, each under its protocol
+        if tested == recipe:
+            check_whole_images(tested, cfg, out, figures)
         truth = json.loads((place / "data" / file).read_text())
         report = json.loads((out / "figures.json").read_text())
-        cfg = Config.fromfile(leaf(tested), lazy_import=False)
         assert report["protocol"] == cfg.test_evaluator.protocol
         assert report["images"] == len(truth["images"])
         assert report["words"] == len(truth["categories"])

@@ -1,7 +1,7 @@
 """Evaluate a checkpoint: mm's command line over mmengine's Runner.
 
-Writes figures.json, every figure with its protocol, and leaks.json, the novel classes
-that the checkpoint had labels of.
+Writes figures.json, every figure with its protocol (of other tests of the config
+figures_NAME.json), and leaks.json, the novel classes that the checkpoint had labels of.
 """
 
 import argparse
@@ -74,6 +74,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         cfg.model = onnx_model(args.checkpoint, cfg.model)
         # a moving average is of weights
         cfg.custom_hooks = []
+        # and it finds boxes alone
+        if others := [*(cfg.test_cfg.get("others") or {})]:
+            print(f"{args.checkpoint} is an ONNX file, NOT TESTED with it: {others}")
+            cfg.test_cfg.others = None
     cfg.load_from = None if is_onnx else args.checkpoint
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
@@ -91,16 +95,20 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 def write_figures(cfg: Config) -> None:
     """Let our metrics write their figures, with their protocols, to the work directory.
 
-    The first to ``figures.json``, others to ``figures_2.json`` and so on.
+    The first to ``figures.json``, others to ``figures_2.json`` and so on; those of the
+    other tests of a :class:`TestSuiteLoop` to ``figures_NAME.json``.
     """
-    evaluators = cfg.get("test_evaluator") or []
-    evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
+    others = (cfg.get("test_cfg") or {}).get("others") or {}
+    tests = {"": cfg.get("test_evaluator")}
+    tests.update({f"_{name}": test["evaluator"] for name, test in others.items()})
     ours = ("OpenVocabularyMetric", "RetrievalMetric", "ZeroShotMetric")
-    # mmdet's own metrics write their results elsewhere
-    known = [evaluator for evaluator in evaluators if evaluator.type in ours]
-    for number, evaluator in enumerate(known, 1):
-        end = f"_{number}" if number > 1 else ""
-        evaluator.setdefault("out_file", f"{cfg.work_dir}/figures{end}.json")
+    for name, evaluators in tests.items():
+        evaluators = evaluators if isinstance(evaluators, list) else [evaluators or {}]
+        # mmdet's own metrics write their results elsewhere
+        known = [evaluator for evaluator in evaluators if evaluator.get("type") in ours]
+        for number, evaluator in enumerate(known, 1):
+            end = f"_{number}" if number > 1 else ""
+            evaluator.setdefault("out_file", f"{cfg.work_dir}/figures{name}{end}.json")
 
 
 def report_leaks(runner: Runner, checkpoint: str) -> None:

@@ -13,3 +13,4 @@ val_evaluator = dict(
     ann_file="data/coco/annotations/ov_coco_val_80.json",
 )
 test_evaluator = val_evaluator
+test_cfg = dict(type="TestLoop", _delete_=True)  # detection alone

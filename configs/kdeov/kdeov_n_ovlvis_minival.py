@@ -11,3 +11,4 @@ val_evaluator = dict(
     ann_file="data/lvis/annotations/lvis_v1_minival.json",
 )
 test_evaluator = val_evaluator
+test_cfg = dict(type="TestLoop", _delete_=True)  # detection alone

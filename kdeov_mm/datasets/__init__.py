@@ -6,6 +6,7 @@ from .image_text import (
     CropDataset,
     CropToBox,
     ImageFolderDataset,
+    LVISCrops,
     ShapesCrops,
 )
 from .lvis import OVLVISDataset, Shapes1203Dataset
@@ -19,6 +20,7 @@ __all__ = [
     "CropToBox",
     "ImageFolderDataset",
     "KeepOriginal",
+    "LVISCrops",
     "LoadCaptions",
     "LoadWords",
     "OVCocoDataset",

@@ -14,6 +14,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_datas
 
 from ..vocabulary import Vocabulary, clean_name
 from .coco import OVCocoDataset, ShapesDataset
+from .lvis import OVLVISDataset
 from .transforms import clean_caption
 
 # CLIP's names of ImageNet's classes, of which two are there twice
@@ -33,15 +34,33 @@ class CaptionDataset(BaseDataset):
         ann_file: JSON with ``images`` and ``annotations`` of ``image_id`` and
             ``caption``.
         data_prefix: ``img`` is the folder of the images.
+        ids_file: only these images, see :func:`read_ids`; None for all. Karpathy's
+            test images are part of COCO's train2017: a training leaves them out.
+        exclude: leave these out, and take all others.
+        split: of a Karpathy file.
         kwargs: those of ``mmengine.dataset.BaseDataset``.
 
     Raises:
-        ValueError: a caption without an image, or an image without a caption.
+        ValueError: a caption without an image, an image without a caption, or ids of
+            images that the file does not list.
     """
+
+    def __init__(
+        self,
+        *args: Any,
+        ids_file: str | None = None,
+        exclude: bool = False,
+        split: str = "test",
+        **kwargs: Any,
+    ) -> None:
+        self.ids = read_ids(ids_file, split) if ids_file else None
+        self.ids_file = ids_file
+        self.exclude = exclude
+        super().__init__(*args, **kwargs)
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """One record per image."""
-        content = load(self.ann_file)
+        content = self._selected(load(self.ann_file))
         # image id -> its captions
         captions: dict[Any, list[str]] = {i["id"]: [] for i in content["images"]}
         for annotation in content["annotations"]:
@@ -69,6 +88,62 @@ class CaptionDataset(BaseDataset):
             )
             for image in content["images"]
         ]
+
+    def _selected(self, content: dict[str, Any]) -> dict[str, Any]:
+        """The images of ``ids_file`` alone, or all others, with their captions."""
+        if self.ids is None:
+            return content
+        listed = {image["id"] for image in content["images"]}
+        # a gallery that lacks images would be an easier one
+        missing = self.ids - listed
+        if missing and not self.exclude:
+            raise ValueError(
+                f"{len(missing)} of the {len(self.ids)} images of {self.ids_file} are "
+                f"not in {self.ann_file}, e.g. {sorted(missing)[:5]}: Karpathy's test "
+                "images are those of captions_val2014.json."
+            )
+        kept = listed - self.ids if self.exclude else self.ids
+        return dict(
+            images=[i for i in content["images"] if i["id"] in kept],
+            annotations=[
+                a
+                for a in content["annotations"]
+                if a["image_id"] in kept or a["image_id"] not in listed
+            ],
+        )
+
+
+def read_ids(file: str | Path, split: str = "test") -> set[int]:
+    """Ids of images.
+
+    Args:
+        file: a text file with one id per line; a JSON list of ids; or Karpathy's
+            ``dataset_coco.json`` (Karpathy and Fei-Fei, 2015), ``images`` with
+            ``cocoid`` and ``split``.
+        split: of Karpathy's file, e.g. ``'test'``, 5,000 images.
+
+    Raises:
+        ValueError: the file is none of these, or has no image of that split.
+    """
+    path = Path(file)
+    try:
+        if path.suffix != ".json":
+            return {int(line) for line in path.read_text().split()}
+        content = load(str(path))
+        if isinstance(content, list):
+            return {int(i) for i in content}
+        splits = {image["split"] for image in content["images"]}
+        ids = {int(i["cocoid"]) for i in content["images"] if i["split"] == split}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{file}: expected one id per line, a JSON list of ids, or Karpathy's "
+            f"dataset_coco.json ({type(error).__name__}: {error})"
+        ) from error
+    if not ids:
+        raise ValueError(
+            f"{file} has no image of split {split!r}, only {sorted(splits)}"
+        )
+    return ids
 
 
 @DATASETS.register_module()
@@ -196,10 +271,13 @@ class CropDataset(OVCocoDataset):
 
 
 @DATASETS.register_module()
-class ShapesCrops(CropDataset):
+class ShapesCrops(CropDataset, ShapesDataset):
     """The objects of the built-in world, one by one."""
 
-    METAINFO = ShapesDataset.METAINFO
+
+@DATASETS.register_module()
+class LVISCrops(CropDataset, OVLVISDataset):
+    """The objects of LVIS, one by one."""
 
 
 @TRANSFORMS.register_module()

@@ -1,4 +1,4 @@
 """What runs around a training: loop, hooks, filling the store, the doctor."""
 
 from .hooks import AtomicCheckpointHook, EmbeddingCacheHook, TrainingRecordHook
-from .loop import ResumableTrainLoop
+from .loop import ResumableTrainLoop, TestSuiteLoop

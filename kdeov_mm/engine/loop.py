@@ -1,13 +1,13 @@
-"""The training loop: killed at any step and resumed, it ends with the same bits."""
+"""Loops: a training that is resumed ends with the same bits; several tests in one."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from mmdet.registry import LOOPS
 from mmengine.dist import broadcast
-from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner import IterBasedTrainLoop, Runner, TestLoop
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -138,3 +138,71 @@ def _sampler_of(loader: DataLoader, dataloader: dict[str, Any]) -> ResumableSamp
             "--resume reads all past data again and draws other random numbers."
         )
     return loader.sampler
+
+
+@LOOPS.register_module()
+class TestSuiteLoop(TestLoop):
+    """mmengine's test, and others of the same model after it, in one run.
+
+    A detector with a global head is tested on boxes, captions and single objects. All
+    metrics are logged and written together, each report under its own protocol.
+
+    Args:
+        runner: mmengine's.
+        dataloader: of the first test, ``test_dataloader``.
+        evaluator: of the first test, ``test_evaluator``.
+        others: name -> ``dict(dataloader=..., evaluator=...)``.
+        fp16: mmengine's.
+
+    Raises:
+        ValueError: metrics of two tests would have the same names.
+    """
+
+    __test__ = False  # pytest takes the name for a test
+    dataloader: Any
+    evaluator: Any
+
+    def __init__(
+        self,
+        runner: Runner,
+        dataloader: Any,
+        evaluator: Any,
+        others: Mapping[str, Mapping[str, Any]] | None = None,
+        fp16: bool = False,
+    ) -> None:
+        super().__init__(runner, dataloader, evaluator, fp16)
+        self.tests = {"test": (self.dataloader, self.evaluator)}
+        for name, test in (others or {}).items():
+            loop = TestLoop(runner, test["dataloader"], test["evaluator"], fp16)
+            self.tests[name] = loop.dataloader, loop.evaluator
+        # metrics are told apart by their prefixes
+        prefixes = [m.prefix for _, e in self.tests.values() for m in e.metrics]
+        twice = sorted({str(p) for p in prefixes if prefixes.count(p) > 1})
+        if twice:
+            raise ValueError(
+                f"the tests {[*self.tests]} have metrics with the same prefix, {twice}:"
+                " give each evaluator another `prefix`."
+            )
+        runner.visualizer.dataset_meta = getattr(
+            self.dataloader.dataset, "metainfo", None
+        )
+
+    def run(self) -> dict[str, Any]:
+        """Test one after the other; the metrics of all."""
+        first = self.dataloader, self.evaluator
+        self.runner.call_hook("before_test")
+        self.runner.call_hook("before_test_epoch")
+        self.runner.model.eval()
+        metrics: dict[str, Any] = {}
+        for name, test in self.tests.items():
+            # hooks and the parent's step know the test of the loop
+            self.dataloader, self.evaluator = test
+            if len(self.tests) > 1:
+                self.runner.logger.info(f"{name}: {len(self.dataloader)} batches")
+            for i, batch in enumerate(self.dataloader):
+                self.run_iter(i, batch)
+            metrics.update(self.evaluator.evaluate(len(self.dataloader.dataset)))
+        self.dataloader, self.evaluator = first
+        self.runner.call_hook("after_test_epoch", metrics=metrics)
+        self.runner.call_hook("after_test")
+        return metrics

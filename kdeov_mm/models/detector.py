@@ -201,6 +201,9 @@ class KDEOVDetector(Student, SingleStageDetector):
     ) -> SampleList:
         """Images (B, 3, H, W) -> samples with boxes, scores and names.
 
+        Samples with ``captions`` or ``gt_label`` are of data sets of whole images; they
+        go to :meth:`Student.predict_images`.
+
         Args:
             batch_inputs: normalised and padded.
             batch_data_samples: B samples with the same classes as ``words``.
@@ -208,6 +211,8 @@ class KDEOVDetector(Student, SingleStageDetector):
             text: embeddings of these classes; None embeds the words.
             cfg: instead of ``test_cfg``.
         """
+        if any("captions" in s or "gt_label" in s for s in batch_data_samples):
+            return self.predict_images(batch_inputs, batch_data_samples)
         words = words_of(batch_data_samples)
         text = self.embed(words, batch_inputs.device) if text is None else text
 

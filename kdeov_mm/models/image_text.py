@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from .distill.base import Distillation, StudentBatch
-from .pixels import as_if_alone, filled_part
+from .pixels import filled_part
 from .student import Student, words_of
 
 HEADS = ("fc", "classifier", "head")  # of the classifiers that backbones come from
@@ -148,36 +148,9 @@ class ImageTextModel(Student, BaseModel):
         teacher = self.teacher_batch(inputs, data_samples)
         return self.global_head.loss(student, teacher)
 
-    @torch.no_grad()
     def predict(self, inputs: Tensor, data_samples: SampleList) -> SampleList:
-        """Images (B, 3, H, W) -> the samples with their predictions.
-
-        All get ``visual_feature`` (D,); samples with ``words`` get ``scores`` (K,), the
-        softmax over the words, and ``ranking`` (K,), the best classes in order; samples
-        with ``captions`` get ``caption_features`` (n, D). Vectors are unit vectors.
-        """
-        # embeddings of the images, and of captions for retrieval
-        embeds = torch.stack(as_if_alone(inputs, data_samples, self._embed))
-        for sample, embed in zip(data_samples, embeds):
-            sample.set_data(dict(visual_feature=embed))
-            if "captions" in sample:
-                features = self.text_encoder.embed_prompts(
-                    sample.captions, embed.device
-                )
-                sample.set_data(dict(caption_features=features))
-        # scores and ranking for zero-shot classification
-        if all("words" in sample for sample in data_samples):
-            text = self.embed(words_of(data_samples), embeds.device)
-            logits = self.global_head.logits(embeds, text)
-            for sample, scores in zip(data_samples, logits.softmax(1)):
-                ranking = scores.argsort(descending=True)
-                sample.set_data(dict(scores=scores, ranking=ranking))
-        return data_samples
-
-    def _embed(self, inputs: Tensor, samples: SampleList) -> Tensor:
-        """Images (B, 3, H, W) -> (B, D) unit vectors."""
-        filled = filled_part(samples, inputs.shape[-2:]).to(inputs.device)
-        return self.global_head.embed(self.extract_feat(inputs), filled)
+        """Images (B, 3, H, W) -> samples, see :meth:`Student.predict_images`."""
+        return self.predict_images(inputs, data_samples)
 
     def _forward(
         self, inputs: Tensor, data_samples: OptSampleList = None

@@ -107,10 +107,11 @@ class LinearMap(NamedTuple):
 
 @MODELS.register_module()
 class GlobalProjection(nn.Module):
-    """Feature maps to one embedding per image.
+    """Feature maps to one embedding per image: a 2-layer MLP, pooling, L2 norm.
 
-    Global average pooling of each level, side by side, a 2-layer MLP, L2 norm:
-    the projection network of the original KDEOV design.
+    The projection network of the original KDEOV design, in one of two orders. An MLP of
+    the pooled features cannot tell apart what pooling has mixed; one at each location
+    embeds what is there, and an image is the mean of that.
 
     Args:
         in_channels: channels of each level before ``widen_factor``.
@@ -118,6 +119,9 @@ class GlobalProjection(nn.Module):
         widen_factor: width multiplier of the neck.
         hidden_dims: width of the MLP.
         norm: LayerNorm before the MLP; the levels' features differ in size.
+        pooling: ``'mean'``, global average pooling of each level, side by side, then
+            the MLP; or ``'attention'``, an MLP at each location of each level, then
+            the mean over all of them, weighted by a softmax of learnt scores.
     """
 
     def __init__(
@@ -127,19 +131,34 @@ class GlobalProjection(nn.Module):
         widen_factor: float = 1.0,
         hidden_dims: int = 512,
         norm: bool = False,
+        pooling: str = "mean",
     ) -> None:
         super().__init__()
+        if pooling not in ("mean", "attention"):
+            raise ValueError(f"pooling is 'mean' or 'attention', got {pooling!r}")
         self.embed_dims = embed_dims
-        channels = sum(make_divisible(c, widen_factor) for c in in_channels)
-        self.norm = nn.LayerNorm(channels) if norm else nn.Identity()
-        self.mlp = nn.Sequential(
-            nn.Linear(channels, hidden_dims),
-            nn.GELU(),
-            nn.Linear(hidden_dims, embed_dims),
-        )
+        self.pooling = pooling
+        channels = [make_divisible(c, widen_factor) for c in in_channels]
+
+        def mlp(width: int, out: int) -> nn.Sequential:
+            layers = (
+                nn.Linear(width, hidden_dims),
+                nn.GELU(),
+                nn.Linear(hidden_dims, out),
+            )
+            return nn.Sequential(*layers)
+
+        # of all levels side by side; or of each, with a score beside the embedding
+        if pooling == "mean":
+            self.norm = nn.LayerNorm(sum(channels)) if norm else nn.Identity()
+            self.mlp = mlp(sum(channels), embed_dims)
+        else:
+            norms = [nn.LayerNorm(c) if norm else nn.Identity() for c in channels]
+            mlps = [mlp(c, embed_dims + 1) for c in channels]
+            self.levels = nn.ModuleList(map(nn.Sequential, norms, mlps))
 
     def forward(self, feats: Sequence[Tensor], filled: Tensor) -> Tensor:
-        """Pool what is not padding.
+        """Embed what is not padding.
 
         Args:
             feats: L maps (B, C_l, H_l, W_l).
@@ -149,10 +168,27 @@ class GlobalProjection(nn.Module):
         Returns:
             (B, D) unit vectors.
         """
-        # (B, C_l) of each level, side by side
-        pooled = torch.cat([_masked_mean(feat, filled) for feat in feats], 1)
+        if self.pooling == "mean":
+            # (B, C_l) of each level, side by side
+            pooled = torch.cat([_masked_mean(feat, filled) for feat in feats], 1)
+            embeds = self.mlp(self.norm(pooled)).float()
+        else:
+            embeds = self._attend(feats, filled)
         # unit length in full precision
-        return F.normalize(self.mlp(self.norm(pooled)).float(), dim=-1)
+        return F.normalize(embeds, dim=-1)
+
+    def _attend(self, feats: Sequence[Tensor], filled: Tensor) -> Tensor:
+        """The weighted mean of all locations' embeddings: (B, D) float32."""
+        # (B, C_l, H_l, W_l) -> (B, N_l, D + 1), all levels one after the other
+        rows = [
+            level(feat.flatten(2).transpose(1, 2))
+            for level, feat in zip(self.levels, feats)
+        ]
+        masks = [in_image(filled, feat.shape[-2:]).flatten(1) for feat in feats]
+        embeds, scores = torch.cat(rows, 1).float().split([self.embed_dims, 1], 2)
+        # padding has no weight
+        scores = scores.masked_fill(~torch.cat(masks, 1)[..., None], -torch.inf)
+        return (scores.softmax(1) * embeds).sum(1)
 
 
 def _masked_mean(feat: Tensor, filled: Tensor) -> Tensor:

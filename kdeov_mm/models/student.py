@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..vocabulary import Vocabulary, Words
 from .distill.base import Distillation
+from .pixels import as_if_alone, filled_part
 from .text_classifier import TextEmbeds
 
 
@@ -67,6 +68,52 @@ class Student:
     def teacher_batch(self, inputs: Tensor, samples: SampleList) -> Any:
         """What the teacher says of the student's inputs (B, 3, H, W)."""
         return self.teacher.for_batch(inputs, samples, self.data_preprocessor)
+
+    @torch.no_grad()
+    def predict_images(self, inputs: Tensor, samples: SampleList) -> SampleList:
+        """Embed and classify whole images; their embeddings do not depend on the batch.
+
+        Args:
+            inputs: (B, 3, H, W), normalised and padded.
+            samples: B samples.
+
+        Returns:
+            The samples. All get ``visual_feature`` (D,); samples with ``words`` get
+            ``scores`` (K,), the softmax over the words, and ``ranking`` (K,), the best
+            classes in order; samples with ``captions`` get ``caption_features``
+            (n, D). Vectors are unit vectors.
+
+        Raises:
+            ValueError: there is no global head.
+        """
+        if self.global_head is None:
+            raise ValueError(
+                "samples with `captions` or `gt_label` ask for embeddings of whole "
+                "images: give the model a `global_head`, or test detection alone."
+            )
+        # embeddings of the images, and of captions for retrieval
+        embeds = torch.stack(as_if_alone(inputs, samples, self._embed_images))
+        for sample, embed in zip(samples, embeds):
+            sample.set_data(dict(visual_feature=embed))
+            if "captions" in sample:
+                features = self.text_encoder.embed_prompts(
+                    sample.captions, embed.device
+                )
+                sample.set_data(dict(caption_features=features))
+        # scores and ranking for zero-shot classification
+        if all("words" in sample for sample in samples):
+            text = self.embed(words_of(samples), embeds.device)
+            logits = self.global_head.logits(embeds, text)
+            for sample, scores in zip(samples, logits.softmax(1)):
+                ranking = scores.argsort(descending=True)
+                sample.set_data(dict(scores=scores, ranking=ranking))
+        return samples
+
+    def _embed_images(self, inputs: Tensor, samples: SampleList) -> Tensor:
+        """Images (B, 3, H, W) -> (B, D) unit vectors."""
+        filled = filled_part(samples, inputs.shape[-2:]).to(inputs.device)
+        feats = self.extract_feat(inputs)  # type: ignore[attr-defined]
+        return self.global_head.embed(feats, filled)
 
     def check_clip(self) -> None:
         """Compare CLIP, dimensions and channel order of teacher, words and heads.

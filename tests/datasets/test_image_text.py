@@ -181,6 +181,51 @@ def test_stock_captions_reach_the_samples(stock: Path) -> None:
         )
 
 
+KARPATHY = dict(
+    images=[
+        dict(cocoid=i, split=s, filename=f"COCO_val2014_{i:012d}.jpg")
+        for i, s in ((42, "test"), (7, "test"), (19, "val"))
+    ],
+    dataset="coco",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("ids.txt", "42\n7\n"), ("ids.json", "[7, 42]"), ("k.json", json.dumps(KARPATHY))],
+)
+def test_a_gallery_is_the_images_of_a_users_file(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    """One id per line, a list, or Karpathy's file; a training leaves them out."""
+    file = caption_file(tmp_path / "a.json", FIVE)
+    (tmp_path / name).write_text(text)
+    options = dict(ann_file=str(file), ids_file=str(tmp_path / name), pipeline=[])
+    assert {row["img_id"] for row in CaptionDataset(**options)} == {42, 7}
+    rest = CaptionDataset(**options, exclude=True)
+    assert {row["img_id"] for row in rest} == {*FIVE} - {42, 7}
+    assert all(sorted(row["captions"]) == FIVE[row["img_id"]] for row in rest)
+
+
+def test_ids_that_cannot_be_a_gallery_are_refused(tmp_path: Path) -> None:
+    file = caption_file(tmp_path / "a.json", FIVE)
+    ids = tmp_path / "ids.json"
+
+    def build(content: Any, **options: Any) -> Any:
+        ids.write_text(json.dumps(content))
+        return CaptionDataset(
+            ann_file=str(file), ids_file=str(ids), pipeline=[], **options
+        )
+
+    with pytest.raises(ValueError, match=r"1 of the 2 images of .* e.g. \[5\]"):
+        build([42, 5])
+    assert len(build([42, 5], exclude=True)) == len(FIVE) - 1
+    with pytest.raises(ValueError, match="expected one id per line"):
+        build(dict(pictures=[]))
+    with pytest.raises(ValueError, match="no image of split 'restval', only .*test"):
+        build(KARPATHY, split="restval")
+
+
 def test_a_sample_is_given_one_of_its_own_captions(tmp_path: Path) -> None:
     file = caption_file(tmp_path / "a.json", FIVE)
     dataset = CaptionDataset(ann_file=str(file), pipeline=[dict(type="LoadCaptions")])

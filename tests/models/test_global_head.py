@@ -55,9 +55,12 @@ def make_feats(batch: int = 2, size: int = 8) -> list[Tensor]:
     return [torch.randn(batch, c, s, s) for c, s in zip(CHANNELS, sizes, strict=True)]
 
 
-def make_head(**changes: Any) -> GlobalHead:
+def make_head(pooling: str = "mean", **changes: Any) -> GlobalHead:
     projection = dict(
-        type="GlobalProjection", in_channels=CHANNELS, embed_dims=EMBED_DIMS
+        type="GlobalProjection",
+        in_channels=CHANNELS,
+        embed_dims=EMBED_DIMS,
+        pooling=pooling,
     )
     return GlobalHead(**{"projection": projection, **changes})
 
@@ -105,8 +108,11 @@ def test_image_loss_is_zero_when_student_and_teacher_agree() -> None:
     assert head.loss(student, other)["loss_global_cosine"] > 0.1
 
 
-def test_an_image_embedding_is_a_unit_vector_that_padding_does_not_change() -> None:
-    head = make_head(distances=COSINE)
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+def test_an_image_embedding_is_a_unit_vector_that_padding_does_not_change(
+    pooling: str,
+) -> None:
+    head = make_head(pooling, distances=COSINE)
     small = make_feats(1, 8)
     padded = [F.pad(f, (0, f.shape[-1], 0, 0), value=7.0) for f in small]
     alone = head.embed(small, filled_part([make_sample()]))
@@ -114,6 +120,28 @@ def test_an_image_embedding_is_a_unit_vector_that_padding_does_not_change() -> N
     sample.set_metainfo(dict(batch_input_shape=(64, 128)))
     torch.testing.assert_close(head.embed(padded, filled_part([sample])), alone)
     torch.testing.assert_close(alone.norm(dim=-1), torch.ones(1))
+
+
+def test_attention_pooling_is_the_weighted_mean_of_what_each_location_says() -> None:
+    """By hand, location by location; so the order of the locations does not matter."""
+    projection, feats = (
+        make_head("attention", distances=COSINE).projection,
+        make_feats(),
+    )
+    rows = []
+    for feat, level in zip(feats, projection.levels, strict=True):
+        rows += [
+            level(feat[..., y, x])
+            for y, x in torch.cartesian_prod(*map(torch.arange, feat.shape[-2:]))
+        ]
+    said = torch.stack(rows, 1)  # (B, N, D + 1)
+    weights = said[..., -1:].exp() / said[..., -1:].exp().sum(1, keepdim=True)
+    wanted = F.normalize((weights * said[..., :-1]).sum(1), dim=-1)
+    torch.testing.assert_close(projection(feats, torch.ones(2, 2)), wanted)
+    turned = [feat.flip(-1) for feat in feats]
+    torch.testing.assert_close(projection(turned, torch.ones(2, 2)), wanted)
+    with pytest.raises(ValueError, match="pooling is 'mean' or 'attention'"):
+        make_head("max")
 
 
 def test_captions_are_contrasted_and_their_absence_is_named() -> None:

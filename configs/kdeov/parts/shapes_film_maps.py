@@ -1,0 +1,15 @@
+"""The whole system on shapes: FiLM of the feature maps.
+
+python tools/train.py configs/kdeov/parts/shapes_film_maps.py
+"""
+
+_base_ = "../kdeov_n_shapes_whole.py"
+model = dict(
+    bbox_head=dict(head_module=dict(adapter=None)),
+    fusion=dict(
+        type="FiLMFusion",
+        in_channels={{_base_.channels}},
+        text_dims={{_base_.embed_dims}},
+        widen_factor={{_base_.widen_factor}},
+    ),
+)
