@@ -83,6 +83,10 @@ class TensorModel(nn.Module):
         """N sentences, or tokens (N, context) -> unit vectors (N, D)."""
         return self.kdeov.encode_text(text)
 
+    def tokenize(self, text: str | Sequence[str]) -> Tensor:
+        """N sentences -> tokens (N, context); of OpenAI's CLIPs ``clip.tokenize``'s."""
+        return self.student.text_encoder.source.tokenizer()(text)
+
     def teacher_features(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> the frozen CLIP's own unit vectors (B, D)."""
         return self.student.teacher_batch(*self.prepare(images)).images()

@@ -23,10 +23,6 @@ def model() -> ResNetCLIP:
     )
 
 
-def tokens(model: ResNetCLIP, *sentences: str) -> torch.Tensor:
-    return model.student.text_encoder.source.tokenizer()([*sentences])
-
-
 def test_the_calls_of_the_document(model: ResNetCLIP) -> None:
     images = torch.randn(8, 3, 64, 64)
     input_ids = torch.randint(0, 49408, (8, CONTEXT))
@@ -62,7 +58,7 @@ def test_the_summary_is_printed(
 def test_what_the_mask_hides_and_what_is_missing_count_for_nothing(
     model: ResNetCLIP,
 ) -> None:
-    ids = tokens(model, "a red ring", "a blue star on a table")
+    ids = model.tokenize(["a red ring", "a blue star on a table"])
     wanted = model.encode_text(ids)
     ends = ids.argmax(1) + 1
     mask = torch.arange(CONTEXT) < ends[:, None]
@@ -86,7 +82,7 @@ def test_what_the_mask_hides_and_what_is_missing_count_for_nothing(
     ],
 )
 def test_other_masks_are_refused(model: ResNetCLIP, mask: Any, message: str) -> None:
-    ids = tokens(model, "ring", "star")[:, :4]
+    ids = model.tokenize(["ring", "star"])[:, :4]
     with pytest.raises(ValueError, match=message):
         model.encode_text(ids, torch.tensor(mask))
 

@@ -142,7 +142,7 @@ def test_training_lowers_the_loss_and_names_the_images(
     images, sentences = made_data()
     texts: Any = sentences
     if as_tokens:
-        texts = model.detector.text_encoder.source.tokenizer()(sentences)
+        texts = model.tokenize(sentences)
     before = copy.deepcopy(model.state_dict())
     losses = train_feature_alignment(
         model=model,

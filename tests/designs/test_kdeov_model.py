@@ -144,7 +144,7 @@ def test_the_shapes_of_vit_b_32() -> None:
         "ViT-B-32-quickgelu", "random"
     )
     batch = torch.randn(1, 3, 224, 224)
-    tokens = model.detector.text_encoder.source.tokenizer()(SENTENCES[:2])
+    tokens = model.tokenize(SENTENCES[:2])
     assert tokens.shape == (2, 77)
     assert_unit(model.encode_text(tokens), 2, 512)
     assert_unit(model.encode_image(batch), 1, 512)
@@ -236,7 +236,7 @@ def test_logits_follow_the_order_of_the_names(model: KDEOVModel) -> None:
 
 def test_tokens_strings_and_vectors_are_one_text(model: KDEOVModel) -> None:
     vectors = model.encode_text(SENTENCES)
-    tokens = model.detector.text_encoder.source.tokenizer()(SENTENCES)
+    tokens = model.tokenize(SENTENCES)
     assert not tokens.is_floating_point()
     assert torch.equal(model.encode_text(tokens), vectors)
     assert_unit(model.encode_text(SENTENCES[0]), 1, DIMS)
