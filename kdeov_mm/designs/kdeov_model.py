@@ -159,6 +159,9 @@ class KDEOVModel(TensorModel):
 
         Returns:
             (B, D, Hf, Wf), a location for each 8 pixels: Hf is H / 8, rounded up.
+
+        Raises:
+            ValueError: no such images, or both text and class names.
         """
         return self.get_spatial_pyramid(images, text, class_names=class_names)[0]
 
@@ -204,6 +207,8 @@ class KDEOVModel(TensorModel):
         self, text: Texts | None, class_names: Asked | None
     ) -> TextEmbeds | None:
         if class_names is not None:
+            if text is not None:
+                raise ValueError("give `text` or `class_names`, not both.")
             return self.detector.embed(check_names(class_names))
         if text is None:
             return None

@@ -458,6 +458,11 @@ def test_what_are_no_class_names_is_refused(model: KDEOVModel, names: Any) -> No
             ask(images(1), names)
 
 
+def test_text_and_class_names_are_one_choice(model: KDEOVModel) -> None:
+    with pytest.raises(ValueError, match="`text` or `class_names`, not both"):
+        model.get_spatial_embeddings(images(1), SENTENCES, class_names=NAMES)
+
+
 def test_it_says_that_it_is_not_trained_and_little_else() -> None:
     records: list[str] = []
 
