@@ -3,14 +3,15 @@
 import ast
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger, print_log
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader
@@ -48,7 +49,8 @@ def load_model(
             level=logging.WARNING,
         )
         model = MODELS.build(config.model)
-        model.init_weights()
+        with _without_init_log():
+            model.init_weights()
         model.cfg = config
         return model.to(device).eval()
     content = read_checkpoint(checkpoint)
@@ -69,6 +71,21 @@ def load_model(
     model.dataset_meta = content.get("meta", {}).get("dataset_meta", {})
     model.cfg = config
     return model.to(device).eval()
+
+
+@contextmanager
+def _without_init_log() -> Iterator[None]:
+    """Leave out mmengine's lines about each parameter, a thousand of a small model."""
+    logger = MMLogger.get_current_instance()
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return record.funcName != "_dump_init_info"
+
+    logger.addFilter(is_wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_wanted)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

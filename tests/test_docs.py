@@ -158,6 +158,39 @@ def test_the_page_on_images_does_run(
     assert set(said["found"][0]) == {"boxes", "scores", "labels", "names"}
 
 
+def test_the_documents_calls_do_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The blocks of the page of names, one after the other, with the built-in CLIP."""
+    page = (ROOT / "docs/names.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.S))
+    smaller = {
+        "ViT-B/32": "shapes",
+        "create_clip_model(device=device)": "create_clip_model(device, 'shapes')",
+        "224": "64",
+        "torch.randn(32,": "torch.randn(4,",
+        "49408, (32, 77)": "49408, (4, 16)",
+        "torch.ones(32, 77)": "torch.ones(4, 16)",
+        "range(64)": "range(4)",
+        "batch_size=16": "batch_size=2",
+        "num_epochs=10": "num_epochs=2",
+    }
+    for old, new in smaller.items():
+        assert old in code, old
+        code = code.replace(old, new)
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+    assert scope["image_embeddings"].shape == (4, 128)
+    assert scope["text_embeddings"].shape == (1, 128)
+    assert scope["logits"].shape == (4, 3) and len(scope["detections"]) == 4
+    assert scope["spatial"].shape == (4, 128, 8, 8)
+    assert scope["outputs"]["logits"].shape == (4, 4)
+    assert len(scope["losses"]) == 2
+    assert scope["student"].encode_image(scene(60, 80)).shape == (1, 128)
+    assert scope["image_embeds"].shape == scope["text_embeds"].shape == (4, 128)
+
+
 PAGES = [
     *("README.md", "CONTRIBUTING.md"),
     *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md")),
@@ -206,7 +239,14 @@ def test_the_page_of_names_has_the_parts_that_the_designs_name() -> None:
         "get_spatial_embeddings",
         "zero_shot_classify",
         "open_vocabulary_detect",
+        "train_feature_alignment",
+        "logit_scale",
+        *("clip_model_name", "backbone_type", "fusion_type", "device"),
+        *("visual_features", "text_features", "logits"),
+        *("visual_map", "fused_map", "predictions"),
         "SegStudent",
         "CLIPTeacher",
-        "CLIPImageEncoder",
+        *("CLIP", "CLIPImageEncoder", "CLIPTextEncoder", "create_clip_model"),
+        *("input_ids", "attention_mask"),
+        *("get_trainable_parameters", "print_parameter_summary"),
     }

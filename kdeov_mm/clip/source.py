@@ -17,6 +17,18 @@ TEACHERS = {  # the tiny CLIPs of the built-in worlds of 360 and 1203 classes
     "shapes": Path(__file__).parent / "shapes_teacher",
     "shapes-1203": Path(__file__).parent / "shapes_1203_teacher",
 }
+OPENAI = {  # OpenAI's names -> open_clip's, with the activation of OpenAI's weights
+    "RN50": "RN50-quickgelu",
+    "RN101": "RN101-quickgelu",
+    "RN50x4": "RN50x4-quickgelu",
+    "RN50x16": "RN50x16-quickgelu",
+    "RN50x64": "RN50x64-quickgelu",
+    "ViT-B/32": "ViT-B-32-quickgelu",
+    "ViT-B/16": "ViT-B-16-quickgelu",
+    "ViT-L/14": "ViT-L-14-quickgelu",
+    "ViT-L/14@336px": "ViT-L-14-336-quickgelu",
+}
+RANDOM = "random"  # ``pretrained`` of a CLIP that has learnt nothing
 
 
 @dataclass(frozen=True)
@@ -29,11 +41,35 @@ class CLIPSource:
             an open_clip architecture name (``'ViT-B-32'``), or an open_clip JSON model
             config (``'my_clip.json'``).
         pretrained: a local weights file or an open_clip tag (``'openai'``; open_clip
-            downloads it).
+            downloads it); or ``'random'``: random weights, the same each time, to try
+            an architecture without a download.
     """
 
     model: str
     pretrained: str | None = None
+
+    @classmethod
+    def named(cls, name: str, pretrained: str | None = "openai") -> "CLIPSource":
+        """The CLIP of OpenAI's names or any other, with OpenAI's weights by default.
+
+        Args:
+            name: ``'ViT-B/32'`` and the like, or a ``model`` of the class.
+            pretrained: weights of the class; None: random ones. What brings its own
+                weights keeps them.
+
+        Raises:
+            ValueError: there is no such CLIP.
+        """
+        source = cls(OPENAI.get(name, name))
+        if source.folder is not None:
+            return source
+        if not name.endswith(".json") and source.model not in open_clip.list_models():
+            raise ValueError(
+                f"a CLIP is one of OpenAI's {[*OPENAI]}, one of {[*TEACHERS]}, which "
+                "need no download, a name of open_clip.list_models(), or "
+                f"'local-dir:FOLDER'; got {name!r}"
+            )
+        return cls(source.model, pretrained or RANDOM)
 
     @property
     def folder(self) -> Path | None:
@@ -47,7 +83,13 @@ class CLIPSource:
     @property
     def is_local(self) -> bool:
         """Whether the weights are at hand without a download."""
-        return self.folder is not None or Path(self.pretrained or "").is_file()
+        at_hand = self.folder is not None or self.is_random
+        return at_hand or Path(self.pretrained or "").is_file()
+
+    @property
+    def is_random(self) -> bool:
+        """Whether its weights are random ones."""
+        return self.folder is None and self.pretrained == RANDOM
 
     @property
     def architecture(self) -> str:
@@ -117,7 +159,9 @@ class CLIPSource:
         return json.loads((folder / "open_clip_config.json").read_text())
 
     def weights_hash(self) -> str:
-        """SHA-256 of the weights file, hexadecimal."""
+        """SHA-256 of the weights file, hexadecimal; of random ones, of their name."""
+        if self.is_random:
+            return hashlib.sha256(RANDOM.encode()).hexdigest()
         return file_sha256(self.weights_file())
 
     @property
@@ -132,12 +176,15 @@ class CLIPSource:
     def load(self) -> nn.Module:
         """The whole frozen CLIP in eval mode, float32."""
         # without weights open_clip would only warn, and give random ones
-        weights = None if self.folder else str(self.weights_file())
+        random = self.is_random
+        weights = None if self.folder or random else str(self.weights_file())
         # it is loaded when first needed, maybe in a training step, whose random numbers
         # open_clip's initial weights must not take
         with torch.random.fork_rng(devices=[]):
+            if random:
+                torch.default_generator.manual_seed(0)
             model = open_clip.create_model(
-                self.architecture, pretrained=weights, require_pretrained=True
+                self.architecture, pretrained=weights, require_pretrained=not random
             )
         return model.float().eval().requires_grad_(False)
 

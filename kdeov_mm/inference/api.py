@@ -170,7 +170,7 @@ class KDEOV:
             ValueError: the model has no global head, or an image is none.
         """
         embeds = self.encode_image(images)  # (B, D)
-        text = self.model.embed(_check_names(names))
+        text = self.model.embed(check_names(names))
         return self.model.global_head.logits(embeds, text)
 
     # -------------------------------------------------------------- detection
@@ -203,13 +203,7 @@ class KDEOV:
         """
         asked = class_names if names is None else names
         query = self.query(asked, score_threshold, nms_threshold)
-        samples = self.predict(_as_arrays(images), query)
-        # the original KDEOV's names of mm's instances
-        found = [sample.pred_instances for sample in samples]
-        return [
-            dict(boxes=f.bboxes, scores=f.scores, labels=f.labels, names=f.label_names)
-            for f in found
-        ]
+        return as_dicts(self.predict(_as_arrays(images), query))
 
     @torch.no_grad()
     def query(
@@ -238,9 +232,9 @@ class KDEOV:
             cfg.nms.iou_threshold = _fraction("nms_threshold", nms_threshold)
         # a folded detector knows its words, and has no text encoder
         if isinstance(self.model, FoldedDetector):
-            words = self.model.words if names is None else _check_names(names).words
+            words = self.model.words if names is None else check_names(names).words
             return Query(words, None, cfg, score_threshold or 0.0)
-        vocabulary = _check_names(names)
+        vocabulary = check_names(names)
         text = self.model.embed(vocabulary)
         return Query(vocabulary.words, text, cfg, score_threshold or 0.0)
 
@@ -273,11 +267,24 @@ class KDEOV:
         """
 
         def find(inputs: Tensor, samples: SampleList) -> SampleList:
-            for sample in samples:
-                sample.set_metainfo(dict(words=query.words))
-            return self.model.predict(inputs, samples, text=query.text, cfg=query.cfg)
+            return self.predict_inputs(inputs, samples, query)
 
-        results = self._in_batches(images, [self.size] * len(images), find)
+        return self._in_batches(images, [self.size] * len(images), find)
+
+    @torch.no_grad()
+    def predict_inputs(
+        self, inputs: Tensor, samples: SampleList, query: Query
+    ) -> SampleList:
+        """As :meth:`predict`, of inputs that are prepared already.
+
+        Args:
+            inputs: (B, 3, H, W), normalised and padded.
+            samples: B samples.
+            query: of :meth:`query`.
+        """
+        for sample in samples:
+            sample.set_metainfo(dict(words=query.words))
+        results = self.model.predict(inputs, samples, text=query.text, cfg=query.cfg)
         for sample in results:
             # the model compares logits, and the sigmoid of the least one may round down
             found = sample.pred_instances
@@ -339,13 +346,22 @@ class KDEOV:
         return data["inputs"], data["data_samples"][0]
 
 
+def as_dicts(samples: SampleList) -> list[dict[str, Any]]:
+    """Samples with predictions -> the original KDEOV's names of mm's instances."""
+    found = [sample.pred_instances for sample in samples]
+    return [
+        dict(boxes=f.bboxes, scores=f.scores, labels=f.labels, names=f.label_names)
+        for f in found
+    ]
+
+
 def _fraction(name: str, value: float) -> float:
     if not 0 <= value <= 1:
         raise ValueError(f"{name} lies in [0, 1], got {value}")
     return value
 
 
-def _check_names(names: Any) -> Vocabulary:
+def check_names(names: Any) -> Vocabulary:
     """A list of words, or a vocabulary; a single string is a mistake."""
     if names is None or isinstance(names, str):
         raise ValueError(f"expected a list of words, got {names!r}")

@@ -275,7 +275,10 @@ class KDEOVDetector(Student, SingleStageDetector):
         return into
 
     def _forward(
-        self, batch_inputs: Tensor, batch_data_samples: OptSampleList = None
+        self,
+        batch_inputs: Tensor,
+        batch_data_samples: OptSampleList = None,
+        text: TextEmbeds | None = None,
     ) -> dict[str, Any]:
         """All outputs of the student for images, without post-processing.
 
@@ -286,6 +289,7 @@ class KDEOVDetector(Student, SingleStageDetector):
             batch_inputs: (B, 3, H, W).
             batch_data_samples: B samples with the same K classes as ``words`` (and W
                 synonyms among them, K where there are none); without: no words.
+            text: embeddings instead of those of the samples' words.
 
         Returns:
             ``visual_features``: (B, D) unit vectors of the global head;
@@ -307,8 +311,9 @@ class KDEOVDetector(Student, SingleStageDetector):
             filled = filled_part(samples).to(batch_inputs.device)
             outputs["visual_features"] = self.global_head.embed(feats, filled)
         # the detection path, and scores of whole images
-        if batch_data_samples and "words" in batch_data_samples[0]:
+        if text is None and batch_data_samples and "words" in batch_data_samples[0]:
             text = self.embed(words_of(batch_data_samples), batch_inputs.device)
+        if text is not None:
             fused = self.fused(feats, text)
             outputs["text_features"] = text.vectors
             outputs["fused_map"] = fused if self.fusion else None

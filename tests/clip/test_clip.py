@@ -9,12 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kdeov_mm.clip import CLIPImageTeacher, CLIPSource, CLIPTextEncoder
+from kdeov_mm.clip.source import OPENAI
 from kdeov_mm.vocabulary import clean_name
 
 from ..conftest import CLIP_CONFIG, EMBED_DIMS, IMAGE_SIZE, WORDS, write_clip
@@ -470,6 +472,36 @@ def test_json_config_with_a_weights_file_is_the_local_dir(
         CLIPTextEncoder(str(config), weights, **cache)(WORDS),
         CLIPTextEncoder(tiny_clip, **cache)(WORDS),
     )
+
+
+def test_random_weights_are_the_same_each_time_and_take_no_random_numbers(
+    tmp_path: Path,
+) -> None:
+    config = tmp_path / "my_tiny_clip.json"
+    config.write_text(json.dumps(CLIP_CONFIG))
+    source = CLIPSource(str(config), "random")
+    torch.manual_seed(1)
+    following = torch.rand(3)
+    torch.manual_seed(1)
+    one, other = source.load().state_dict(), source.load().state_dict()
+    assert torch.equal(torch.rand(3), following)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert source.is_local and len(source.weights_hash()) == 64
+    encoder = CLIPTextEncoder(str(config), "random", cache_dir=str(tmp_path))
+    torch.testing.assert_close(encoder(WORDS), encoder.encode(WORDS))
+
+
+def test_a_clip_has_openais_name_or_another() -> None:
+    openai = CLIPSource.named("ViT-B/32")
+    assert openai == CLIPSource("ViT-B-32-quickgelu", "openai")
+    assert set(OPENAI.values()) <= {*open_clip.list_models()}
+    assert CLIPSource.named("ViT-B-16", "a.pt") == CLIPSource("ViT-B-16", "a.pt")
+    assert CLIPSource.named("ViT-B/32", None).is_random
+    # what brings its weights keeps them
+    assert CLIPSource.named("shapes") == CLIPSource("shapes")
+    assert CLIPSource.named("local-dir:a", None) == CLIPSource("local-dir:a")
+    with pytest.raises(ValueError, match="OpenAI's.*'ViT-B/32'.*'shapes'.*'ViT-B/33'"):
+        CLIPSource.named("ViT-B/33")
 
 
 def test_a_clip_without_weights_says_what_to_set(
