@@ -271,7 +271,9 @@ def load_config(
     def load(name: str | Path, clip: bool = True) -> Config:
         cfg = Config.fromfile(ROOT / "configs/kdeov" / name, lazy_import=False)
         cfg = Config(moved(cfg.to_dict(), places))
-        cfg.load_from = None  # another config's checkpoint, which may not be there
+        # another config's checkpoint and a download, which may not be there
+        cfg.load_from = None
+        cfg.model.backbone.pop("init_cfg", None)
         for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
             loader.update(batch_size=4, num_workers=0, persistent_workers=False)
         if not clip and cfg.model.text_encoder.model in TEACHERS:
