@@ -1,9 +1,10 @@
 """Which novel classes a checkpoint has been trained on, as far as it declares.
 
-A checkpoint says which classes its last training had boxes of. Of the weights that it
-began with it knows only the file: a config declares their label sets, ``pretraining =
-["objects365v1"]``, or ``[]`` for weights that were trained without labels. What is not
-declared is called unclear, never clean.
+A checkpoint says which classes its last training had boxes of, and which classes the
+weights that it began with were trained on, where their file says so
+(:class:`kdeov_mm.engine.TrainingRecordHook`). Of other weights the config declares the
+label sets, ``pretraining = ["objects365v1"]``, or ``[]`` for weights that were trained
+without labels. What is not declared is called unclear, never clean.
 """
 
 import re
@@ -62,12 +63,28 @@ def leak_report(
     record = training_record(
         CheckpointLoader.load_checkpoint(str(checkpoint), map_location="cpu")
     )
+    leaks, unclear = _leaks(novel, record, "trained_on", declared)
+    # a leak is certain; that there is none only where nothing is unclear
+    clean = False if any(leaks.values()) else None if unclear else True
+    report = dict(checkpoint=str(checkpoint), novel=len(novel), found=leaks)
+    return dict(report, began_with=record["files"], unclear=unclear, clean=clean)
+
+
+def _leaks(
+    novel: Sequence[str],
+    record: Mapping[str, Any],
+    source: str,
+    declared: Sequence[str] | None = None,
+) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Leaks by label set, and what is unclear, of a record and what it began with."""
+    leaks: dict[str, dict[str, str]] = {}
     unclear = list(record["unclear"])
     # labels of the training, with their synonyms
-    leaks: dict[str, dict[str, str]] = {}
-    if record["labels"]:
-        leaks["trained_on"] = overlap(novel, record["labels"])
-    # labels of the weights that it began with
+    if labels := record["labels"]:
+        # mm's ImageNet has several names in one: "tabby, tabby cat"
+        names = [n.strip() for label in labels for n in label.split(",") if n.strip()]
+        leaks[source] = overlap(novel, names, kinds=len(names) > len(labels))
+    # label sets of the weights that it began with
     sets = record["pretraining"] if declared is None else declared
     for name in sets or ():
         if name in LABEL_SETS:
@@ -75,12 +92,15 @@ def leak_report(
         else:
             known = f"which is not known here; known: {[*LABEL_SETS]}"
             unclear.append(f"it declares the label set {name!r}, {known}")
+    # what these files say themselves, whatever is declared
+    began = [_leaks(novel, own, file) for file, own in record["weights"].items()]
+    for found, _ in began:
+        leaks.update(found)
     if sets is None:
         unclear += record["undeclared"]
-    # a leak is certain; that there is none only where nothing is unclear
-    clean = False if any(leaks.values()) else None if unclear else True
-    report = dict(checkpoint=str(checkpoint), novel=len(novel), found=leaks)
-    return dict(report, began_with=record["files"], unclear=unclear, clean=clean)
+        for file, (_, doubts) in zip(record["weights"], began):
+            unclear += [f"{file}: {sentence}" for sentence in doubts]
+    return leaks, unclear
 
 
 def training_record(content: Any) -> dict[str, Any]:
@@ -91,15 +111,17 @@ def training_record(content: Any) -> dict[str, Any]:
 
     Returns:
         ``labels``: names of classes with boxes, synonyms included. ``files``: of the
-        weights it began with. ``pretraining``: their label sets, None where the config
-        declares none. ``undeclared``, ``unclear``: sentences on what is not known of
-        these weights, and of the training itself.
+        weights it began with. ``weights``: those of the files that say what they were
+        trained on, with their own records. ``pretraining``: label sets of the files,
+        None where the config declares none. ``undeclared``, ``unclear``: sentences on
+        what is not known of these weights, and of the training itself.
     """
     meta = content.get("meta") or {} if isinstance(content, Mapping) else {}
     # the config is read, never run
     config = read_config(meta.get("cfg"))
     unclear = []
-    trained = meta.get("dataset_meta") or {}
+    # mmdet 2 wrote CLASSES into meta itself
+    trained = {str(k).lower(): v for k, v in (meta.get("dataset_meta") or meta).items()}
     synonyms = [word for own in trained.get("synonyms") or () for word in own]
     labels = [*(trained.get("classes") or ()), *synonyms]
     if not labels:
@@ -110,14 +132,15 @@ def training_record(content: Any) -> dict[str, Any]:
     if before := meta.get("resumed"):
         parts = dict(labels=labels, unclear=unclear)
         merged = {k: [*dict.fromkeys([*before[k], *new])] for k, new in parts.items()}
-        return dict(before, **merged)
+        return dict(dict(before, weights=before.get("weights") or {}), **merged)
     declared = None if config is None else config.get("pretraining")
-    record: dict[str, Any] = dict(
-        labels=labels, files=[] if config is None else _weight_files(config)
-    )
+    files = [] if config is None else weight_files(config)
+    weights = meta.get("began_with") or {}
+    record: dict[str, Any] = dict(labels=labels, files=files, weights=weights)
     record["pretraining"] = [declared] if isinstance(declared, str) else declared
     resumed = "resumed" not in meta and bool((config or {}).get("resume"))
-    undeclared = _undeclared(config, record["files"], resumed)
+    silent = [file for file in files if file not in weights]
+    undeclared = _undeclared(config, silent, resumed)
     return dict(record, undeclared=undeclared, unclear=unclear)
 
 
@@ -202,7 +225,7 @@ def _spellings(text: str) -> tuple[str, ...]:
     return tuple(filter(None, forms))
 
 
-def _weight_files(config: Mapping[str, Any]) -> list[str]:
+def weight_files(config: Mapping[str, Any]) -> list[str]:
     """Weights that the student began with: not those of CLIP."""
     # of another checkpoint, and of parts of the model
     files = [str(config["load_from"])] if config.get("load_from") else []

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from kdeov_mm.datasets import OVLVISDataset
 from kdeov_mm.datasets.coco import COCO_BASE, COCO_NOVEL
@@ -184,6 +185,63 @@ def test_a_training_that_found_nothing_to_resume_began_from_nothing(
     tmp_path: Path,
 ) -> None:
     assert leak_report(resumed(tmp_path / "a.pth", None), COCO_NOVEL)["clean"] is True
+
+
+def begun(path: Path, weights: Path, cfg: str = "") -> Path:
+    """A checkpoint on base classes whose training began with a file, now gone."""
+    cfg += f"\nmodel = dict(neck=dict(init_cfg=dict(checkpoint={str(weights)!r})))"
+    hook, content = TrainingRecordHook(), torch.load(write(path, cfg=cfg))
+    config = Config(dict(model=dict(neck=dict(init_cfg=dict(checkpoint=str(weights))))))
+    hook.before_train(SimpleNamespace(cfg=config))  # type: ignore[arg-type]
+    hook.before_save_checkpoint(SimpleNamespace(), content)  # type: ignore[arg-type]
+    torch.save(content, path)
+    weights.unlink()
+    return path
+
+
+@pytest.mark.parametrize(
+    "meta, clean",
+    [
+        (dict(dataset_meta=dict(classes=LABEL_SETS["coco"]), cfg=FROM_NOTHING), False),
+        (dict(dataset_meta=dict(CLASSES=LABEL_SETS["coco"])), False),
+        (dict(CLASSES=LABEL_SETS["coco"], cfg="load_from = 'a.pth'"), False),
+        (dict(dataset_meta=dict(classes=COCO_BASE), cfg=FROM_NOTHING), True),
+        (dict(dataset_meta=dict(classes=COCO_BASE)), None),
+        (dict(dataset_meta=dict(classes=COCO_BASE), cfg="load_from = 'b.pth'"), None),
+        (dict(cfg=FROM_NOTHING), None),
+    ],
+)
+def test_weights_say_themselves_what_they_were_trained_on(
+    meta: dict[str, Any], clean: bool | None, tmp_path: Path
+) -> None:
+    """Whatever is declared; and as long as a training is resumed."""
+    start = tmp_path / "start.pth"
+    for cfg, declared in (("", clean), ("pretraining = []", clean is not False)):
+        torch.save(dict(meta=meta, state_dict={}), start)
+        path = begun(tmp_path / "0.pth", start, cfg)
+        for number in range(3):
+            report = leak_report(path, COCO_NOVEL)
+            assert report["clean"] is declared
+            assert report["began_with"] == [str(start)]
+            if clean is False:
+                assert len(report["found"][str(start)]) == 17
+                assert f"'{start}': 17 novel" in describe_leaks(report)
+            path = resumed(tmp_path / f"{number + 1}.pth", path)
+
+
+def test_what_the_weights_began_with_counts_too(tmp_path: Path) -> None:
+    torch.save(dict(meta=dict(CLASSES=("cat",))), tmp_path / "first.pth")
+    second = begun(tmp_path / "second.pth", tmp_path / "first.pth")
+    report = leak_report(begun(tmp_path / "third.pth", second), COCO_NOVEL)
+    assert report["found"][str(tmp_path / "first.pth")] == {"cat": "cat"}
+    assert report["began_with"] == [str(second)] and report["clean"] is False
+
+
+def test_the_names_of_mms_imagenet_are_read_one_by_one(tmp_path: Path) -> None:
+    names = ("tench, Tinca tinca", "tabby, tabby cat", "trolleybus, trolley coach")
+    torch.save(dict(meta=dict(dataset_meta=dict(classes=names))), tmp_path / "a.pth")
+    report = leak_report(begun(tmp_path / "b.pth", tmp_path / "a.pth"), COCO_NOVEL)
+    assert report["found"][str(tmp_path / "a.pth")] == {"cat": "tabby cat"}
 
 
 def test_declared_label_sets_stand_in_the_config(tmp_path: Path) -> None:

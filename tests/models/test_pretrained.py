@@ -16,7 +16,8 @@ from mmengine.runner import Runner
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kdeov_mm.evaluation import LABEL_SETS
+from kdeov_mm.datasets.coco import COCO_NOVEL
+from kdeov_mm.evaluation import LABEL_SETS, describe_leaks, leak_report
 from kdeov_mm.models import KDEOVDetector
 
 from ..conftest import ROOT
@@ -295,9 +296,10 @@ class Start(Hook):
         runner.train_loop.stop_training = True
 
 
-def test_a_training_begins_with_them(
+def test_a_training_begins_with_them_and_its_checkpoint_says_so(
     yolo: Path, load_config: Callable[..., Config], tmp_path: Path
 ) -> None:
+    """The novel classes had labels, though nobody declares it and the file is gone."""
     state = torch.load(yolo)["state_dict"]
     file = tmp_path / "start.pth"
     file.write_bytes(yolo.read_bytes())
@@ -312,3 +314,9 @@ def test_a_training_begins_with_them(
     assert len(own) > 50 and all(
         v.equal(state[f"backbone.{k}"]) for k, v in own.items()
     )
+    file.unlink()
+    report = leak_report(tmp_path / "work/iter_1.pth", COCO_NOVEL)
+    assert report["began_with"] == [str(file)]
+    assert set(report["found"][str(file)]) == set(COCO_NOVEL)
+    assert report["clean"] is False
+    assert "NOT open-vocabulary figures" in describe_leaks(report)
