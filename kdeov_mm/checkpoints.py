@@ -1,12 +1,10 @@
 """Checkpoints: the model they hold, and their config, read as data and never run."""
 
 import ast
-import copy
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 from mmdet.registry import MODELS
@@ -17,8 +15,9 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 
-# what torch.load raises for a file that is no checkpoint, or only a part of one
-BROKEN = (UnpicklingError, EOFError, LookupError, RuntimeError, ValueError)
+from .files import BROKEN
+from .models.pretrained import take_pretrained
+
 # the values that JSON and mmengine's config files write as names
 NAMES = dict(true=True, false=False, null=None, inf=float("inf"), nan=float("nan"))
 PLAIN = (ast.Constant, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.UnaryOp, ast.BinOp)
@@ -49,15 +48,15 @@ def load_model(
             level=logging.WARNING,
         )
         model = MODELS.build(config.model)
+        # a training would begin with these files; they may not be here
+        for part in model.children():
+            take_pretrained(part)
         with _without_init_log():
             model.init_weights()
         model.cfg = config
         return model.to(device).eval()
     content = read_checkpoint(checkpoint)
-    # the checkpoint brings the backbone's weights: nothing else is to be loaded
-    if config.model.backbone.get("init_cfg"):
-        config = copy.deepcopy(config)
-        config.model.backbone.init_cfg = None
+    # nothing is initialised: the checkpoint brings all weights
     model = revert_sync_batchnorm(MODELS.build(config.model))
     _load_checkpoint_to_model(model, content)
     # mmengine only warns of missing weights; with most of them missing, refuse

@@ -6,11 +6,14 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 LOCK = "lock.tmp"
+# what torch.load raises for a file that is no checkpoint, or only a part of one
+BROKEN = (UnpicklingError, EOFError, LookupError, RuntimeError, ValueError)
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -271,7 +271,9 @@ def load_config(
     def load(name: str | Path, clip: bool = True) -> Config:
         cfg = Config.fromfile(ROOT / "configs/kdeov" / name, lazy_import=False)
         cfg = Config(moved(cfg.to_dict(), places))
-        cfg.load_from = None  # another config's checkpoint, which may not be there
+        # another config's checkpoint and a download, which may not be there
+        cfg.load_from = None
+        cfg.model.backbone.pop("init_cfg", None)
         others = (cfg.test_cfg.get("others") or {}).values()
         loaders = cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader
         for loader in (*loaders, *(test.dataloader for test in others)):

@@ -137,13 +137,14 @@ def test_a_trained_model_is_loaded_for_inference(
 ) -> None:
     cfg = load_config("kdeov_n_shapes.py")
     pretrained = dict(type="Pretrained", checkpoint="gone.pth")  # not to be loaded
-    cfg.model.backbone.init_cfg = pretrained
+    cfg.model.backbone.init_cfg = cfg.model.neck.init_cfg = pretrained
     model = MODELS.build(cfg.model)
     meta = dict(dataset_meta=dict(classes=("cat", "dog")))
     torch.save(dict(state_dict=model.state_dict(), meta=meta), tmp_path / "a.pth")
     loaded = load_model(cfg, tmp_path / "a.pth")
     assert not loaded.training and loaded.cfg.model.type == cfg.model.type
     assert cfg.model.backbone.init_cfg == pretrained
+    assert load_model(cfg, None).cfg is cfg  # nor where nothing is trained
     assert loaded.dataset_meta == meta["dataset_meta"]
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name

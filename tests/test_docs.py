@@ -17,6 +17,7 @@ from mmengine.runner import Runner
 from PIL import Image
 
 import kdeov_mm
+from kdeov_mm.models.pretrained import take_pretrained
 from kdeov_mm.vocabulary import Vocabulary
 
 from .conftest import EMBED_DIMS, ROOT, moved, run_env
@@ -104,6 +105,19 @@ def test_the_lines_for_a_real_clip_fit_the_demo(
     ):
         assert part.type == kind and part.model == "ViT-B-32-quickgelu"
     assert cfg.model.bbox_head.head_module.embed_dims == 512
+
+
+def test_the_lines_for_another_backbone_fit_its_config(
+    load_config: Callable[..., Config],
+) -> None:
+    scope: dict[str, dict] = {}
+    exec(block("python", "torchvision://resnet50"), scope)
+    cfg = load_config("ablations/backbone_resnet50.py")
+    cfg.merge_from_dict(dict(model=scope["model"]))
+    model = MODELS.build(cfg.model)
+    (entry,) = take_pretrained(model.backbone)
+    assert entry["checkpoint"] == "torchvision://resnet50"
+    assert model.data_preprocessor.mean.flatten().tolist()[0] == pytest.approx(123.675)
 
 
 def test_the_lists_and_the_count_of_the_page(raccoons: Path, tmp_path: Path) -> None:

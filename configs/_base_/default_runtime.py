@@ -21,7 +21,7 @@ default_hooks = dict(
     ),
     sampler_seed=dict(type="DistSamplerSeedHook"),
     visualization=dict(type="DetVisualizationHook"),
-    record=dict(type="TrainingRecordHook"),  # for the leak report, when resumed
+    record=dict(type="TrainingRecordHook"),  # for the leak report
 )
 custom_hooks = [
     dict(

@@ -1,7 +1,7 @@
 """ResNet-50 and COCO's captions against CLIP ViT-B/32's frozen text tower.
 
 The student of "CLIP with a ResNet-50": InfoNCE with a caption, another one each time.
-About 30 epochs of 128 images. Not measured.
+About 30 epochs of 128 images, from torchvision's ImageNet weights. Not measured.
 
     python tools/train.py configs/image_text/r50_coco.py
 """
@@ -11,6 +11,10 @@ _base_ = [
     "../_base_/models/image_text_r50.py",
     "../_base_/datasets/coco_captions.py",
 ]
+model = dict(
+    backbone=dict(init_cfg=dict(type="Pretrained", checkpoint="torchvision://resnet50"))
+)
+pretraining = ["imagenet-1k"]  # labels of these weights
 max_iters = 28_000
 train_cfg = dict(max_iters=max_iters, val_interval=7_000)
 optim_wrapper = dict(optimizer=dict(lr=0.0003))

@@ -10,7 +10,6 @@ _base_ = [
     "../_base_/schedules/adamw.py",
 ]
 model = dict(
-    pretrained=None,
     text_encoder=dict(model="shapes", pretrained=None),
     teacher=dict(model="shapes", pretrained=None),
     global_head=dict(projection=dict(embed_dims=128)),

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..clip import CLIPSource
+from ..models.pretrained import load_pretrained
 from .tensor_model import TensorModel, Texts, global_head
 
 
@@ -76,8 +77,9 @@ def create_clip_model(
     Args:
         device: where it runs.
         clip_model_name, pretrained: as :class:`KDEOVModel`'s.
-        backbone_pretrained: as ``pretrained`` of :class:`ImageTextModel`: ImageNet's
-            weights where torchvision has stored them on this machine; None: random.
+        backbone_pretrained: ImageNet's weights, as ``checkpoint`` of an ``init_cfg``:
+            a file, or a name of torchvision's, downloaded where torch.hub has not
+            stored it; None: random ones.
     """
     source = CLIPSource.named(clip_model_name, pretrained)
     dims = source.model_config()["embed_dim"]
@@ -85,7 +87,10 @@ def create_clip_model(
     model = dict(
         type="ImageTextModel",
         backbone=backbone,
-        pretrained=backbone_pretrained,
         global_head=global_head(dims, in_channels=[2048], hidden_dims=2048),
     )
-    return ResNetCLIP(model, source, device)
+    clip = ResNetCLIP(model, source, device)
+    if backbone_pretrained is not None:
+        weights = dict(checkpoint=backbone_pretrained)
+        load_pretrained(clip.student.backbone, "backbone", weights)
+    return clip

@@ -12,8 +12,9 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from ..clip import CachedTeacher
-from ..evaluation.leaks import training_record
+from ..evaluation.leaks import training_record, weight_files
 from ..files import write_whole
+from ..models.pretrained import read_weights
 
 
 @HOOKS.register_module()
@@ -31,14 +32,15 @@ class EmbeddingCacheHook(Hook):
 
 @HOOKS.register_module()
 class TrainingRecordHook(Hook):
-    """Keeps in checkpoints what the parts before a resumption were trained on.
+    """Keeps in checkpoints what the leak report reads and their config does not say.
 
-    The leak report reads it: the config of a resumed training does not say what the
-    training began with.
+    These are what the parts before a resumption began with and were trained on, and
+    the classes that files of weights name: these may be gone when it is written.
     """
 
     def __init__(self) -> None:
         self.before: dict[str, Any] | None = None
+        self.weights: dict[str, dict[str, Any]] = {}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Keep the record of the checkpoint that is resumed."""
@@ -46,11 +48,24 @@ class TrainingRecordHook(Hook):
         if runner.cfg.get("resume"):
             self.before = training_record(checkpoint)
 
+    def before_train(self, runner: Runner) -> None:
+        """Keep the records of the files of weights that name their classes."""
+        # the first part of a resumed training has them
+        files = [] if self.before else weight_files(runner.cfg.to_dict())
+        for file in files:
+            try:
+                record = training_record(read_weights(file))
+            # not ours to load: it stays unclear
+            except (OSError, ValueError):
+                continue
+            if record["labels"]:
+                self.weights[file] = record
+
     def before_save_checkpoint(
         self, runner: Runner, checkpoint: dict[str, Any]
     ) -> None:
-        """Write it to the new one; None says that nothing was resumed."""
-        checkpoint["meta"]["resumed"] = self.before
+        """Write both; a ``resumed`` of None says that nothing was resumed."""
+        checkpoint["meta"].update(resumed=self.before, began_with=self.weights)
 
 
 @register_backend("atomic")

@@ -1,9 +1,10 @@
 """Which novel classes a checkpoint has been trained on, as far as it declares.
 
-A checkpoint says which classes its last training had boxes of. Of the weights that it
-began with it knows only the file: a config declares their label sets, ``pretraining =
-["objects365v1"]``, or ``[]`` for weights that were trained without labels. What is not
-declared is called unclear, never clean.
+A checkpoint says which classes its last training had boxes of, and which classes the
+weights that it began with were trained on, where their file says so
+(:class:`kdeov_mm.engine.TrainingRecordHook`). Of other weights the config declares the
+label sets, ``pretraining = ["objects365v1"]``, or ``[]`` for weights that were trained
+without labels. What is not declared is called unclear, never clean.
 """
 
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdet import datasets
+from mmengine.fileio import load
 from mmengine.runner import CheckpointLoader
 from open_clip import IMAGENET_CLASSNAMES
 
@@ -53,6 +55,8 @@ def leak_report(
         ``found``: label set (``trained_on``: the last training's) -> novel name -> its
         name there. ``began_with``: files of weights. ``unclear``: what is not known.
         ``clean``: False where a novel class was found, None where something is unclear.
+        ``captions``: file of captions that were learnt -> :func:`named_in_captions`,
+        None where the file is not there. Captions are no labels: they do not count.
 
     Raises:
         ValueError: ``declared`` names a label set that is not known.
@@ -62,12 +66,59 @@ def leak_report(
     record = training_record(
         CheckpointLoader.load_checkpoint(str(checkpoint), map_location="cpu")
     )
+    leaks, unclear = _leaks(novel, record, "trained_on", declared)
+    # a leak is certain; that there is none only where nothing is unclear
+    clean = False if any(leaks.values()) else None if unclear else True
+    report = dict(checkpoint=str(checkpoint), novel=len(novel), found=leaks)
+    captions = {
+        file: named_in_captions(file, novel) if Path(file).is_file() else None
+        for file in record["captions"]
+    }
+    report.update(began_with=record["files"], unclear=unclear, clean=clean)
+    return dict(report, captions=captions)
+
+
+def named_in_captions(file: str | Path, novel: Sequence[str]) -> dict[str, int]:
+    """Novel classes that captions name: name -> number of images, most of them first.
+
+    Args:
+        file: captions in COCO's format.
+        novel: class names.
+    """
+    # ways to write a name, and its plural, as letters without spaces
+    names: dict[str, str] = {}
+    for name in novel:
+        exact, loose = _forms(name)
+        for form in (*exact, *loose):
+            ends = dict(y="ies", f="ves", fe="ves")
+            plurals = [form.removesuffix(e) + p for e, p in ends.items()]
+            names |= dict.fromkeys((form, f"{form}s", f"{form}es", *plurals), name)
+    # images of each class: one to three words in a row are a name
+    images: dict[str, set[Any]] = {}
+    for annotation in load(str(file))["annotations"]:
+        words = re.findall(r"[^\W_]+", annotation["caption"].lower())
+        rows = (words[i : i + n] for n in (1, 2, 3) for i in range(len(words) - n + 1))
+        for row in rows:
+            if (name := names.get("".join(row))) is not None:
+                images.setdefault(name, set()).add(annotation["image_id"])
+    return {n: len(i) for n, i in sorted(images.items(), key=lambda x: -len(x[1]))}
+
+
+def _leaks(
+    novel: Sequence[str],
+    record: Mapping[str, Any],
+    source: str,
+    declared: Sequence[str] | None = None,
+) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Leaks by label set, and what is unclear, of a record and what it began with."""
+    leaks: dict[str, dict[str, str]] = {}
     unclear = list(record["unclear"])
     # labels of the training, with their synonyms
-    leaks: dict[str, dict[str, str]] = {}
-    if record["labels"]:
-        leaks["trained_on"] = overlap(novel, record["labels"])
-    # labels of the weights that it began with
+    if labels := record["labels"]:
+        # mm's ImageNet has several names in one: "tabby, tabby cat"
+        names = [n.strip() for label in labels for n in label.split(",") if n.strip()]
+        leaks[source] = overlap(novel, names, kinds=len(names) > len(labels))
+    # label sets of the weights that it began with
     sets = record["pretraining"] if declared is None else declared
     for name in sets or ():
         if name in LABEL_SETS:
@@ -75,12 +126,15 @@ def leak_report(
         else:
             known = f"which is not known here; known: {[*LABEL_SETS]}"
             unclear.append(f"it declares the label set {name!r}, {known}")
+    # what these files say themselves, whatever is declared
+    began = [_leaks(novel, own, file) for file, own in record["weights"].items()]
+    for found, _ in began:
+        leaks.update(found)
     if sets is None:
         unclear += record["undeclared"]
-    # a leak is certain; that there is none only where nothing is unclear
-    clean = False if any(leaks.values()) else None if unclear else True
-    report = dict(checkpoint=str(checkpoint), novel=len(novel), found=leaks)
-    return dict(report, began_with=record["files"], unclear=unclear, clean=clean)
+        for file, (_, doubts) in zip(record["weights"], began):
+            unclear += [f"{file}: {sentence}" for sentence in doubts]
+    return leaks, unclear
 
 
 def training_record(content: Any) -> dict[str, Any]:
@@ -91,34 +145,40 @@ def training_record(content: Any) -> dict[str, Any]:
 
     Returns:
         ``labels``: names of classes with boxes, synonyms included. ``files``: of the
-        weights it began with. ``pretraining``: their label sets, None where the config
-        declares none. ``undeclared``, ``unclear``: sentences on what is not known of
-        these weights, and of the training itself.
+        weights it began with. ``weights``: those of the files that say what they were
+        trained on, with their own records. ``pretraining``: label sets of the files,
+        None where the config declares none. ``captions``: files of captions that were
+        learnt. ``undeclared``, ``unclear``: sentences on what is not known of these
+        weights, and of the training itself.
     """
     meta = content.get("meta") or {} if isinstance(content, Mapping) else {}
     # the config is read, never run
     config = read_config(meta.get("cfg"))
     unclear = []
-    trained = meta.get("dataset_meta") or {}
+    # mmdet 2 wrote CLASSES into meta itself
+    trained = {str(k).lower(): v for k, v in (meta.get("dataset_meta") or meta).items()}
     synonyms = [word for own in trained.get("synonyms") or () for word in own]
     labels = [*(trained.get("classes") or ()), *synonyms]
     if not labels:
         unclear.append("it does not say which classes it was trained on")
     if config is not None and _is_mixture(config.get("train_dataloader")):
         unclear.append("it was trained on several data sets, and names one's classes")
+    captions = [] if config is None else _caption_files(config)
     # the first part of a training says what it began with
     if before := meta.get("resumed"):
-        parts = dict(labels=labels, unclear=unclear)
+        before.setdefault("captions", [])
+        parts = dict(labels=labels, unclear=unclear, captions=captions)
         merged = {k: [*dict.fromkeys([*before[k], *new])] for k, new in parts.items()}
-        return dict(before, **merged)
+        return dict(dict(before, weights=before.get("weights") or {}), **merged)
     declared = None if config is None else config.get("pretraining")
-    record: dict[str, Any] = dict(
-        labels=labels, files=[] if config is None else _weight_files(config)
-    )
+    files = [] if config is None else weight_files(config)
+    weights = meta.get("began_with") or {}
+    record: dict[str, Any] = dict(labels=labels, files=files, weights=weights)
     record["pretraining"] = [declared] if isinstance(declared, str) else declared
     resumed = "resumed" not in meta and bool((config or {}).get("resume"))
-    undeclared = _undeclared(config, record["files"], resumed)
-    return dict(record, undeclared=undeclared, unclear=unclear)
+    silent = [file for file in files if file not in weights]
+    undeclared = _undeclared(config, silent, resumed)
+    return dict(record, undeclared=undeclared, unclear=unclear, captions=captions)
 
 
 def _undeclared(
@@ -202,7 +262,7 @@ def _spellings(text: str) -> tuple[str, ...]:
     return tuple(filter(None, forms))
 
 
-def _weight_files(config: Mapping[str, Any]) -> list[str]:
+def weight_files(config: Mapping[str, Any]) -> list[str]:
     """Weights that the student began with: not those of CLIP."""
     # of another checkpoint, and of parts of the model
     files = [str(config["load_from"])] if config.get("load_from") else []
@@ -222,6 +282,35 @@ def _weight_files(config: Mapping[str, Any]) -> list[str]:
     return files
 
 
+def _caption_files(config: Mapping[str, Any]) -> list[str]:
+    """Files of captions that a training learnt from, by InfoNCE."""
+    files: list[str] = []
+
+    def walk(value: Any) -> None:
+        if isinstance(value, Mapping):
+            if value.get("type") in ("LoadCaptions", "CaptionDataset"):
+                folder, file = value.get("data_root") or "", value.get("ann_file")
+                files.extend([str(Path(folder, file))] if file else [])
+            value = [*value.values()]
+        if isinstance(value, (list, tuple)):
+            for inner in value:
+                walk(inner)
+
+    # captions that nothing is compared with teach nothing
+    if "InfoNCE" in _types(config.get("model")):
+        walk(config.get("train_dataloader"))
+    return files
+
+
+def _types(value: Any) -> set[Any]:
+    """All types in a config."""
+    if isinstance(value, Mapping):
+        return {value.get("type")}.union(*map(_types, value.values()))
+    if isinstance(value, (list, tuple)):
+        return set().union(*map(_types, value))
+    return set()
+
+
 def _is_mixture(value: Any) -> bool:
     """Whether a data loader's config has a ``datasets`` list somewhere."""
     if isinstance(value, Mapping):
@@ -238,6 +327,15 @@ def describe_leaks(report: Mapping[str, Any]) -> str:
         named = [n if n == there else f"{n} ({there})" for n, there in hits.items()]
         novel = f"{len(hits)} novel: {', '.join(named)}" if hits else "none"
         lines.append(f"  {what}: {novel}")
+    for file, counts in report["captions"].items():
+        where = f"captions that were learnt ({file})"
+        if counts is None:
+            lines.append(
+                f"  {where}: not there to be read, they may name novel classes"
+            )
+            continue
+        most = ", ".join(f"{n} ({c} images)" for n, c in [*counts.items()][:5])
+        lines.append(f"  {where} name {len(counts)} novel{most and ': '}{most}")
     # then what is not known, and what follows from all of it
     lines += [f"  {sentence}" for sentence in report["unclear"]]
     verdict = {

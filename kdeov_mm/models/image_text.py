@@ -1,24 +1,17 @@
 """Any backbone and a global head: whole images in CLIP's space, without boxes."""
 
-import logging
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, OptSampleList, SampleList
-from mmengine.logging import print_log
 from mmengine.model import BaseModel
-from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
-from torchvision.models import get_model_weights
 
 from .distill.base import Distillation, StudentBatch
 from .pixels import filled_part
 from .student import Student, words_of
-
-HEADS = ("fc", "classifier", "head")  # of the classifiers that backbones come from
 
 
 @MODELS.register_module()
@@ -37,9 +30,6 @@ class ImageTextModel(Student, BaseModel):
         text_encoder: :class:`kdeov_mm.clip.CLIPTextEncoder`.
         neck: e.g. ``mmyolo.YOLOv8PAFPN``; None for none.
         teacher: :class:`kdeov_mm.clip.CLIPImageTeacher`; needed to train.
-        pretrained: ``'torchvision://NAME'``: ImageNet weights of the backbone where
-            torchvision has stored them on this machine, else random ones, which is
-            logged; or a file, which must be there; None for random ones.
         data_preprocessor, init_cfg: mmengine's.
     """
 
@@ -50,7 +40,6 @@ class ImageTextModel(Student, BaseModel):
         text_encoder: dict[str, Any],
         neck: dict[str, Any] | None = None,
         teacher: dict[str, Any] | None = None,
-        pretrained: str | None = None,
         data_preprocessor: dict[str, Any] | None = None,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
@@ -60,7 +49,6 @@ class ImageTextModel(Student, BaseModel):
         self.global_head = MODELS.build(global_head)
         self.text_encoder = MODELS.build(text_encoder)
         self.teacher = MODELS.build(teacher) if teacher else None
-        self.pretrained = pretrained
         self.check_clip()
         self.to(memory_format=torch.channels_last)
 
@@ -82,35 +70,6 @@ class ImageTextModel(Student, BaseModel):
                 "stored embeddings serve detectors: use the live teacher here, "
                 "model.teacher.type='CLIPImageTeacher'."
             )
-
-    def init_weights(self) -> None:
-        """mm's, then the pretrained weights of the backbone.
-
-        Raises:
-            FileNotFoundError: a file that is not there.
-            ValueError: its weights are not those of the backbone.
-        """
-        super().init_weights()
-        if self.pretrained is None:
-            return
-        file = pretrained_file(self.pretrained)
-        if file is None:
-            return
-        # the backbone's part of a checkpoint, whatever it is called there
-        state = CheckpointLoader.load_checkpoint(str(file), map_location="cpu")
-        state = state.get("state_dict", state)
-        state = {key.removeprefix("backbone."): value for key, value in state.items()}
-        # all of the backbone's weights, and nothing else but a classifier
-        own = self.backbone.state_dict()
-        other = [k for k in own if k not in state or state[k].shape != own[k].shape]
-        other += [k for k in state if k not in own and k.split(".")[0] not in HEADS]
-        if other:
-            raise ValueError(
-                f"{file} has other weights than this {type(self.backbone).__name__}: "
-                f"{len(other)} names or shapes differ, e.g. {other[:3]}"
-            )
-        self.backbone.load_state_dict(state, strict=False)
-        print_log(f"backbone: weights of {file}", "current")
 
     def forward(
         self,
@@ -194,44 +153,6 @@ class ImageTextModel(Student, BaseModel):
         lines = [f"{'module':<16}{'trainable':>12}{'frozen':>12}"]
         lines += [f"{n:<16}{t / 1e3:>10.1f} k{f / 1e3:>10.1f} k" for n, t, f in rows]
         return "\n".join(lines)
-
-
-def pretrained_file(name: str) -> Path | None:
-    """The file of ``'torchvision://NAME'`` or of a path; None where it is not stored.
-
-    torchvision's own store is looked at; nothing is downloaded.
-
-    Raises:
-        FileNotFoundError: a path that is no file.
-        ValueError: a name that torchvision does not know.
-    """
-    # a file must be there
-    if not name.startswith("torchvision://"):
-        if not Path(name).is_file():
-            raise FileNotFoundError(
-                f"pretrained='{name}' is no file. Give a weights file, "
-                "'torchvision://resnet50', or None for random weights."
-            )
-        return Path(name)
-    try:
-        weights = get_model_weights(name.removeprefix("torchvision://"))[
-            "IMAGENET1K_V1"
-        ]
-    except (KeyError, ValueError) as error:
-        raise ValueError(
-            f"pretrained='{name}': torchvision has no such ImageNet weights"
-        ) from error
-    # torchvision's store; without the file, random weights, which is logged
-    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-    if file.is_file():
-        return file
-    print_log(
-        f"{name}: the backbone begins with RANDOM weights, since {file} does not "
-        f"exist. Download {weights.url} there for ImageNet's.",
-        "current",
-        level=logging.WARNING,
-    )
-    return None
 
 
 def _count(module: nn.Module, trainable: bool) -> int:

@@ -12,13 +12,19 @@ from torch import Tensor
 from ..vocabulary import Vocabulary, Words
 from .distill.base import Distillation
 from .pixels import as_if_alone, filled_part
+from .pretrained import load_pretrained, take_pretrained
 from .text_classifier import TextEmbeds
 
 
 class Student:
     """Mixed into mmengine models that are taught by a CLIP.
 
+    The ``init_cfg`` of backbone and neck may name a file of weights,
+    ``dict(type="Pretrained", checkpoint=FILE_OR_ADDRESS, prefix=None)``: it has to
+    have all of their weights, see :func:`kdeov_mm.models.pretrained.load_pretrained`.
+
     Attributes:
+        backbone, neck: to feature maps; the neck may be None.
         text_encoder: :class:`kdeov_mm.clip.CLIPTextEncoder`.
         teacher: :class:`kdeov_mm.clip.CLIPImageTeacher` or ``CachedTeacher``; None at
             test time, and where nothing is distilled.
@@ -26,6 +32,8 @@ class Student:
             ``'mean'`` of their vectors, or the ``'max'`` of their scores.
     """
 
+    backbone: Any
+    neck: Any
     text_encoder: Any
     teacher: Any
     data_preprocessor: Any
@@ -37,6 +45,23 @@ class Student:
     def distill_heads(self) -> dict[str, Distillation]:
         """The modules that learn from the teacher, by name."""
         raise NotImplementedError
+
+    def init_weights(self) -> None:
+        """As mmengine's, and then the weights of the files that are named.
+
+        Raises:
+            FileNotFoundError: such a file is not there.
+            OSError: it cannot be downloaded.
+            ValueError: it does not have all of the weights, with their shapes.
+        """
+        # mmengine loads what fits and says nothing of the rest
+        parts = dict(backbone=self.backbone, neck=self.neck)
+        files = {name: take_pretrained(part) for name, part in parts.items()}
+        super().init_weights()  # type: ignore[misc]
+        # last, so that nothing initialises them again
+        for name, init_cfgs in files.items():
+            for init_cfg in init_cfgs:
+                load_pretrained(parts[name], name, init_cfg)
 
     def embed(
         self,

@@ -94,7 +94,7 @@ def test_it_is_the_model_of_the_configs(model: ResNetCLIP) -> None:
     for tower in (cfg.model.text_encoder, cfg.model.teacher):
         tower.update(model="shapes", pretrained=None)
     cfg.model.global_head.projection.embed_dims = DIMS
-    cfg.model.pretrained = None
+    cfg.model.backbone.init_cfg = None
     other = MODELS.build(cfg.model).eval()
     other.load_state_dict(model.student.state_dict())
     images = torch.randn(2, 3, 64, 96)

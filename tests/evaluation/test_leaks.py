@@ -1,5 +1,6 @@
 """Which novel classes had labels in what a checkpoint was trained on."""
 
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from kdeov_mm.datasets import OVLVISDataset
 from kdeov_mm.datasets.coco import COCO_BASE, COCO_NOVEL
@@ -186,6 +188,63 @@ def test_a_training_that_found_nothing_to_resume_began_from_nothing(
     assert leak_report(resumed(tmp_path / "a.pth", None), COCO_NOVEL)["clean"] is True
 
 
+def begun(path: Path, weights: Path, cfg: str = "") -> Path:
+    """A checkpoint on base classes whose training began with a file, now gone."""
+    cfg += f"\nmodel = dict(neck=dict(init_cfg=dict(checkpoint={str(weights)!r})))"
+    hook, content = TrainingRecordHook(), torch.load(write(path, cfg=cfg))
+    config = Config(dict(model=dict(neck=dict(init_cfg=dict(checkpoint=str(weights))))))
+    hook.before_train(SimpleNamespace(cfg=config))  # type: ignore[arg-type]
+    hook.before_save_checkpoint(SimpleNamespace(), content)  # type: ignore[arg-type]
+    torch.save(content, path)
+    weights.unlink()
+    return path
+
+
+@pytest.mark.parametrize(
+    "meta, clean",
+    [
+        (dict(dataset_meta=dict(classes=LABEL_SETS["coco"]), cfg=FROM_NOTHING), False),
+        (dict(dataset_meta=dict(CLASSES=LABEL_SETS["coco"])), False),
+        (dict(CLASSES=LABEL_SETS["coco"], cfg="load_from = 'a.pth'"), False),
+        (dict(dataset_meta=dict(classes=COCO_BASE), cfg=FROM_NOTHING), True),
+        (dict(dataset_meta=dict(classes=COCO_BASE)), None),
+        (dict(dataset_meta=dict(classes=COCO_BASE), cfg="load_from = 'b.pth'"), None),
+        (dict(cfg=FROM_NOTHING), None),
+    ],
+)
+def test_weights_say_themselves_what_they_were_trained_on(
+    meta: dict[str, Any], clean: bool | None, tmp_path: Path
+) -> None:
+    """Whatever is declared; and as long as a training is resumed."""
+    start = tmp_path / "start.pth"
+    for cfg, declared in (("", clean), ("pretraining = []", clean is not False)):
+        torch.save(dict(meta=meta, state_dict={}), start)
+        path = begun(tmp_path / "0.pth", start, cfg)
+        for number in range(3):
+            report = leak_report(path, COCO_NOVEL)
+            assert report["clean"] is declared
+            assert report["began_with"] == [str(start)]
+            if clean is False:
+                assert len(report["found"][str(start)]) == 17
+                assert f"'{start}': 17 novel" in describe_leaks(report)
+            path = resumed(tmp_path / f"{number + 1}.pth", path)
+
+
+def test_what_the_weights_began_with_counts_too(tmp_path: Path) -> None:
+    torch.save(dict(meta=dict(CLASSES=("cat",))), tmp_path / "first.pth")
+    second = begun(tmp_path / "second.pth", tmp_path / "first.pth")
+    report = leak_report(begun(tmp_path / "third.pth", second), COCO_NOVEL)
+    assert report["found"][str(tmp_path / "first.pth")] == {"cat": "cat"}
+    assert report["began_with"] == [str(second)] and report["clean"] is False
+
+
+def test_the_names_of_mms_imagenet_are_read_one_by_one(tmp_path: Path) -> None:
+    names = ("tench, Tinca tinca", "tabby, tabby cat", "trolleybus, trolley coach")
+    torch.save(dict(meta=dict(dataset_meta=dict(classes=names))), tmp_path / "a.pth")
+    report = leak_report(begun(tmp_path / "b.pth", tmp_path / "a.pth"), COCO_NOVEL)
+    assert report["found"][str(tmp_path / "a.pth")] == {"cat": "tabby cat"}
+
+
 def test_declared_label_sets_stand_in_the_config(tmp_path: Path) -> None:
     cfg = "load_from = 'a.pth'\npretraining = ['objects365v1', 'imagenet-1k']"
     report = leak_report(write(tmp_path / "a.pth", cfg=cfg), COCO_NOVEL)
@@ -230,3 +289,36 @@ def test_the_tool_ends_with_the_verdict(
     assert tool.main([config, path, "--pretraining", "coco"]) == 1
     assert tool.main([config, str(write(tmp_path / "b.pth", None))]) == 2
     assert "17 novel classes" in capsys.readouterr().out
+
+
+def test_captions_that_were_learnt_are_read_for_novel_names(tmp_path: Path) -> None:
+    """Plurals and names of several words count, parts of words do not; no labels."""
+    sentences = {
+        1: ["two cats on a couch", "a Cat."],
+        2: ["a skate-board", "buses by a bus stop"],
+        3: ["a category of knives", "a wooden cupboard"],
+    }
+    file = tmp_path / "captions.json"
+    annotations = [
+        dict(image_id=i, caption=c) for i, cs in sentences.items() for c in cs
+    ]
+    file.write_text(json.dumps(dict(images=[], annotations=annotations)))
+    learnt = "model = dict(global_head=dict(contrast=dict(type='InfoNCE')))\n"
+    data = (
+        "train_dataloader = dict(dataset=dict(pipeline=[dict(type='LoadCaptions', "
+        f"ann_file='{file}')]))\n"
+    )
+    report = leak_report(write(tmp_path / "a.pth", cfg=learnt + data), COCO_NOVEL)
+    counts = {"cat": 1, "couch": 1, "skateboard": 1, "bus": 1, "knife": 1}
+    assert report["captions"] == {str(file): counts}
+    assert report["clean"] is True
+    assert "name 5 novel: " in describe_leaks(report)
+    # a caption that nothing is compared with teaches nothing
+    report = leak_report(write(tmp_path / "b.pth", cfg=data), COCO_NOVEL)
+    assert report["captions"] == {}
+    # the recipe's file, which is not here
+    path = ROOT / "configs/kdeov/kdeov_n_ovcoco.py"
+    cfg = Config.fromfile(path, lazy_import=False).to_dict()
+    report = leak_report(write(tmp_path / "c.pth", cfg=cfg), COCO_NOVEL)
+    assert report["captions"] == {"data/coco/annotations/captions_train2017.json": None}
+    assert "not there to be read" in describe_leaks(report)

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
@@ -136,57 +135,6 @@ def test_predictions_are_a_distribution_and_a_ranking_over_the_words(
         torch.testing.assert_close(sample.scores, row.softmax(0))
         assert sample.ranking.tolist() == row.argsort(descending=True).tolist()
         assert sample.caption_features.shape == (2, EMBED_DIMS)
-
-
-# ------------------------------------------------------------ pretrained weights
-
-
-def test_weights_that_torchvision_has_stored_are_taken(
-    build: Callable[..., ImageTextModel],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    weights = torchvision.models.ResNet50_Weights.IMAGENET1K_V1
-    file = tmp_path / "checkpoints" / Path(weights.url).name
-    file.parent.mkdir()
-    stored = torchvision.models.resnet50(weights=None).state_dict()
-    torch.save(stored, file)
-    model = build("r50_shapes.py", pretrained="torchvision://resnet50")
-    own = model.backbone.state_dict()
-    assert len(own) > 200 and all(own[k].equal(stored[k]) for k in own)
-
-
-def test_without_stored_weights_random_ones_are_taken_and_said(
-    build: Callable[..., ImageTextModel],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(
-        "kdeov_mm.models.image_text.print_log",
-        lambda text, *args, level: said.append(text),
-    )
-    build("r50_shapes.py", pretrained="torchvision://resnet50")
-    (text,) = said
-    assert "RANDOM" in text and "resnet50-0676ba61.pth" in text
-
-
-def test_a_file_of_weights_must_be_there_and_fit(
-    build: Callable[..., ImageTextModel], tmp_path: Path
-) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nothing\.pth"):
-        build("r50_shapes.py", pretrained=str(tmp_path / "nothing.pth"))
-    other = tmp_path / "other.pth"
-    torch.save(torchvision.models.resnet18(weights=None).state_dict(), other)
-    with pytest.raises(ValueError, match="other weights than this ResNet"):
-        build("r50_shapes.py", pretrained=str(other))
-    torch.save(torchvision.models.resnet101(weights=None).state_dict(), other)
-    with pytest.raises(ValueError, match="names or shapes differ"):  # it has all of R50
-        build("r50_shapes.py", pretrained=str(other))
-    with pytest.raises(ValueError, match="no such ImageNet weights"):
-        build("r50_shapes.py", pretrained="torchvision://resnet51")
 
 
 # --------------------------------------------------------------------- refusals

@@ -77,6 +77,8 @@ ROWS = (
     "norm_gn_l2_film",
     "backbone_yolov5",
     "backbone_yolov5_s",
+    "backbone_resnet50",
+    "backbone_efficientnet_b0",
     "oracle",
 )
 SHORT = {

@@ -1,8 +1,4 @@
-"""ResNet-50 as an image tower of CLIP's: 2048 -> 2048 -> 512, GELU, L2.
-
-ImageNet weights where torchvision has stored them on this machine (``pretrained``),
-random ones otherwise, which the log says.
-"""
+"""ResNet-50 as an image tower of CLIP's: 2048 -> 2048 -> 512, GELU, L2."""
 
 embed_dims = 512
 clip = dict(model="ViT-B-32-quickgelu", pretrained="openai")
@@ -23,7 +19,6 @@ model = dict(
         norm_eval=False,
         style="pytorch",
     ),
-    pretrained="torchvision://resnet50",
     text_encoder=dict(type="CLIPTextEncoder", **clip),
     teacher=dict(type="CLIPImageTeacher", **clip),
     global_head=dict(

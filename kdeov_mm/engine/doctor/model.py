@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...clip import CachedTeacher, StoreMismatch
 from ...clip.cached_teacher import teacher_identity
+from ...models.pretrained import pretrained_cfgs
 from .finding import Checks, Finding, Stop, stage
 
 PARTS = ("backbone", "neck", "bbox_head")
@@ -71,8 +72,8 @@ def check_frozen(cfg: Config, model: Any) -> Checks:
             rates.update({id(p): group["lr"] for p in group["params"]})
 
     # how much has to be trained: pretrained weights may stay as they are
-    init = cfg.model.backbone.get("init_cfg") or {}
-    pretrained = init.get("type") == "Pretrained" or bool(cfg.get("load_from"))
+    files = pretrained_cfgs(cfg.model.backbone.get("init_cfg"))
+    pretrained = bool(files or cfg.get("load_from"))
     for name in PARTS:
         parameters = list(getattr(model, name).parameters())
         learning = [p for p in parameters if p.requires_grad and rates.get(id(p), 1)]
