@@ -99,8 +99,8 @@ def named_in_captions(file: str | Path, novel: Sequence[str]) -> dict[str, int]:
         words = re.findall(r"[^\W_]+", annotation["caption"].lower())
         rows = (words[i : i + n] for n in (1, 2, 3) for i in range(len(words) - n + 1))
         for row in rows:
-            if (name := names.get("".join(row))) is not None:
-                images.setdefault(name, set()).add(annotation["image_id"])
+            if (named := names.get("".join(row))) is not None:
+                images.setdefault(named, set()).add(annotation["image_id"])
     return {n: len(i) for n, i in sorted(images.items(), key=lambda x: -len(x[1]))}
 
 
