@@ -180,7 +180,9 @@ def test_the_documents_calls_do_run(
     code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.S))
     smaller = {
         "ViT-B/32": "shapes",
-        "create_clip_model(device=device)": "create_clip_model(device, 'shapes')",
+        "create_clip_model(device=device)": (
+            "create_clip_model(device, 'shapes', backbone_pretrained=None)"
+        ),
         "224": "64",
         "torch.randn(32,": "torch.randn(4,",
         "49408, (32, 77)": "49408, (4, 16)",
