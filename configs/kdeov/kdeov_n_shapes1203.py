@@ -1,7 +1,7 @@
 """The whole LVIS path on the built-in world: 405 f, 461 c and 337 r of 1203 classes.
 
 Rare classes have no box in training; ``tools/make_shapes.py --world 1203`` draws it.
-AP / APr 0.854 / 0.765, in 14 to 34 minutes on one core.
+AP / APr 0.860 / 0.785, in 12 to 20 minutes on one core.
     python tools/train.py configs/kdeov/kdeov_n_shapes1203.py
 """
 
@@ -17,3 +17,4 @@ model = dict(
     vocabulary=dict(size=200, min_size=100),
     test_cfg=dict(max_per_img=1000),  # standard LVIS AP takes 300 of them
 )
+optim_wrapper = dict(optimizer=dict(lr=0.002))  # of 0.001, 0.002 and 0.004 the best
