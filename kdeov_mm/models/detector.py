@@ -201,8 +201,9 @@ class KDEOVDetector(Student, SingleStageDetector):
     ) -> SampleList:
         """Images (B, 3, H, W) -> samples with boxes, scores and names.
 
-        Samples with ``captions`` or ``gt_label`` are of data sets of whole images; they
-        go to :meth:`Student.predict_images`.
+        Samples with ``gt_label``, or with ``captions`` and no words, are of data sets
+        of whole images: the global head embeds and classifies them
+        (:meth:`Student.predict_images`).
 
         Args:
             batch_inputs: normalised and padded.
@@ -211,7 +212,7 @@ class KDEOVDetector(Student, SingleStageDetector):
             text: embeddings of these classes; None embeds the words.
             cfg: instead of ``test_cfg``.
         """
-        if any("captions" in s or "gt_label" in s for s in batch_data_samples):
+        if any(map(_is_whole, batch_data_samples)):
             return self.predict_images(batch_inputs, batch_data_samples)
         words = words_of(batch_data_samples)
         text = self.embed(words, batch_inputs.device) if text is None else text
@@ -339,3 +340,8 @@ class KDEOVDetector(Student, SingleStageDetector):
     def fused(self, feats: tuple[Tensor, ...], text: TextEmbeds) -> tuple[Tensor, ...]:
         """P3, P4, P5, fused with the words if the model has a fusion."""
         return self.fusion(feats, text.vectors) if self.fusion else feats
+
+
+def _is_whole(sample: DetDataSample) -> bool:
+    """Whether a sample asks about its whole image: to classify or to retrieve it."""
+    return "gt_label" in sample or ("captions" in sample and "words" not in sample)

@@ -113,8 +113,8 @@ class Student:
         """
         if self.global_head is None:
             raise ValueError(
-                "samples with `captions` or `gt_label` ask for embeddings of whole "
-                "images: give the model a `global_head`, or test detection alone."
+                "samples of whole images (with a `gt_label`, or `captions` and no "
+                "words) need a model with a `global_head`; else test boxes alone."
             )
         # embeddings of the images, and of captions for retrieval
         embeds = torch.stack(as_if_alone(inputs, samples, self._embed_images))

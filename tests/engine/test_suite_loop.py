@@ -47,10 +47,10 @@ def test_metrics_that_would_have_the_same_names_are_refused(
         run(cfg, tmp_path, "twice")
 
 
-def test_images_are_not_asked_of_a_detector_without_their_head(
+def test_a_detector_without_the_head_finds_boxes_alone(
     load_config: Callable[..., Config], tmp_path: Path
 ) -> None:
     cfg = load_config(NAME, clip=False)
     cfg.model.global_head = None
-    with pytest.raises(ValueError, match="give the model a `global_head`"):
+    with pytest.raises(ValueError, match="need a model with a `global_head`"):
         run(cfg, tmp_path, "none")
