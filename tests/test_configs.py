@@ -84,6 +84,8 @@ CHANGES = {
     "no_cosine": ["model.global_head.distances"],
     "no_infonce": ["model.global_head.contrast"],
     "no_global_head": ["model.global_head", "test_cfg"],
+    "backbone_yolov5": ["model.backbone.type"],
+    "projection_gn": ["model.bbox_head.head_module.projection_norm"],
     "film_shift": ["model.bbox_head.head_module.adapter.shift"],
     "film_maps": ["model.bbox_head.head_module.adapter", "model.fusion"],
     "attention_maps": ["model.bbox_head.head_module.adapter", "model.fusion"],
