@@ -176,7 +176,8 @@ class TestSuiteLoop(TestLoop):
             loop = TestLoop(runner, test["dataloader"], test["evaluator"], fp16)
             self.tests[name] = loop.dataloader, loop.evaluator
         # metrics are told apart by their prefixes
-        prefixes = [m.prefix for _, e in self.tests.values() for m in e.metrics]
+        sets = [{m.prefix for m in e.metrics} for _, e in self.tests.values()]
+        prefixes = [prefix for each in sets for prefix in each]
         twice = sorted({str(p) for p in prefixes if prefixes.count(p) > 1})
         if twice:
             raise ValueError(
