@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     cfg = Config.fromfile(args.config, lazy_import=False)
     if not cfg.get("train_dataloader"):
         parser.error(f"{args.config} has no train_dataloader")
-    if "bbox_head" not in cfg.model:
-        parser.error(f"{args.config} has no bbox_head: only detectors are examined")
+    if not {"bbox_head", "roi_head"} & set(cfg.model):
+        parser.error(f"{args.config} has no head of boxes: only detectors are examined")
 
     set_random_seed(0)  # of the pipeline, too: the same report each time
     # mmengine's log lists all weights

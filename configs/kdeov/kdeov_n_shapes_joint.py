@@ -1,35 +1,26 @@
-"""A second mouth for the demo's student: embeddings of whole images.
+"""A head for whole images on the demo's student, whose detector stays to the bit.
 
-The detector of kdeov_n_shapes.py stays as it is, to the bit; a head of 0.3 M parameters
-learns on its features what the teacher says of objects and of scenes.
+It learns on the detector's features what the teacher says of objects and of scenes, and
+by InfoNCE the captions of the training scenes.
     python tools/train.py configs/kdeov/kdeov_n_shapes.py
     python tools/train.py configs/kdeov/kdeov_n_shapes_joint.py
 """
 
-_base_ = "./ablations/default.py"  # the demo's student, 800 iterations
+_base_ = "./kdeov_n_shapes_whole.py"
 load_from = "work_dirs/kdeov_n_shapes/iter_1600.pth"
 custom_hooks = []  # a moving average would round the detector
 model = dict(
     frozen=True,
     distill=None,
+    bbox_head=dict(head_module=dict(adapter=None)),  # as the demo's
     global_head=dict(
-        type="GlobalHead",
-        projection=dict(
-            type="GlobalProjection",
-            in_channels={{_base_.channels}},
-            embed_dims={{_base_.embed_dims}},
-            widen_factor={{_base_.widen_factor}},
-            norm=True,
-        ),
-        distances=dict(
-            cosine=dict(type="CosineDistance", loss_weight=0.5),
-            relation=dict(type="RelationalDistance", loss_weight=0.75),
-        ),
-        sources=("truth", "own"),
-        target="regions",
+        distances=dict(relation=dict(type="RelationalDistance", loss_weight=0.75)),
         crops=2.0,
-        crop_sizes=(64, 96, 160),
         calibrate=0.1,
         warmup=0,
     ),
 )
+# half the schedule
+train_cfg = dict(max_iters=800)
+param_scheduler = _base_.param_scheduler
+param_scheduler[1].T_max = 750

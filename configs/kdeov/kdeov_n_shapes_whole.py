@@ -28,6 +28,8 @@ model = dict(
         contrast=dict(type="InfoNCE", loss_weight=0.5),
         sources=("truth", "own"),
         target="regions",
+        crops=1.0,
+        crop_sizes=(64, 96, 160),
     ),
 )
 test_cfg = dict(type="TestSuiteLoop", others=_base_.other_tests)

@@ -26,7 +26,7 @@ from ..clip.cached_teacher import (
 from ..clip.source import file_sha256
 from ..clip.store import FORMAT, Record
 from ..files import locked
-from ..models import KDEOVDetector, words_of
+from ..models import KDEOVDetector, ViLDDetector
 from ..models.pixels import frozen_statistics
 
 CHUNK = 16  # images embedded together
@@ -107,7 +107,7 @@ class Embedder:
         # models: the live teacher, and the student with its heads
         clip = {key: cfg.model.teacher.get(key) for key in ("model", "pretrained")}
         self.teacher = CLIPImageTeacher(**clip)
-        self.student: KDEOVDetector = MODELS.build(cfg.model)
+        self.student: KDEOVDetector | ViLDDetector = MODELS.build(cfg.model)
         heads: dict[str, Any] = self.student.distill_heads
         self.heads = [head for head in heads.values() if head.needs.crops]
         needs = [head.needs for head in self.heads]
@@ -243,7 +243,6 @@ class Embedder:
         # as in training, where the boxes are rated, but with the trained statistics;
         # all words in their order: a fusion depends on them
         with frozen_statistics(self.student.train()):
-            feats, _ = self.student.head_input(inputs, words_of(samples))
-            regions = self.student.bbox_head.embed(feats).regions
+            regions = self.student.rate_regions(inputs, samples)
         pick = self.pickers[0].own_boxes
         return [pick(sample, regions, i) for i, sample in enumerate(samples)]

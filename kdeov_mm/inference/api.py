@@ -62,8 +62,9 @@ class KDEOV:
     ['boxes', 'labels', 'names', 'scores']
 
     Args:
-        model: :class:`KDEOVDetector` or :class:`ImageTextModel`, with its config as
-            ``model.cfg``; see :meth:`from_config` and :meth:`from_checkpoint`.
+        model: :class:`KDEOVDetector`, :class:`ViLDDetector` or
+            :class:`ImageTextModel`, with its config as ``model.cfg``; see
+            :meth:`from_config` and :meth:`from_checkpoint`.
         batch_size: images that pass the model at once.
     """
 
@@ -225,7 +226,7 @@ class KDEOV:
         """
         self.check_detects()
         # thresholds go into a copy: the model's own belong to all calls
-        cfg = copy.deepcopy(self.model.bbox_head.test_cfg)
+        cfg = copy.deepcopy(self.model.box_cfg)
         if score_threshold is not None:
             cfg.score_thr = _fraction("score_threshold", score_threshold)
         if nms_threshold is not None:
@@ -247,7 +248,7 @@ class KDEOV:
         if not getattr(self.model, "with_bbox", False):
             raise ValueError(
                 f"a {type(self.model).__name__} finds no boxes: use the checkpoint of "
-                "a KDEOVDetector."
+                "a KDEOVDetector or a ViLDDetector."
             )
 
     @torch.no_grad()

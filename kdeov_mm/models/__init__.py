@@ -26,3 +26,4 @@ from .projection import GlobalProjection, SpatialProjection
 from .random_vocabulary import RandomVocabulary
 from .student import words_of
 from .text_classifier import TextClassifier, TextEmbeds
+from .vild import ViLDBBoxHead, ViLDDetector, ViLDRoIHead

@@ -10,10 +10,10 @@ from mmdet.models.detectors import SingleStageDetector
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, OptSampleList, SampleList
 from mmengine.structures import InstanceData
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..vocabulary import Asked, Words, as_vocabulary
-from .distill.base import Distillation, StudentBatch
+from .distill.base import Distillation, RegionEmbeds, StudentBatch
 from .distill.image import ImageDistillation
 from .folded import FoldedDetector, describe
 from .global_head import GlobalHead
@@ -77,17 +77,12 @@ class KDEOVDetector(Student, SingleStageDetector):
         # words, teacher and what learns from it
         self.text_encoder = MODELS.build(text_encoder)
         self.fusion = MODELS.build(fusion) if fusion else None
-        self.teacher = MODELS.build(teacher) if teacher else None
-        self.distill = nn.ModuleDict(
-            {name: MODELS.build(cfg) for name, cfg in (distill or {}).items()}
-        )
+        self.build_teaching(teacher, distill)
         self.global_head: GlobalHead | None = (
             MODELS.build(global_head) if global_head else None
         )
         self.vocabulary = RandomVocabulary(**(vocabulary or {}))
-        if synonyms not in ("mean", "max"):
-            raise ValueError(f"synonyms is 'mean' or 'max', got {synonyms!r}")
-        self.synonyms = synonyms
+        self.set_synonyms(synonyms)
         # only the global head learns: gradients stop here, statistics in `untouched`
         self.frozen = frozen
         if frozen:
@@ -110,6 +105,11 @@ class KDEOVDetector(Student, SingleStageDetector):
         if self.global_head is not None and self.global_head.learns:
             heads["global_head"] = self.global_head
         return heads
+
+    @property
+    def box_cfg(self) -> Any:
+        """The part of ``test_cfg`` that says which boxes are kept."""
+        return self.bbox_head.test_cfg
 
     def _freeze_idle_parts(self) -> None:
         # distributed training waits for ever for a parameter without a gradient. Of an
@@ -155,7 +155,7 @@ class KDEOVDetector(Student, SingleStageDetector):
             partial(self._crop_features, batch_inputs),
             training_progress(),
         )
-        taught = self._taught(student, batch_inputs)
+        taught = self.taught(student, batch_inputs)
         losses = {}
         if not self.frozen:
             losses = self.bbox_head.losses(located, text.vectors, samples)
@@ -165,18 +165,6 @@ class KDEOVDetector(Student, SingleStageDetector):
                 "nothing to learn: bbox_head.supervised=False needs model.teacher, and "
                 "heads in model.distill with `distances`."
             )
-        return losses
-
-    def _taught(self, student: StudentBatch, batch_inputs: Tensor) -> dict[str, Tensor]:
-        """Losses of the heads that compare the student with the teacher."""
-        losses: dict[str, Tensor] = {}
-        if not self.distill_heads or self.teacher is None:
-            return losses
-        teacher = self.teacher_batch(batch_inputs, student.samples)
-        for name, head in self.distill_heads.items():
-            for key, value in head.loss(student, teacher).items():
-                # of two heads of a kind, both count
-                losses[f"{key}_{name}" if key in losses else key] = value
         return losses
 
     def _crop_features(
@@ -336,6 +324,12 @@ class KDEOVDetector(Student, SingleStageDetector):
         """
         text = self.embed(words, images.device) if text is None else text
         return HeadInput(self.fused(self.extract_feat(images), text), text)
+
+    def rate_regions(self, images: Tensor, samples: SampleList) -> RegionEmbeds:
+        """Locations of images (B, 3, H, W), for a :class:`RegionPicker`; in training
+        mode, where they are rated."""
+        feats, _ = self.head_input(images, words_of(samples))
+        return self.bbox_head.embed(feats).regions
 
     def fused(self, feats: tuple[Tensor, ...], text: TextEmbeds) -> tuple[Tensor, ...]:
         """P3, P4, P5, fused with the words if the model has a fusion."""

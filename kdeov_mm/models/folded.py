@@ -127,6 +127,11 @@ class FoldedDetector(SingleStageDetector):
         self.requires_grad_(False)
         self.to(next(detector.parameters()).device)
 
+    @property
+    def box_cfg(self) -> Any:
+        """The part of ``test_cfg`` that says which boxes are kept."""
+        return self.bbox_head.test_cfg
+
     def set_words(
         self,
         words: Sequence[Words],

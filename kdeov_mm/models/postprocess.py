@@ -104,7 +104,9 @@ def best_boxes(
     # scores only of what stays
     keep = keep[: cfg.max_per_img]
     return InstanceData(
-        bboxes=clipped(boxes[location[keep]], meta),
+        bboxes=clipped(
+            boxes[location[keep]], meta["ori_shape" if rescale else "img_shape"]
+        ),
         scores=best.logits[keep].sigmoid(),
         labels=labels[keep],
     )
@@ -118,9 +120,9 @@ def rescaled(boxes: Tensor, meta: dict[str, Any]) -> Tensor:
     return boxes / boxes.new_tensor(meta["scale_factor"]).repeat(2)
 
 
-def clipped(boxes: Tensor, meta: dict[str, Any]) -> Tensor:
-    """Boxes (n, 4) within the original image."""
-    height, width = meta["ori_shape"][:2]
+def clipped(boxes: Tensor, shape: Sequence[int]) -> Tensor:
+    """Boxes (n, 4) within an image of a shape (height, width, ...)."""
+    height, width = shape[:2]
     return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height] * 2))
 
 

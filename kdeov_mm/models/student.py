@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, SampleList
 from mmengine.logging import MessageHub
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..vocabulary import Vocabulary, Words
-from .distill.base import Distillation
+from .distill.base import Distillation, StudentBatch
 from .pixels import as_if_alone, filled_part
 from .pretrained import load_pretrained, take_pretrained
 from .text_classifier import TextEmbeds
@@ -36,6 +37,7 @@ class Student:
     neck: Any
     text_encoder: Any
     teacher: Any
+    distill: Any
     data_preprocessor: Any
     global_head: Any
     synonyms: str = "mean"
@@ -90,9 +92,45 @@ class Student:
             device = next(self.parameters()).device  # type: ignore[attr-defined]
         return merge_synonyms(vectors.to(device), words, self.synonyms)
 
+    def build_teaching(
+        self, teacher: dict[str, Any] | None, distill: dict[str, dict[str, Any]] | None
+    ) -> None:
+        """Build the teacher, and the distillation heads by name."""
+        self.teacher = MODELS.build(teacher) if teacher else None
+        self.distill = nn.ModuleDict(
+            {name: MODELS.build(cfg) for name, cfg in (distill or {}).items()}
+        )
+
+    def set_synonyms(self, synonyms: str) -> None:
+        """Choose how the synonyms of a class stand for it, see :class:`Student`.
+
+        Raises:
+            ValueError: neither ``'mean'`` nor ``'max'``.
+        """
+        if synonyms not in ("mean", "max"):
+            raise ValueError(f"synonyms is 'mean' or 'max', got {synonyms!r}")
+        self.synonyms = synonyms
+
     def teacher_batch(self, inputs: Tensor, samples: SampleList) -> Any:
         """What the teacher says of the student's inputs (B, 3, H, W)."""
         return self.teacher.for_batch(inputs, samples, self.data_preprocessor)
+
+    def taught(self, student: StudentBatch, inputs: Tensor) -> dict[str, Tensor]:
+        """Losses of the heads that compare the student with the teacher.
+
+        Args:
+            student: what the student says of the batch.
+            inputs: its images (B, 3, H, W).
+        """
+        losses: dict[str, Tensor] = {}
+        if not self.distill_heads or self.teacher is None:
+            return losses
+        teacher = self.teacher_batch(inputs, student.samples)
+        for name, head in self.distill_heads.items():
+            for key, value in head.loss(student, teacher).items():
+                # of two heads of a kind, both count
+                losses[f"{key}_{name}" if key in losses else key] = value
+        return losses
 
     @torch.no_grad()
     def predict_images(self, inputs: Tensor, samples: SampleList) -> SampleList:

@@ -53,17 +53,23 @@ class Linear1x1(NamedTuple):
         return Linear1x1(weight, self.bias if self.bias.ndim == 1 else self.bias[index])
 
 
-def initial_logit_scale() -> Tensor:
-    """Log of CLIP's first inverse temperature, 1 / 0.07 (Radford et al., 2021)."""
-    return torch.tensor(math.log(1 / 0.07))
+def initial_logit_scale(temperature: float = 0.07) -> Tensor:
+    """Log of an inverse temperature; CLIP's first is 1 / 0.07 (Radford et al., 2021).
+
+    Raises:
+        ValueError: it is below 0.01, beyond the limit of the scale.
+    """
+    if not temperature >= 0.01:
+        raise ValueError(f"a temperature is 0.01 at least, got {temperature}")
+    return torch.tensor(math.log(1 / temperature))
 
 
 class TextClassifier(nn.Module):
     """``exp(logit_scale) * <e, t> + bias``, for an embedding e and a class's vector t.
 
     The inverse temperature is CLIP's (Radford et al., 2021, section 2.5): learnable,
-    from 1 / 0.07, at most 100. As there, the parameter itself is clamped in training,
-    so that its gradient does not vanish beyond the limit.
+    from 1 / ``temperature``, at most 100. As there, the parameter itself is clamped in
+    training, so that its gradient does not vanish beyond the limit.
 
     Args:
         embed_dims: dimension D; needed by ``background``.
@@ -72,6 +78,7 @@ class TextClassifier(nn.Module):
         learn_scale: whether the temperature is learnt.
         background: a learnable vector beside the classes, whose logit comes last
             (ViLD, Gu et al., 2021, section 3.2).
+        temperature: the first one.
 
     Example:
         >>> import torch
@@ -91,14 +98,15 @@ class TextClassifier(nn.Module):
         adapter: dict[str, Any] | None = None,
         learn_scale: bool = True,
         background: bool = False,
+        temperature: float = 0.07,
     ) -> None:
         super().__init__()
         if background and embed_dims < 1:
             raise ValueError("background needs embed_dims, the dimension of the text")
         if learn_scale:
-            self.logit_scale = nn.Parameter(initial_logit_scale())
+            self.logit_scale = nn.Parameter(initial_logit_scale(temperature))
         else:
-            self.register_buffer("logit_scale", initial_logit_scale())
+            self.register_buffer("logit_scale", initial_logit_scale(temperature))
         self.bias = nn.Parameter(torch.zeros(num_biases)) if num_biases else None
         self.adapter = MODELS.build(adapter) if adapter else None
         self.background = (

@@ -181,7 +181,7 @@ def test_captions_belong_to_their_image(tmp_path: Any) -> None:
 def test_dense_loss_is_zero_when_the_maps_agree(window: int | None) -> None:
     feats = make_feats()[:1]
     locations = make_locations(feats)
-    (said,) = embedding_maps(locations, feats)  # (B, D, 8, 8)
+    (said,) = embedding_maps(locations.embeds, feats)  # (B, D, 8, 8)
     answers = F.normalize(said.detach(), dim=1)
     same = Known(dense=answers, crops=answers.permute(0, 2, 3, 1).flatten(0, 2))
     head = DenseDistillation(COSINE, window=window, stride=8)
@@ -198,7 +198,7 @@ def test_maps_are_ordered_as_their_locations() -> None:
     feats = make_feats()
     locations = make_locations(feats)
     centres = locations.centres[None].expand(2, -1, -1)
-    first, second = embedding_maps(locations._replace(embeds=centres), feats)
+    first, second = embedding_maps(centres, feats)
     assert first[0, :, 2, 5].tolist() == [44.0, 20.0]  # x, y at stride 8
     assert second[1, :, 0, 3].tolist() == [56.0, 8.0]
 
@@ -339,7 +339,7 @@ def test_stored_boxes_need_a_store(build_detector: Callable[..., Any]) -> None:
 def test_dense_loss_does_not_see_the_padding() -> None:
     feats = make_feats()[:1]
     locations = make_locations(feats)
-    (said,) = embedding_maps(locations, feats)
+    (said,) = embedding_maps(locations.embeds, feats)
     same = F.normalize(said.detach(), dim=1)
     target = same.clone()
     target[..., 4:] = -target[..., 4:]

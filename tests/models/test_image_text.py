@@ -62,9 +62,11 @@ def test_any_backbone_speaks_clips_language(
     for key in ("visual_features", "text_features"):
         norms = said[key].norm(dim=1)
         torch.testing.assert_close(norms, torch.ones_like(norms))
-    first, activation, second = model.global_head.projection.mlp
+    projection = model.global_head.projection
+    levels = getattr(projection, "levels", None)
+    first, activation, second = levels[0][1] if levels else projection.mlp
     assert isinstance(activation, torch.nn.GELU)
-    assert (first.out_features, second.in_features) == (hidden, hidden)
+    assert first.out_features == second.in_features == hidden
 
 
 @pytest.mark.parametrize("kind", BACKBONES)
@@ -178,6 +180,7 @@ def joint(build_detector: Callable[..., Any]) -> Callable[..., Any]:
         embed_dims=EMBED_DIMS,
         widen_factor=0.25,
         norm=True,
+        pooling="attention",
     )
     head = dict(
         type="GlobalHead",
@@ -295,6 +298,7 @@ def test_the_joint_config_extends_the_demo(load_config: Callable[..., Config]) -
     assert begins == f"work_dirs/kdeov_n_shapes/iter_{demo.max_iters}.pth"
     for key in ("global_head", "frozen", "distill"):
         demo.model.pop(key, None), both.model.pop(key, None)
+    assert both.model.bbox_head.head_module.pop("adapter") is None
     assert both.model.to_dict() == demo.model.to_dict()
 
 

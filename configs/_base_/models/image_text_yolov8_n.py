@@ -21,6 +21,7 @@ model = dict(
             embed_dims={{_base_.embed_dims}},
             widen_factor={{_base_.widen_factor}},
             norm=True,
+            pooling="attention",
         ),
     ),
 )

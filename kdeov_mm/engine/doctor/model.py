@@ -19,7 +19,7 @@ from ...clip.cached_teacher import teacher_identity
 from ...models.pretrained import pretrained_cfgs
 from .finding import Checks, Finding, Stop, stage
 
-PARTS = ("backbone", "neck", "bbox_head")
+PARTS = ("backbone", "neck", "bbox_head", "rpn_head", "roi_head")
 
 
 def build_model(cfg: Config) -> Any:
@@ -74,7 +74,7 @@ def check_frozen(cfg: Config, model: Any) -> Checks:
     # how much has to be trained: pretrained weights may stay as they are
     files = pretrained_cfgs(cfg.model.backbone.get("init_cfg"))
     pretrained = bool(files or cfg.get("load_from"))
-    for name in PARTS:
+    for name in parts_of(model):
         parameters = list(getattr(model, name).parameters())
         learning = [p for p in parameters if p.requires_grad and rates.get(id(p), 1)]
         share = sum(p.numel() for p in learning) / sum(p.numel() for p in parameters)
@@ -136,10 +136,15 @@ def check_steps(model: Any, batches: Sequence[Sequence[Any]]) -> Checks:
     # what the losses reach: locations, and parameters of each part
     if not positives.total():
         yield Finding("no positives", "no location is assigned to any object.")
-    for name in PARTS:
+    for name in parts_of(model):
         learning = [p for p in getattr(model, name).parameters() if p.requires_grad]
         if learning and not any(p.grad is not None and p.grad.any() for p in learning):
             yield Finding("no gradient", f"no gradient reaches the {name}.")
+
+
+def parts_of(model: Any) -> list[str]:
+    """The names of a detector's parts, of one stage or two."""
+    return [name for name in PARTS if hasattr(model, name)]
 
 
 def watch_outputs(model: Any) -> list[str]:
@@ -157,9 +162,21 @@ def watch_outputs(model: Any) -> list[str]:
     return names
 
 
-def watch_positives(model: Any) -> Counter[float]:
-    """Positive locations by stride, small first; filled by the forward passes."""
-    positives: Counter[float] = Counter()
+def watch_positives(model: Any) -> Counter[Any]:
+    """Positives, filled by the forward passes: locations by stride, small first, or
+    all proposals of a two-stage detector."""
+    positives: Counter[Any] = Counter()
+    if hasattr(model, "roi_head"):
+        sampler = model.roi_head.bbox_sampler
+        draw = sampler.sample
+
+        def drawn(*args: Any, **kwargs: Any) -> Any:
+            result = draw(*args, **kwargs)
+            positives["proposals"] += len(result.pos_priors)
+            return result
+
+        sampler.sample = drawn
+        return positives
 
     def count(module: Any, inputs: Any, result: dict[str, Tensor]) -> None:
         # centres and strides of the locations (N, 4), and what is matched (B, N)
@@ -176,4 +193,6 @@ def module_of(model: Any, term: str) -> str:
     for name, head in model.distill_heads.items():
         if {term, term.removesuffix(f"_{name}")} & set(head.loss_names):
             return f"distill.{name}" if name in model.distill else name
+    if hasattr(model, "roi_head"):
+        return "rpn_head" if "rpn" in term else "roi_head"
     return "bbox_head"

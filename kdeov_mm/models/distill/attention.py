@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...clip.teacher_batch import TeacherBatch
 from ..pixels import filled_part, in_image
-from .base import Distillation, Needs, StudentBatch
+from .base import Distillation, Needs, StudentBatch, embeds_of_locations
 
 
 @MODELS.register_module()
@@ -40,10 +40,9 @@ class AttentionDistillation(Distillation):
         Raises:
             ValueError: a student without regions.
         """
-        if student.regions is None:
-            raise ValueError("AttentionDistillation needs a student with regions")
+        located = embeds_of_locations(student, "AttentionDistillation")
         target = teacher.images()  # (B, D)
-        embeds = F.normalize(student.regions.embeds.float(), dim=-1)  # (B, N, D)
+        embeds = F.normalize(located.float(), dim=-1)  # (B, N, D)
         similar = torch.einsum("bd,bnd->bn", target, embeds) / self.temperature
         # padding gets no attention
         filled = filled_part(student.samples).to(embeds.device)

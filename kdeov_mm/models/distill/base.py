@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ...clip.teacher_batch import TeacherBatch
 
+# B tensors (n_b, 4) of boxes -> embeddings of what is there, (sum n_b, D)
+BoxEmbeds: TypeAlias = Callable[[Sequence[Tensor]], Tensor]
 # B tensors (n_b, 4) of boxes and a side in pixels -> feature maps of the crops, and
 # the part of each that is no padding, (sum n_b, 2)
 CropFeatures: TypeAlias = Callable[
@@ -19,24 +21,26 @@ CropFeatures: TypeAlias = Callable[
 
 
 class RegionEmbeds(NamedTuple):
-    """Regions of each image with their embeddings: the N locations of a YOLO.
+    """Regions of each image: the N locations of a YOLO, or proposals.
 
     Attributes:
-        embeds: (B, N, D), with gradient.
+        embeds: (B, N, D), with gradient; None where the student embeds any box
+            (``StudentBatch.embed_boxes``).
         boxes: (B, N, 4), xyxy in pixels of the padded input, detached.
-        sharpness: (B, N) in (0, 1], detached: mean over the four sides of the
-            largest probability of the box distribution. High where edges are
-            found, whatever the object's class.
-        centres: (N, 2), xy in pixels.
-        unlabelled: (B, N) bool, all False at first: a distillation marks the locations
+        sharpness: (B, N) in [0, 1], detached: how sure it is that there is an object,
+            whatever its class. Of a YOLO the mean over the four sides of the largest
+            probability of the box distribution, high where edges are found; of
+            proposals their objectness, 0 for those that fill up a batch.
+        centres: (N, 2), xy in pixels, of locations; None for proposals.
+        unlabelled: (B, N) bool, all False at first: a distillation marks the regions
             of objects that nobody labelled, which the class loss then does not take for
             background; None where there is no such loss.
     """
 
-    embeds: Tensor
+    embeds: Tensor | None
     boxes: Tensor
     sharpness: Tensor
-    centres: Tensor
+    centres: Tensor | None
     unlabelled: Tensor | None = None
 
 
@@ -51,6 +55,8 @@ class StudentBatch(NamedTuple):
         image_feats: the maps before fusion; None: ``feats``.
         crop_features: features of crops as images of their own; or None.
         progress: the part of the training that is done, in [0, 1].
+        embed_boxes: embeddings of any boxes; None for students that embed their own
+            regions alone.
     """
 
     feats: Sequence[Tensor]
@@ -60,6 +66,25 @@ class StudentBatch(NamedTuple):
     image_feats: Sequence[Tensor] | None = None
     crop_features: CropFeatures | None = None
     progress: float = 1.0
+    embed_boxes: BoxEmbeds | None = None
+
+
+def embeds_of_locations(student: StudentBatch, name: str) -> Tensor:
+    """The embeddings (B, N, D) of a one-stage student's locations.
+
+    Args:
+        student: what it says of a batch.
+        name: of the distillation that needs them.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if student.regions is None or student.regions.embeds is None:
+        raise ValueError(
+            f"{name} needs a student with locations, a KDEOVDetector: leave it out of "
+            "model.distill."
+        )
+    return student.regions.embeds
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...clip.teacher_batch import TeacherBatch
 from ..pixels import filled_part, in_image
-from .base import Distillation, Needs, RegionEmbeds, StudentBatch
+from .base import Distillation, Needs, StudentBatch, embeds_of_locations
 
 
 @MODELS.register_module()
@@ -59,13 +59,12 @@ class DenseDistillation(Distillation):
         Raises:
             ValueError: a student without regions.
         """
-        if student.regions is None:
-            raise ValueError("DenseDistillation needs a student with regions")
+        embedded = embeds_of_locations(student, "DenseDistillation")
         target = self.target(student, teacher)  # (B, D, h, w)
         size = target.shape[-2:]
         maps = [
             F.interpolate(m, size, mode="bilinear", align_corners=False)
-            for m in embedding_maps(student.regions, student.feats)
+            for m in embedding_maps(embedded, student.feats)
         ]
         embeds = torch.stack(maps, 1).permute(0, 1, 3, 4, 2)  # (B, L, h, w, D)
         target = target.permute(0, 2, 3, 1)[:, None].expand(embeds.shape)
@@ -119,9 +118,9 @@ def window_grid(
     return torch.cat([centres - side / 2, centres + side / 2], 1), (rows, columns)
 
 
-def embedding_maps(regions: RegionEmbeds, feats: Sequence[Tensor]) -> list[Tensor]:
-    """Locations (B, N, D) -> L maps (B, D, H_l, W_l), as the levels' ``feats``."""
+def embedding_maps(embeds: Tensor, feats: Sequence[Tensor]) -> list[Tensor]:
+    """Embeddings of locations (B, N, D) -> L maps (B, D, H_l, W_l), as ``feats``."""
     # (B, N, D) -> (B, H_l * W_l, D) of each level
     shapes = [feat.shape[-2:] for feat in feats]
-    parts = regions.embeds.split([h * w for h, w in shapes], 1)
+    parts = embeds.split([h * w for h, w in shapes], 1)
     return [p.transpose(1, 2).unflatten(2, s) for p, s in zip(parts, shapes)]

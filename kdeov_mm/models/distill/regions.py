@@ -148,8 +148,8 @@ class RegionPicker(Distillation):
             score = score.masked_fill(box_iou(boxes, truth).amax(1) > self.nms_iou, -1)
         large = (boxes[:, 2:] - boxes[:, :2]).amin(1) > 4
         score = score.masked_fill(~large, -1)
-        # the best 64, without duplicates
-        pool = score.topk(min(64, len(score))).indices
+        # the best ones, without duplicates
+        pool = score.topk(min(max(64, 4 * self.proposals), len(score))).indices
         pool = pool[score[pool] > 0]
         keep = batched_nms(
             boxes[pool], score[pool], torch.zeros_like(pool), self.nms_iou

@@ -1,0 +1,456 @@
+"""ViLD: the two-stage student, whose proposals have embeddings in CLIP's space."""
+
+import copy
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmdet.models.detectors import TwoStageDetector
+from mmdet.models.roi_heads import StandardRoIHead
+from mmdet.models.roi_heads.bbox_heads import ConvFCBBoxHead
+from mmdet.registry import DATASETS, MODELS
+from mmdet.structures import OptSampleList, SampleList
+from mmdet.structures.bbox import bbox2roi
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from ..vocabulary import Words, as_vocabulary
+from .box_branches import without_autocast
+from .distill.base import Distillation, RegionEmbeds, StudentBatch
+from .folded import describe
+from .pixels import as_if_alone
+from .postprocess import above, best_boxes, least_logit, max_boxes
+from .random_vocabulary import RandomVocabulary
+from .student import Student, check_dims, training_progress, words_of
+from .text_classifier import TextClassifier, TextEmbeds
+
+
+class WordedMaps(tuple[Tensor, ...]):
+    """Feature maps, and the words that their regions are scored for.
+
+    mmdet's RoI head passes its maps on as they come: so the words reach its boxes.
+
+    Attributes:
+        words: K classes.
+        text: their text embeddings.
+        verified: (B, K) bool, which of them count in an image's loss; None: all.
+    """
+
+    words: tuple[Words, ...]
+    text: TextEmbeds
+    verified: Tensor | None = None
+
+
+@MODELS.register_module()
+class ViLDBBoxHead(ConvFCBBoxHead):
+    """A region's embedding, and its box whatever its class.
+
+    ViLD's region head (Gu et al., 2021, section 3.2): mmdet's ``ConvFCBBoxHead``, whose
+    last layer gives an embedding in the teacher's space in place of scores.
+
+    Args:
+        embed_dims: dimension D of the teacher's space.
+        temperature: of the softmax over words.
+        background: a learnt vector stands for what is none of the words.
+        kwargs: those of ``mmdet.ConvFCBBoxHead``; ``num_shared_fcs=2`` for its 2fc
+            form, with ``num_shared_convs=4`` and one fc for 4conv1fc.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        temperature: float = 0.01,
+        background: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_classes=1, reg_class_agnostic=True, **kwargs)
+        self.embed_dims = embed_dims
+        self.fc_cls = nn.Linear(self.cls_last_dim, embed_dims)
+        self.classifier = TextClassifier(
+            embed_dims,
+            learn_scale=False,
+            background=background,
+            temperature=temperature,
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """RoI features (R, C, h, w) -> unit embeddings (R, D), box deltas (R, 4)."""
+        embeds, deltas = super().forward(x)
+        return F.normalize(embeds.float(), dim=1), deltas
+
+    def logits(self, embeds: Tensor, text: TextEmbeds) -> Tensor:
+        """Unit embeddings (R, D) and K classes -> logits (R, K), (R, K + 1) with the
+        background last; in float32."""
+        with without_autocast(embeds.device):
+            return self.classifier(embeds, text)
+
+
+@MODELS.register_module()
+class ViLDRoIHead(StandardRoIHead):
+    """Scores proposals for words, and pulls their embeddings to the teacher's.
+
+    ViLD (Gu et al., 2021): a softmax over words and a background teaches embeddings by
+    text, a distillation head of the detector by image. One head learns both, or a
+    second one (``image_head``) the images alone, and both vote at test time
+    (section 3.4): with the text's probability p and the image's q, without a
+    background, a base word scores p^a q^(1 - a) and another one p^(1 - a) q^a.
+
+    Args:
+        image_head: config of a second :class:`ViLDBBoxHead`, which is distilled in
+            place of ``bbox_head``; None for none.
+        base: the words that had boxes in training, for the vote: a list of names, or a
+            data set's class whose base classes they are, e.g. ``'OVCocoDataset'``.
+        exponent: a, in [0, 1].
+        objectness: b, in [0, 1]: scores are s^(1 - b) o^b with the RPN's objectness o
+            of the proposal. ViLD's b is 0; without a text loss nothing else says what
+            is background.
+        kwargs: those of ``mmdet.StandardRoIHead``.
+    """
+
+    def __init__(
+        self,
+        image_head: dict[str, Any] | None = None,
+        base: str | Sequence[str] = (),
+        exponent: float = 2 / 3,
+        objectness: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not (0 <= exponent <= 1 and 0 <= objectness <= 1):
+            raise ValueError(
+                "exponent and objectness lie in [0, 1], got "
+                f"exponent={exponent}, objectness={objectness}"
+            )
+        self.exponent, self.objectness = exponent, objectness
+        self.image_head: ViLDBBoxHead | None = None
+        if image_head is not None:
+            more = dict(with_reg=False, background=False)
+            self.image_head = MODELS.build(image_head | more)
+        names = _base_classes(base) if isinstance(base, str) else tuple(base)
+        if image_head is not None and not names:
+            raise ValueError(
+                "image_head votes with exponents for base and other words: set `base` "
+                "to the classes with boxes in training, or e.g. 'OVCocoDataset'."
+            )
+        words = as_vocabulary(names).words if names else ()
+        self.base = {word for own in words for word in own}
+
+    @property
+    def embedding_head(self) -> ViLDBBoxHead:
+        """The head whose embeddings the teacher's are compared with."""
+        return self.bbox_head if self.image_head is None else self.image_head
+
+    def embed(self, x: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """Unit embeddings (sum n_b, D) of B tensors (n_b, 4) of boxes."""
+        rois = bbox2roi([*boxes])
+        return self.embedding_head(self._pooled(x, rois))[0]
+
+    def loss(
+        self,
+        x: WordedMaps,
+        rpn_results_list: list[InstanceData],
+        batch_data_samples: SampleList,
+    ) -> dict[str, Tensor]:
+        """As mmdet's: cross-entropy over the words and a background, boxes, masks."""
+        # labels of the background are the number of the words of this step
+        self.bbox_head.num_classes = len(x.words)
+        return super().loss(x, rpn_results_list, batch_data_samples)
+
+    def _bbox_forward(self, x: WordedMaps, rois: Tensor) -> dict[str, Tensor]:
+        feats = self._pooled(x, rois)
+        embeds, deltas = self.bbox_head(feats)
+        logits = self.bbox_head.logits(embeds, x.text)
+        # a word that is not verified in the image is not in the softmax
+        if self.training and x.verified is not None:
+            known = F.pad(x.verified, (0, 1), value=True)[rois[:, 0].long()]
+            logits = logits.masked_fill(~known, -torch.inf)
+        return dict(cls_score=logits, bbox_pred=deltas, bbox_feats=feats)
+
+    def _pooled(self, x: Sequence[Tensor], rois: Tensor) -> Tensor:
+        """Features (R, C, h, w) of boxes (R, 5): the image's number, xyxy."""
+        return self.bbox_roi_extractor(x[: self.bbox_roi_extractor.num_inputs], rois)
+
+    def scores(self, x: WordedMaps, rois: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities (R, K) of words, and box deltas (R, 4).
+
+        Args:
+            x: maps and words.
+            rois: (R, 5), the image's number and xyxy.
+        """
+        output = self._bbox_forward(x, rois)
+        share = output["cls_score"].softmax(1)[:, : len(x.words)]
+        if self.image_head is None:
+            return share, output["bbox_pred"]
+        # the vote, with exponents of base and other words
+        embeds, _ = self.image_head(output["bbox_feats"])
+        images = self.image_head.logits(embeds, x.text).softmax(1)
+        known = [bool(self.base.intersection(own)) for own in x.words]
+        chosen = torch.tensor(known, device=share.device)
+        power = torch.where(chosen, self.exponent, 1 - self.exponent)
+        return share**power * images ** (1 - power), output["bbox_pred"]
+
+    def predict_bbox(
+        self,
+        x: WordedMaps,
+        batch_img_metas: list[dict[str, Any]],
+        rpn_results_list: list[InstanceData],
+        rcnn_test_cfg: Any,
+        rescale: bool = False,
+    ) -> list[InstanceData]:
+        """Boxes of each image, selected as those of the one-stage student."""
+        proposals = [result.bboxes for result in rpn_results_list]
+        rois = bbox2roi(proposals)
+        every, deltas = self.scores(x, rois)
+        counts = [len(p) for p in proposals]
+        results = []
+        for meta, found, scores, sides in zip(
+            batch_img_metas, rpn_results_list, every.split(counts), deltas.split(counts)
+        ):
+            boxes = self.bbox_head.bbox_coder.decode(
+                found.bboxes, sides, max_shape=meta["img_shape"]
+            )
+            if self.objectness:
+                share = found.scores[:, None] ** self.objectness
+                scores = scores ** (1 - self.objectness) * share
+            # logits, which the selection compares
+            scored = above(
+                [scores.logit()], least_logit(rcnn_test_cfg), max_boxes(rcnn_test_cfg)
+            )
+            results.append(best_boxes(scored, boxes, meta, rcnn_test_cfg, rescale))
+        return results
+
+
+def _base_classes(name: str) -> tuple[str, ...]:
+    """The base classes of a data set's class.
+
+    Raises:
+        ValueError: there is no such class, or it has none.
+    """
+    dataset = DATASETS.get(name)
+    names = getattr(dataset, "METAINFO", {}).get("base_classes", ())
+    if not names:
+        raise ValueError(
+            f"base is a list of names, or a data set with base classes: "
+            f"'OVCocoDataset', 'OVLVISDataset' or 'ShapesDataset'; got {name!r}"
+        )
+    return tuple(names)
+
+
+@MODELS.register_module()
+class ViLDDetector(Student, TwoStageDetector):
+    """A two-stage detector whose proposals are scored for any words.
+
+    images -> backbone -> FPN -> RPN: proposals whatever their class -> RoI head:
+    boxes, and embeddings that are compared with the words'. Words, teacher,
+    distillation, store and vocabulary are those of :class:`KDEOVDetector`.
+
+    Args:
+        backbone, neck, rpn_head: mmdet's, e.g. ``ResNet``, ``FPN``, ``RPNHead``.
+        roi_head: :class:`ViLDRoIHead`.
+        text_encoder: :class:`kdeov_mm.clip.CLIPTextEncoder`.
+        teacher: :class:`kdeov_mm.clip.CLIPImageTeacher`; needed by ``distill``.
+        distill: name -> distillation head, of regions.
+        vocabulary: arguments of :class:`RandomVocabulary`.
+        synonyms: see :class:`KDEOVDetector`.
+        train_cfg, test_cfg, data_preprocessor, init_cfg: mmdet's; ``test_cfg.rcnn``
+            has the form of the one-stage student's.
+    """
+
+    global_head = None
+
+    def __init__(
+        self,
+        backbone: dict[str, Any],
+        neck: dict[str, Any],
+        rpn_head: dict[str, Any],
+        roi_head: dict[str, Any],
+        text_encoder: dict[str, Any],
+        teacher: dict[str, Any] | None = None,
+        distill: dict[str, dict[str, Any]] | None = None,
+        vocabulary: dict[str, Any] | None = None,
+        synonyms: str = "mean",
+        train_cfg: Any = None,
+        test_cfg: Any = None,
+        data_preprocessor: dict[str, Any] | None = None,
+        init_cfg: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(
+            backbone,
+            neck,
+            rpn_head,
+            copy.deepcopy(roi_head),
+            train_cfg,
+            test_cfg,
+            data_preprocessor,
+            init_cfg,
+        )
+        self.text_encoder = MODELS.build(text_encoder)
+        self.build_teaching(teacher, distill)
+        self.vocabulary = RandomVocabulary(**(vocabulary or {}))
+        self.set_synonyms(synonyms)
+        # distributed training waits for ever for a parameter without a gradient
+        if self.roi_head.image_head is not None and not self.distill_heads:
+            self.roi_head.image_head.requires_grad_(False)
+        self.check_clip()
+        self.to(memory_format=torch.channels_last)
+
+    @property
+    def distill_heads(self) -> dict[str, Distillation]:
+        """The modules that learn from the teacher, by name."""
+        return dict(self.distill.items())
+
+    @property
+    def box_cfg(self) -> Any:
+        """The part of ``test_cfg`` that says which boxes are kept."""
+        return self.roi_head.test_cfg
+
+    def check_clip(self) -> None:
+        """As the parent's, and the dimensions of the region heads."""
+        dims = self.text_encoder.embed_dims
+        check_dims("roi_head.bbox_head", self.roi_head.bbox_head, dims)
+        check_dims("roi_head.image_head", self.roi_head.embedding_head, dims)
+        super().check_clip()
+
+    def rate_regions(self, images: Tensor, samples: SampleList) -> RegionEmbeds:
+        """Proposals of images (B, 3, H, W), for a :class:`RegionPicker`."""
+        maps = self.extract_feat(images)
+        return _as_regions(self.rpn_head.predict(maps, samples, rescale=False))
+
+    def worded(
+        self,
+        inputs: Tensor,
+        words: Sequence[Words],
+        text: TextEmbeds,
+        samples: SampleList = (),
+    ) -> WordedMaps:
+        """Images (B, 3, H, W) -> maps for the RoI head, with the words.
+
+        Args:
+            inputs: normalised and padded.
+            words: K classes.
+            text: their embeddings.
+            samples: in training; which words are ``verified`` in each image.
+        """
+        maps = WordedMaps(self.extract_feat(inputs))
+        maps.words, maps.text = tuple(words), text
+        if any("verified" in sample for sample in samples):
+            every = torch.ones(len(words), dtype=torch.bool)
+            rows = [sample.metainfo.get("verified", every) for sample in samples]
+            maps.verified = torch.stack(rows).to(inputs.device)
+        return maps
+
+    def loss(
+        self, batch_inputs: Tensor, batch_data_samples: SampleList
+    ) -> dict[str, Tensor]:
+        """Images (B, 3, H, W) and samples with boxes -> named losses.
+
+        Raises:
+            ValueError: samples without words.
+        """
+        # the words of this step, and labels that index them
+        words, samples = self.vocabulary(batch_data_samples)
+        text = self.embed(words, batch_inputs.device)
+        maps = self.worded(batch_inputs, words, text, samples)
+        # proposals, of objects without a class
+        things = copy.deepcopy(samples)
+        for sample in things:
+            sample.gt_instances.labels.zero_()
+        losses, proposals = self.rpn_head.loss_and_predict(
+            maps, things, proposal_cfg=self.train_cfg.rpn_proposal
+        )
+        # distillation, which also finds objects that nobody labelled
+        regions = _as_regions(proposals)
+        student = StudentBatch(
+            maps,
+            samples,
+            text.vectors,
+            regions,
+            progress=training_progress(),
+            embed_boxes=partial(self.roi_head.embed, maps),
+        )
+        losses.update(self.taught(student, batch_inputs))
+        # detection, for which these are neither objects nor background
+        assert regions.unlabelled is not None
+        for sample, boxes, marked in zip(samples, regions.boxes, regions.unlabelled):
+            sample.ignored_instances = InstanceData(bboxes=boxes[marked])
+        losses.update(self.roi_head.loss(maps, proposals, samples))
+        return losses
+
+    def predict(
+        self,
+        batch_inputs: Tensor,
+        batch_data_samples: SampleList,
+        rescale: bool = True,
+        text: TextEmbeds | None = None,
+        cfg: Any = None,
+    ) -> SampleList:
+        """Images (B, 3, H, W) -> samples with boxes, scores and names.
+
+        Args:
+            batch_inputs: normalised and padded.
+            batch_data_samples: B samples with the same classes as ``words``.
+            rescale: boxes in pixels of the original images.
+            text: embeddings of these classes; None embeds the words.
+            cfg: instead of ``test_cfg.rcnn``.
+        """
+        words = words_of(batch_data_samples)
+        text = self.embed(words, batch_inputs.device) if text is None else text
+        # thresholds of this call are not the model's
+        head = copy.copy(self.roi_head)
+        head.test_cfg = self.box_cfg if cfg is None else cfg
+
+        def ask(images: Tensor, samples: SampleList) -> list[InstanceData]:
+            maps = self.worded(images, words, text)
+            proposals = self.rpn_head.predict(maps, samples, rescale=False)
+            return head.predict(maps, proposals, samples, rescale=rescale)
+
+        # boxes of an image do not depend on its neighbours
+        results = as_if_alone(batch_inputs, batch_data_samples, ask)
+        describe(batch_data_samples, results, words, head.test_cfg)
+        return self.add_pred_to_datasample(batch_data_samples, results)
+
+    def _forward(
+        self,
+        batch_inputs: Tensor,
+        batch_data_samples: OptSampleList = None,
+    ) -> dict[str, Any]:
+        """All outputs of the student for images, without post-processing.
+
+        Args:
+            batch_inputs: (B, 3, H, W).
+            batch_data_samples: B samples with the same K classes as ``words``.
+
+        Returns:
+            ``text_features``: (K, D) unit vectors; ``visual_map``: the FPN's maps;
+            ``proposals``: (R, 5), the image's number and xyxy; ``predictions``: a list
+            of one tensor, logits (1, K, R) of their probabilities, and box deltas
+            (R, 4).
+        """
+        words = words_of(batch_data_samples)
+        text = self.embed(words, batch_inputs.device)
+        maps = self.worded(batch_inputs, words, text)
+        metas = [dict(img_shape=batch_inputs.shape[-2:])] * len(batch_inputs)
+        found = self.rpn_head.predict_by_feat(
+            *self.rpn_head(maps), batch_img_metas=metas, rescale=False
+        )
+        rois = bbox2roi([result.bboxes for result in found])
+        scores, deltas = self.roi_head.scores(maps, rois)
+        return dict(
+            text_features=text.vectors,
+            visual_map=maps,
+            proposals=rois,
+            predictions=([scores.logit(1e-6).T[None]], deltas),
+        )
+
+
+def _as_regions(proposals: Sequence[InstanceData]) -> RegionEmbeds:
+    """Proposals of each image, as many of each; what fills up has no objectness."""
+    number = max(max(map(len, proposals)), 1)
+    missing = [number - len(its) for its in proposals]
+    boxes = [F.pad(p.bboxes, (0, 0, 0, n)) for p, n in zip(proposals, missing)]
+    scores = [F.pad(p.scores, (0, n)) for p, n in zip(proposals, missing)]
+    stacked = torch.stack(scores).detach()
+    unlabelled = torch.zeros_like(stacked, dtype=torch.bool)
+    return RegionEmbeds(None, torch.stack(boxes).detach(), stacked, None, unlabelled)
