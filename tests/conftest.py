@@ -290,6 +290,9 @@ def load_config(
             module.embed_dims = EMBED_DIMS
             if module.get("adapter"):
                 module.adapter.text_dims = EMBED_DIMS
+        for name in ("bbox_head", "image_head"):
+            if region_head := (cfg.model.get("roi_head") or {}).get(name):
+                region_head.embed_dims = EMBED_DIMS
         if cfg.model.get("global_head"):
             cfg.model.global_head.projection.embed_dims = EMBED_DIMS
         return cfg

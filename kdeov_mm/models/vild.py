@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from mmdet.models.detectors import TwoStageDetector
 from mmdet.models.roi_heads import StandardRoIHead
 from mmdet.models.roi_heads.bbox_heads import ConvFCBBoxHead
+from mmdet.models.task_modules.samplers import SamplingResult
 from mmdet.registry import DATASETS, MODELS
 from mmdet.structures import OptSampleList, SampleList
 from mmdet.structures.bbox import bbox2roi
@@ -158,14 +159,31 @@ class ViLDRoIHead(StandardRoIHead):
         self.bbox_head.num_classes = len(x.words)
         return super().loss(x, rpn_results_list, batch_data_samples)
 
-    def _bbox_forward(self, x: WordedMaps, rois: Tensor) -> dict[str, Tensor]:
+    def bbox_loss(
+        self, x: WordedMaps, sampling_results: list[SamplingResult]
+    ) -> dict[str, Any]:
+        """As mmdet's, of the words that are verified in each image."""
+        rois = bbox2roi([result.priors for result in sampling_results])
+        output = self._bbox_forward(x, rois)
+        # other words are not in the softmax; a proposal's own label is
+        if x.verified is not None:
+            labels = self.bbox_head.get_targets(sampling_results, self.train_cfg)[0]
+            known = F.pad(x.verified, (0, 1), value=True)[rois[:, 0].long()]
+            known = known.scatter(1, labels[:, None], True)
+            output["cls_score"] = output["cls_score"].masked_fill(~known, -torch.inf)
+        losses = self.bbox_head.loss_and_target(
+            output["cls_score"],
+            output["bbox_pred"],
+            rois,
+            sampling_results,
+            self.train_cfg,
+        )
+        return dict(output, loss_bbox=losses["loss_bbox"])
+
+    def _bbox_forward(self, x: WordedMaps, rois: Tensor) -> dict[str, Any]:
         feats = self._pooled(x, rois)
         embeds, deltas = self.bbox_head(feats)
         logits = self.bbox_head.logits(embeds, x.text)
-        # a word that is not verified in the image is not in the softmax
-        if self.training and x.verified is not None:
-            known = F.pad(x.verified, (0, 1), value=True)[rois[:, 0].long()]
-            logits = logits.masked_fill(~known, -torch.inf)
         return dict(cls_score=logits, bbox_pred=deltas, bbox_feats=feats)
 
     def _pooled(self, x: Sequence[Tensor], rois: Tensor) -> Tensor:
