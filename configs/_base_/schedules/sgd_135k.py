@@ -1,8 +1,7 @@
 """SGD for COCO and LVIS: 135,000 iterations of 16 images, about 20 epochs.
 
-DetPro's schedule for ViLD (rate 0.02, decays after 16 and 19 epochs). With other
-batches ``--auto-scale-lr``
-fits the rate.
+DetPro's schedule for ViLD (rate 0.02, decays after 16 and 19 epochs).
+``--auto-scale-lr`` fits the rate to other batches.
 """
 
 _base_ = "../default_runtime.py"
