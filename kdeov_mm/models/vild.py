@@ -371,13 +371,13 @@ class ViLDDetector(Student, TwoStageDetector):
         words, samples = self.vocabulary(batch_data_samples)
         text = self.embed(words, batch_inputs.device)
         maps = self.worded(batch_inputs, words, text, samples)
-        # proposals, of objects without a class
-        things = copy.deepcopy(samples)
-        for sample in things:
-            sample.gt_instances.labels.zero_()
-        losses, proposals = self.rpn_head.loss_and_predict(
-            maps, things, proposal_cfg=self.train_cfg.rpn_proposal
-        )
+        # proposals, whatever the class
+        outputs = self.rpn_head(maps)
+        metas = [sample.metainfo for sample in samples]
+        with torch.no_grad():
+            proposals = self.rpn_head.predict_by_feat(
+                *outputs, batch_img_metas=metas, cfg=self.train_cfg.rpn_proposal
+            )
         # distillation, which also finds objects that nobody labelled
         regions = _as_regions(proposals)
         student = StudentBatch(
@@ -388,11 +388,16 @@ class ViLDDetector(Student, TwoStageDetector):
             progress=training_progress(),
             embed_boxes=partial(self.roi_head.embed, maps),
         )
-        losses.update(self.taught(student, batch_inputs))
+        losses = self.taught(student, batch_inputs)
         # detection, for which these are neither objects nor background
         assert regions.unlabelled is not None
         for sample, boxes, marked in zip(samples, regions.boxes, regions.unlabelled):
             sample.ignored_instances = InstanceData(bboxes=boxes[marked])
+        things = [copy.copy(sample.gt_instances) for sample in samples]
+        for its in things:
+            its.labels = torch.zeros_like(its.labels)
+        ignored = [sample.ignored_instances for sample in samples]
+        losses.update(self.rpn_head.loss_by_feat(*outputs, things, metas, ignored))
         losses.update(self.roi_head.loss(maps, proposals, samples))
         return losses
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from mmdet.models.task_modules.assigners import AssignResult
 from mmdet.models.task_modules.samplers import SamplingResult
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from torch import Tensor
 
@@ -19,6 +21,7 @@ from kdeov_mm.models import StudentBatch, TextEmbeds
 from kdeov_mm.models.vild import ViLDBBoxHead, ViLDDetector, WordedMaps, _as_regions
 
 from ..conftest import EMBED_DIMS, WORDS, make_sample
+from ..test_configs import OneStep, fill_store
 
 BOXES = ((4.0, 6, 40, 50), (20.0, 10, 60, 44))
 CONFIGS = ("r18", "text_r18", "image_r18", "ensemble_r18", "oracle_r18", "kdeov_r18")
@@ -196,6 +199,34 @@ def test_objects_without_a_label_are_left_out_where_that_is_asked(
         monkeypatch.setattr(model.roi_head, "loss", keep)
         model(**batch(model), mode="loss")
     assert ignored["r18"] == [0, 0] and all(ignored["kdeov_r18"])
+
+
+def test_stored_proposals_are_embedded_as_live_ones(
+    load_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    cfg = load_config("../vild/vild_stored_r18_shapes.py")
+    cfg.work_dir = str(tmp_path)
+    fill_store(cfg, tmp_path)
+    runner, once = Runner.from_cfg(cfg), OneStep()
+    runner.register_hook(once)
+    runner.train()
+    assert once.losses["loss_region_l1"] > 0
+    # the boxes of the store, embedded live
+    model, loader = runner.model, runner.train_dataloader
+    live = dict(type="CLIPImageTeacher", model=cfg.model.text_encoder.model)
+    data = model.data_preprocessor(next(iter(loader)), True)
+    stored = model.teacher_batch(**renamed(data))
+    model.teacher = MODELS.build(live)
+    fresh = model.teacher_batch(**renamed(data))
+    boxes = [stored.stored_boxes(i) for i in range(len(data["inputs"]))]
+    assert sum(map(len, boxes)) > 0
+    torch.testing.assert_close(
+        stored.crops(boxes, (1.0,)), fresh.crops(boxes, (1.0,)), rtol=0, atol=1e-3
+    )
+
+
+def renamed(data: dict[str, Any]) -> dict[str, Any]:
+    return dict(inputs=data["inputs"], samples=data["data_samples"])
 
 
 # ------------------------------------------------------------------------ boxes

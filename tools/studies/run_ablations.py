@@ -42,9 +42,10 @@ from kdeov_mm.evaluation import newest_metrics
 from pages import ROOT, provenance, read_json, seconds_in_turn, show, write_json
 
 LEAVES = ROOT / "configs/kdeov/ablations"
+VILD = ROOT / "configs/vild"
 RESULTS = LEAVES / "results.json"
 PLAIN = ROOT / "configs/_base_/models/yolov8_n.py"
-PAGES = ("configs/kdeov/README.md", "README.md")
+PAGES = ("configs/kdeov/README.md", "configs/vild/README.md", "README.md")
 GROUPS = ("base", "combo", "novel")
 NOT = "not measured"
 ROWS = (
@@ -81,6 +82,16 @@ ROWS = (
     "backbone_efficientnet_b0",
     "oracle",
 )
+TWO_STAGES = (
+    "vild_text_r18_shapes",
+    "vild_image_r18_shapes",
+    "vild_r18_shapes",
+    "vild_ensemble_r18_shapes",
+    "vild_stored_r18_shapes",
+    "vild_kdeov_r18_shapes",
+    "vild_oracle_r18_shapes",
+    "vild_r50_shapes",
+)
 SHORT = {
     "none": "no distillation",
     "seed": "the original KDEOV design",
@@ -88,6 +99,8 @@ SHORT = {
     "region_l1": "crops, ViLD's L1",
     "default": "**crops, cosine and relations: the default**",
     "region_cached": "crops, the teacher read from a store",
+    "vild_r18_shapes": "ViLD: two stages, ResNet-18",
+    "vild_kdeov_r18_shapes": "the same with the default's distillation",
     "oracle": "ceiling: novel boxes given",
 }
 NO_PART_OF_A_RUN = ("doctor", "find_unused_parameters")
@@ -120,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.results = args.work_dir / "results.json"
     args.work_dir = args.work_dir.resolve()  # the tools run in the project's folder
     configs = [c.resolve() for c in args.configs] or [
-        LEAVES / f"{row}.py" for row in ROWS
+        page_of(row) for row in (*ROWS, *TWO_STAGES)
     ]
     if args.time:
         measure_times(configs, args)
@@ -260,7 +273,7 @@ def prepare(cfg: Config, work_dir: Path) -> None:
 
     class Checkpoints(dict):
         def __missing__(self, row: str) -> str:
-            folder = run_folder(LEAVES / f"{row}.py", 0, work_dir)
+            folder = run_folder(page_of(row), 0, work_dir)
             path = folder / "last_checkpoint"
             if not path.exists():
                 raise SystemExit(f"run the row '{row}' first: {path} is not there")
@@ -386,17 +399,10 @@ def write_tables(results: dict[str, Any]) -> None:
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """Page -> the generated table in it."""
-    lines = [
-        "| row | what | base | combo | novel | step | inference | parameters |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in ROWS:
-        runs, times = of_row(results, row)
-        cells = [spread(runs, f"{g}_AP50", f"{g}_AP") for g in GROUPS]
-        cells += [f"{times[k]:.2f}" if times else NOT for k in ("step", "inference")]
-        cells.append(f"{times['parameters'] / 1e6:.2f} M" if times else NOT)
-        link = f"[`{row}`](ablations/{row}.py)"
-        lines.append(f"| {link} | {title(row)} | {' | '.join(cells)} |")
+    one, two = (
+        rows_of(results, rows, path)
+        for rows, path in ((ROWS, "ablations/"), (TWO_STAGES, ""))
+    )
     # the README shows fewer rows and columns, and only what is measured
     short = ["| | base | novel | step |", "|---|---|---|---|"]
     for row, what in SHORT.items():
@@ -406,12 +412,33 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         cells = [spread(runs, f"{g}_AP50") for g in ("base", "novel")]
         cells.append(f"{times['step']:.2f}" if times else NOT)
         short.append(f"| {what} | {' | '.join(cells)} |")
-    return {page: "\n".join(t) + "\n" for page, t in zip(PAGES, (lines, short))}
+    return {page: "\n".join(t) + "\n" for page, t in zip(PAGES, (one, two, short))}
+
+
+def rows_of(results: dict[str, Any], rows: Sequence[str], folder: str) -> list[str]:
+    """The lines of a table, with links to configs in a folder beside the page."""
+    lines = [
+        "| row | what | base | combo | novel | step | inference | parameters |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        runs, times = of_row(results, row)
+        cells = [spread(runs, f"{g}_AP50", f"{g}_AP") for g in GROUPS]
+        cells += [f"{times[k]:.2f}" if times else NOT for k in ("step", "inference")]
+        cells.append(f"{times['parameters'] / 1e6:.2f} M" if times else NOT)
+        link = f"[`{row}`]({folder}{row}.py)"
+        lines.append(f"| {link} | {title(row)} | {' | '.join(cells)} |")
+    return lines
+
+
+def page_of(row: str) -> Path:
+    """The config of a row."""
+    return (VILD if row in TWO_STAGES else LEAVES) / f"{row}.py"
 
 
 def of_row(results: dict[str, Any], row: str) -> tuple[list[dict], dict | None]:
     """A row's runs and its times, of the config as it is now."""
-    path = LEAVES / f"{row}.py"
+    path = page_of(row)
     key = {k: v for k, v in run_key(path, 0).items() if k != "seed"}
     runs = [r for r in results["runs"] if key.items() <= r.items()]
     times = [t for t in results["times"] if key.items() <= t.items()]
@@ -420,7 +447,7 @@ def of_row(results: dict[str, Any], row: str) -> tuple[list[dict], dict | None]:
 
 def title(row: str) -> str:
     """First line of the config's docstring."""
-    text = (LEAVES / f"{row}.py").read_text()
+    text = page_of(row).read_text()
     return (ast.get_docstring(ast.parse(text)) or "").splitlines()[0].rstrip(".")
 
 
