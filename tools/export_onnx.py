@@ -78,7 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             else KDEOV.from_checkpoint(args.checkpoint)
         ).model
         if not isinstance(model, KDEOVDetector):
-            raise ValueError(f"a {type(model).__name__} finds no boxes")
+            raise ValueError(
+                f"files are made of KDEOVDetectors, not of a {type(model).__name__}"
+            )
         # export_onnx compares the file with PyTorch before it returns
         words = as_vocabulary(args.words) if args.words else None
         folded = None if args.vocabulary_input else words

@@ -15,13 +15,13 @@ from torch import Tensor
 from ..vocabulary import Asked, Words, as_vocabulary
 from .distill.base import Distillation, RegionEmbeds, StudentBatch
 from .distill.image import ImageDistillation
-from .folded import FoldedDetector, describe
+from .folded import FoldedDetector
 from .global_head import GlobalHead
 from .ov_head_module import HeadInput
-from .pixels import as_if_alone, crop_to_fit, filled_part, frozen_statistics, untouched
+from .pixels import crop_to_fit, filled_part, frozen_statistics, untouched
 from .postprocess import is_simple
 from .random_vocabulary import RandomVocabulary
-from .student import Student, check_dims, training_progress, words_of
+from .student import BoxQuery, Student, check_dims, training_progress, words_of
 from .text_classifier import TextEmbeds
 
 
@@ -202,18 +202,14 @@ class KDEOVDetector(Student, SingleStageDetector):
         """
         if any(map(_is_whole, batch_data_samples)):
             return self.predict_images(batch_inputs, batch_data_samples)
-        words = words_of(batch_data_samples)
-        text = self.embed(words, batch_inputs.device) if text is None else text
+        return self.predict_boxes(batch_inputs, batch_data_samples, rescale, text, cfg)
 
-        def ask(images: Tensor, samples: SampleList) -> list[InstanceData]:
-            x = self.head_input(images, words, text)
-            return self.bbox_head.predict(x, samples, rescale=rescale, cfg=cfg)
-
-        # boxes of an image do not depend on its neighbours
-        results = as_if_alone(batch_inputs, batch_data_samples, ask)
-        cfg = self.bbox_head.test_cfg if cfg is None else cfg
-        describe(batch_data_samples, results, words, cfg)
-        return self.add_pred_to_datasample(batch_data_samples, results)
+    def find_boxes(
+        self, images: Tensor, samples: SampleList, query: BoxQuery
+    ) -> list[InstanceData]:
+        """Boxes of images (n, 3, H, W) of one padded shape."""
+        x = self.head_input(images, query.words, query.text)
+        return self.bbox_head.predict(x, samples, rescale=query.rescale, cfg=query.cfg)
 
     @torch.no_grad()
     def fold(

@@ -17,7 +17,7 @@ from ..vocabulary import Words
 from .box_branches import BoxBranches
 from .folding import FoldedLevel
 from .pixels import as_if_alone
-from .postprocess import CandidateLocations, SplitOutput
+from .postprocess import CandidateLocations, SplitOutput, describe
 from .text_classifier import Linear1x1
 
 
@@ -216,23 +216,6 @@ class FoldedDetector(SingleStageDetector):
         cfg = self.bbox_head.test_cfg if cfg is None else cfg
         describe(batch_data_samples, results, self.words, cfg)
         return self.add_pred_to_datasample(batch_data_samples, results)
-
-
-def describe(
-    samples: SampleList,
-    results: Sequence[InstanceData],
-    words: Sequence[Words],
-    cfg: Any,
-) -> None:
-    """Say what results are of.
-
-    They get ``label_names``, the first word of each class; the samples get
-    ``max_per_img``, the cap of the ``test_cfg`` (-1: none), for metrics to report.
-    """
-    cap = cfg.get("max_per_img")
-    for sample, result in zip(samples, results):
-        result.label_names = [words[i][0] for i in result.labels.tolist()]
-        sample.set_metainfo(dict(max_per_img=-1 if cap is None else int(cap)))
 
 
 def fuse_before_words(detector: SingleStageDetector) -> Any:

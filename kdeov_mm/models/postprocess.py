@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from mmdet.structures import SampleList
 from mmengine.structures import InstanceData
 from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 from torchvision.ops import nms
 
+from ..vocabulary import Words
 from .text_classifier import Linear1x1, max_over_synonyms
 
 PART = 2**25  # scores that are held at once: 128 MiB
@@ -110,6 +112,23 @@ def best_boxes(
         scores=best.logits[keep].sigmoid(),
         labels=labels[keep],
     )
+
+
+def describe(
+    samples: SampleList,
+    results: Sequence[InstanceData],
+    words: Sequence[Words],
+    cfg: Any,
+) -> None:
+    """Say what results are of.
+
+    They get ``label_names``, the first word of each class; the samples get
+    ``max_per_img``, the cap of the ``test_cfg`` (-1: none), for metrics to report.
+    """
+    cap = cfg.get("max_per_img")
+    for sample, result in zip(samples, results):
+        result.label_names = [words[i][0] for i in result.labels.tolist()]
+        sample.set_metainfo(dict(max_per_img=-1 if cap is None else int(cap)))
 
 
 def rescaled(boxes: Tensor, meta: dict[str, Any]) -> Tensor:

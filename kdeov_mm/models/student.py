@@ -1,20 +1,39 @@
 """What all students share: words to vectors, the teacher, and checks of both."""
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, SampleList
 from mmengine.logging import MessageHub
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ..vocabulary import Vocabulary, Words
 from .distill.base import Distillation, StudentBatch
 from .pixels import as_if_alone, filled_part
+from .postprocess import describe
 from .pretrained import load_pretrained, take_pretrained
 from .text_classifier import TextEmbeds
+
+
+class BoxQuery(NamedTuple):
+    """What a detector is asked.
+
+    Attributes:
+        words: K classes.
+        text: their embeddings.
+        cfg: the ``test_cfg`` that says which boxes are kept.
+        rescale: boxes in pixels of the original images.
+    """
+
+    words: tuple[Words, ...]
+    text: TextEmbeds
+    cfg: Any
+    rescale: bool
 
 
 class Student:
@@ -40,6 +59,7 @@ class Student:
     distill: Any
     data_preprocessor: Any
     global_head: Any
+    box_cfg: Any  # the part of ``test_cfg`` that says which boxes are kept
     synonyms: str = "mean"
     cfg: Any = None
 
@@ -131,6 +151,40 @@ class Student:
                 # of two heads of a kind, both count
                 losses[f"{key}_{name}" if key in losses else key] = value
         return losses
+
+    def predict_boxes(
+        self,
+        batch_inputs: Tensor,
+        batch_data_samples: SampleList,
+        rescale: bool = True,
+        text: TextEmbeds | None = None,
+        cfg: Any = None,
+    ) -> SampleList:
+        """Images (B, 3, H, W) -> samples with boxes, scores and names.
+
+        Args:
+            batch_inputs: normalised and padded.
+            batch_data_samples: B samples with the same classes as ``words``.
+            rescale: boxes in pixels of the original images.
+            text: embeddings of these classes; None embeds the words.
+            cfg: instead of :attr:`box_cfg`.
+        """
+        words = words_of(batch_data_samples)
+        text = self.embed(words, batch_inputs.device) if text is None else text
+        query = BoxQuery(words, text, self.box_cfg if cfg is None else cfg, rescale)
+        # boxes of an image do not depend on its neighbours
+        ask = partial(self.find_boxes, query=query)
+        results = as_if_alone(batch_inputs, batch_data_samples, ask)
+        describe(batch_data_samples, results, words, query.cfg)
+        return self.add_pred_to_datasample(  # type: ignore[attr-defined]
+            batch_data_samples, results
+        )
+
+    def find_boxes(
+        self, images: Tensor, samples: SampleList, query: BoxQuery
+    ) -> list[InstanceData]:
+        """Boxes of images (n, 3, H, W) of one padded shape."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def predict_images(self, inputs: Tensor, samples: SampleList) -> SampleList:

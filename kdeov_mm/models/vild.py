@@ -20,11 +20,9 @@ from torch import Tensor, nn
 from ..vocabulary import Words, as_vocabulary
 from .box_branches import without_autocast
 from .distill.base import Distillation, RegionEmbeds, StudentBatch
-from .folded import describe
-from .pixels import as_if_alone
 from .postprocess import above, best_boxes, least_logit, max_boxes
 from .random_vocabulary import RandomVocabulary
-from .student import Student, check_dims, training_progress, words_of
+from .student import BoxQuery, Student, check_dims, training_progress, words_of
 from .text_classifier import TextClassifier, TextEmbeds
 
 
@@ -129,11 +127,15 @@ class ViLDRoIHead(StandardRoIHead):
         if image_head is not None:
             more = dict(with_reg=False, background=False)
             self.image_head = MODELS.build(image_head | more)
-        names = _base_classes(base) if isinstance(base, str) else tuple(base)
-        if image_head is not None and not names:
+        names: Sequence[str] = base
+        if isinstance(base, str):
+            dataset = DATASETS.get(base)
+            names = dataset.METAINFO.get("base_classes", ()) if dataset else ()
+        if (image_head is not None or base) and not names:
             raise ValueError(
                 "image_head votes with exponents for base and other words: set `base` "
-                "to the classes with boxes in training, or e.g. 'OVCocoDataset'."
+                "to the names with boxes in training, or to a data set with base "
+                f"classes, e.g. 'OVCocoDataset'; got {base!r}"
             )
         words = as_vocabulary(names).words if names else ()
         self.base = {word for own in words for word in own}
@@ -240,22 +242,6 @@ class ViLDRoIHead(StandardRoIHead):
         return results
 
 
-def _base_classes(name: str) -> tuple[str, ...]:
-    """The base classes of a data set's class.
-
-    Raises:
-        ValueError: there is no such class, or it has none.
-    """
-    dataset = DATASETS.get(name)
-    names = getattr(dataset, "METAINFO", {}).get("base_classes", ())
-    if not names:
-        raise ValueError(
-            f"base is a list of names, or a data set with base classes: "
-            f"'OVCocoDataset', 'OVLVISDataset' or 'ShapesDataset'; got {name!r}"
-        )
-    return tuple(names)
-
-
 @MODELS.register_module()
 class ViLDDetector(Student, TwoStageDetector):
     """A two-stage detector whose proposals are scored for any words.
@@ -265,45 +251,24 @@ class ViLDDetector(Student, TwoStageDetector):
     distillation, store and vocabulary are those of :class:`KDEOVDetector`.
 
     Args:
-        backbone, neck, rpn_head: mmdet's, e.g. ``ResNet``, ``FPN``, ``RPNHead``.
-        roi_head: :class:`ViLDRoIHead`.
-        text_encoder: :class:`kdeov_mm.clip.CLIPTextEncoder`.
-        teacher: :class:`kdeov_mm.clip.CLIPImageTeacher`; needed by ``distill``.
-        distill: name -> distillation head, of regions.
-        vocabulary: arguments of :class:`RandomVocabulary`.
-        synonyms: see :class:`KDEOVDetector`.
-        train_cfg, test_cfg, data_preprocessor, init_cfg: mmdet's; ``test_cfg.rcnn``
-            has the form of the one-stage student's.
+        text_encoder, teacher, distill, vocabulary, synonyms: as there.
+        detector: arguments of ``mmdet.TwoStageDetector``; ``roi_head`` is a
+            :class:`ViLDRoIHead`, and ``test_cfg.rcnn`` has the form of the one-stage
+            student's ``test_cfg``.
     """
 
     global_head = None
 
     def __init__(
         self,
-        backbone: dict[str, Any],
-        neck: dict[str, Any],
-        rpn_head: dict[str, Any],
-        roi_head: dict[str, Any],
         text_encoder: dict[str, Any],
         teacher: dict[str, Any] | None = None,
         distill: dict[str, dict[str, Any]] | None = None,
         vocabulary: dict[str, Any] | None = None,
         synonyms: str = "mean",
-        train_cfg: Any = None,
-        test_cfg: Any = None,
-        data_preprocessor: dict[str, Any] | None = None,
-        init_cfg: dict[str, Any] | None = None,
+        **detector: Any,
     ) -> None:
-        super().__init__(
-            backbone,
-            neck,
-            rpn_head,
-            copy.deepcopy(roi_head),
-            train_cfg,
-            test_cfg,
-            data_preprocessor,
-            init_cfg,
-        )
+        super().__init__(**copy.deepcopy(detector))  # mmdet changes its configs
         self.text_encoder = MODELS.build(text_encoder)
         self.build_teaching(teacher, distill)
         self.vocabulary = RandomVocabulary(**(vocabulary or {}))
@@ -401,38 +366,18 @@ class ViLDDetector(Student, TwoStageDetector):
         losses.update(self.roi_head.loss(maps, proposals, samples))
         return losses
 
-    def predict(
-        self,
-        batch_inputs: Tensor,
-        batch_data_samples: SampleList,
-        rescale: bool = True,
-        text: TextEmbeds | None = None,
-        cfg: Any = None,
-    ) -> SampleList:
-        """Images (B, 3, H, W) -> samples with boxes, scores and names.
-
-        Args:
-            batch_inputs: normalised and padded.
-            batch_data_samples: B samples with the same classes as ``words``.
-            rescale: boxes in pixels of the original images.
-            text: embeddings of these classes; None embeds the words.
-            cfg: instead of ``test_cfg.rcnn``.
-        """
-        words = words_of(batch_data_samples)
-        text = self.embed(words, batch_inputs.device) if text is None else text
+    def find_boxes(
+        self, images: Tensor, samples: SampleList, query: BoxQuery
+    ) -> list[InstanceData]:
+        """Boxes of images (n, 3, H, W) of one padded shape."""
         # thresholds of this call are not the model's
         head = copy.copy(self.roi_head)
-        head.test_cfg = self.box_cfg if cfg is None else cfg
+        head.test_cfg = query.cfg
+        maps = self.worded(images, query.words, query.text)
+        proposals = self.rpn_head.predict(maps, samples, rescale=False)
+        return head.predict(maps, proposals, samples, rescale=query.rescale)
 
-        def ask(images: Tensor, samples: SampleList) -> list[InstanceData]:
-            maps = self.worded(images, words, text)
-            proposals = self.rpn_head.predict(maps, samples, rescale=False)
-            return head.predict(maps, proposals, samples, rescale=rescale)
-
-        # boxes of an image do not depend on its neighbours
-        results = as_if_alone(batch_inputs, batch_data_samples, ask)
-        describe(batch_data_samples, results, words, head.test_cfg)
-        return self.add_pred_to_datasample(batch_data_samples, results)
+    predict = Student.predict_boxes
 
     def _forward(
         self,

@@ -95,10 +95,9 @@ def tell_apart(model: KDEOVDetector) -> None:
         1.0
     )  # few scores are close to 1
     projection = model.eval().global_head.projection
-    embeds: list[Tensor] = []
-    with projection.mlp.register_forward_hook(lambda m, i, out: embeds.append(out)):
-        projection(model.extract_feat(images / 255), torch.ones(16, 2))
-    projection.mlp[-1].bias -= embeds[0].mean(0)
+    embeds = projection._attend(model.extract_feat(images / 255), torch.ones(16, 2))
+    for _, mlp in projection.levels:
+        mlp[-1].bias[: embeds.shape[1]] -= embeds.mean(0)
 
 
 @pytest.fixture(scope="module")

@@ -287,7 +287,7 @@ def test_what_does_not_go_together_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match="set `base`"):
         build("ensemble_r18", **{"roi_head.base": ()})
-    with pytest.raises(ValueError, match="with base classes.*'CocoDataset'"):
+    with pytest.raises(ValueError, match="base classes.*'CocoDataset'"):
         build("ensemble_r18", **{"roi_head.base": "CocoDataset"})
     with pytest.raises(ValueError, match="lie in"):
         build(**{"roi_head.exponent": 1.5})
