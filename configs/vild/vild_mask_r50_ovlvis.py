@@ -1,17 +1,17 @@
 """ViLD on OV-LVIS with Mask R-CNN's mask branch: masks whatever the class.
 
-The published figures of LVIS are of masks: they come from mmdet's own LVISMetric,
-beside those of boxes. Not measured yet.
+Boxes are evaluated. The published figures are of masks, by the package ``lvis``
+(``val_evaluator=dict(type="mmdet.LVISMetric", metric="segm", ...)``), which needs
+numpy < 1.24. Not measured yet.
     python tools/train.py configs/vild/vild_mask_r50_ovlvis.py
 """
 
 _base_ = "./vild_r50_ovlvis.py"
-roi_align = dict(type="RoIAlign", output_size=14, sampling_ratio=0)
 model = dict(
     roi_head=dict(
         mask_roi_extractor=dict(
             type="SingleRoIExtractor",
-            roi_layer=roi_align,
+            roi_layer=dict(type="RoIAlign", output_size=14, sampling_ratio=0),
             out_channels=256,
             featmap_strides=[4, 8, 16, 32],
         ),
