@@ -6,7 +6,7 @@ python tools/train.py configs/image_text/efficientnet_b0_shapes.py
 _base_ = "./r50_shapes.py"
 model = dict(
     backbone=dict(
-        _delete_=True, type="mmdet.EfficientNet", arch="b0", out_indices=(6,)
+        _delete_=True, type="mmdet.EfficientNet", arch="b0", out_indices=(3, 4, 5)
     ),
-    global_head=dict(projection=dict(in_channels=[1280], hidden_dims=1280)),
+    global_head=dict(projection=dict(in_channels=[40, 112, 320])),
 )

@@ -9,10 +9,19 @@ _base_ = [
     "../_base_/datasets/shapes_captions.py",
     "../_base_/schedules/adamw.py",
 ]
+# scenes of small objects: embeddings of locations, at three levels
+projection = dict(
+    in_channels=[512, 1024, 2048],
+    hidden_dims=512,
+    embed_dims=128,
+    norm=True,
+    pooling="attention",
+)
 model = dict(
+    backbone=dict(out_indices=(1, 2, 3)),
     text_encoder=dict(model="shapes", pretrained=None),
     teacher=dict(model="shapes", pretrained=None),
-    global_head=dict(projection=dict(embed_dims=128)),
+    global_head=dict(projection=projection),
 )
 train_dataloader = dict(batch_size=16)
 optim_wrapper = dict(optimizer=dict(lr=0.0005))

@@ -19,8 +19,8 @@ from ..conftest import EMBED_DIMS, ROOT, WORDS, make_sample
 
 IMAGE_TEXT = ROOT / "configs/image_text"
 BACKBONES = {
-    "resnet50": ("r50_shapes.py", 2048),
-    "efficientnet": ("efficientnet_b0_shapes.py", 1280),
+    "resnet50": ("r50_shapes.py", 512),
+    "efficientnet": ("efficientnet_b0_shapes.py", 512),
     "yolov8": ("yolov8_n_shapes.py", 512),
 }
 
