@@ -58,6 +58,7 @@ def named(report: str) -> list[str]:
         "kdeov_n_raccoon.py",
         "ablations/norm_gn.py",
         "ablations/fusion_attention.py",
+        "../vild/vild_ensemble_r18_shapes.py",
     ],
 )
 def test_good_configs_are_in_order(name: str, examine: Any) -> None:

@@ -299,3 +299,29 @@ def test_what_does_not_go_together_is_refused(
     model = build(**{"distill.dense": dense}).train()
     with pytest.raises(ValueError, match="needs a student with locations"):
         model(**batch(model), mode="loss")
+
+
+# --------------------------------------------------------------- half precision
+
+
+@pytest.mark.parametrize("name", ["r18", "ensemble_r18"])
+def test_half_precision_trains_and_finds_the_same(
+    name: str, build: Callable[..., ViLDDetector]
+) -> None:
+    model = build(name).train()
+    data = batch(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model(**data, mode="loss")
+    total, terms = model.parse_losses(losses)
+    total.backward()
+    assert all(value.isfinite() for value in terms.values())
+    assert all(p.grad.isfinite().all() for p in model.roi_head.parameters())
+    # scores of the same boxes: RPNs in half precision propose others
+    model.eval()
+    maps = model.worded(data["inputs"], [("a",)] * 3, TextEmbeds(unit(3, EMBED_DIMS)))
+    rois = torch.tensor([[0, 0, 0, 30, 30], [1, 8, 4, 60, 60.0]])
+    full, _ = model.roi_head.scores(maps, rois)
+    with torch.autocast("cpu", torch.bfloat16):
+        half, _ = model.roi_head.scores(maps, rois)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, full, rtol=0.3, atol=0.02)
