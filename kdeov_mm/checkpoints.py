@@ -1,6 +1,7 @@
 """Checkpoints: the model they hold, and their config, read as data and never run."""
 
 import ast
+import importlib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.logging import MMLogger, print_log
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import init_default_scope
+from mmengine.registry import Registry, init_default_scope
 from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 
@@ -20,6 +21,10 @@ from .models.pretrained import take_pretrained
 
 # the values that JSON and mmengine's config files write as names
 NAMES = dict(true=True, false=False, null=None, inf=float("inf"), nan=float("nan"))
+# what a checkpoint's own config may name: parts that these packages registered
+SCOPES = ("mmengine", "mmcv", "mmdet", "mmyolo", "kdeov_mm")
+# operators, which no registry has; mmcv evaluates a suppression's name as an expression
+OPERATORS = ("nms", "soft_nms", "RoIAlign", "RoIPool")
 PLAIN = (ast.Constant, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.UnaryOp, ast.BinOp)
 
 
@@ -140,6 +145,72 @@ def read_config(config: Any, strict: bool = False) -> dict[str, Any] | None:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     }
     return values or None
+
+
+def check_parts(config: Mapping[str, Any], where: str | Path) -> None:
+    """Refuse a checkpoint's config that names more than registered parts.
+
+    mmengine imports what a dotted ``type``, a scope or ``custom_imports`` names, and a
+    model hub's encoder is downloaded: a file from a stranger could run any code.
+
+    Args:
+        config: of :func:`read_config`.
+        where: the checkpoint, for the message.
+
+    Raises:
+        ValueError: it does; names the entry.
+    """
+    imports = config.get("custom_imports") or {}
+    wrong = [f"custom_imports {name!r}" for name in imports.get("imports", ())]
+    wrong = [entry for entry in wrong if entry != "custom_imports 'kdeov_mm'"]
+    scope = config.get("default_scope", "mmdet")
+    if scope not in SCOPES:
+        wrong.append(f"default_scope {scope!r}")
+    wrong += _foreign(config.get("model"), "model", _registered())
+    if wrong:
+        raise ValueError(
+            f"{where} brings a config that names what is no registered part of "
+            f"{', '.join(SCOPES)}: {'; '.join(wrong[:3])}. Building it could run code "
+            "of the file's author. Where you trust it, give the config file instead: "
+            "KDEOV.from_config(CONFIG, CHECKPOINT)."
+        )
+
+
+def _foreign(value: Any, place: str, known: set[str]) -> Iterator[str]:
+    """Entries of a config that name something else than registered parts."""
+    if isinstance(value, Mapping):
+        for key, v in value.items():
+            inner = f"{place}.{key}"
+            if key == "type":
+                scope, _, name = (
+                    v.rpartition(".") if isinstance(v, str) else ("", "", v)
+                )
+                if name not in known or scope not in ("", *SCOPES):
+                    yield f"{inner} {v!r}"
+            elif (
+                key == "_scope_"
+                and v not in SCOPES
+                or isinstance(v, str)
+                and "hub:" in v
+            ):
+                yield f"{inner} {v!r}"
+            else:
+                yield from _foreign(v, inner, known)
+    elif isinstance(value, (list, tuple)):
+        for i, v in enumerate(value):
+            yield from _foreign(v, f"{place}[{i}]", known)
+
+
+def _registered() -> set[str]:
+    """The names that parts are registered by."""
+    names = set(OPERATORS)
+    for package in ("mmengine", "mmdet", "mmyolo"):
+        rooms = vars(importlib.import_module(f"{package}.registry")).values()
+        for registry in rooms:
+            if isinstance(registry, Registry):
+                registry.import_from_location()
+                names.update(registry.module_dict)
+    return names
 
 
 class _Plain(ast.NodeTransformer):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,15 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
-from kdeov_mm.checkpoints import load_model, read_checkpoint, read_config
+from kdeov_mm import KDEOV
+from kdeov_mm.checkpoints import (
+    check_parts,
+    load_model,
+    read_checkpoint,
+    read_config,
+)
+
+from .conftest import ROOT, load_tool
 
 # ----------------------------------------------------------------- the config
 
@@ -156,3 +165,61 @@ def test_a_checkpoint_of_another_model_is_refused(
     torch.save(dict(state_dict=dict(x=torch.ones(1))), tmp_path / "a.pth")
     with pytest.raises(ValueError, match=r"a\.pth is of another model: \d+ of the"):
         load_model(load_config("kdeov_n_shapes.py"), tmp_path / "a.pth")
+
+
+# -------------------------------------------------------- files from strangers
+
+FOREIGN: dict[str, dict[str, Any]] = {
+    "a function of Python": {"model.type": "subprocess.call"},
+    "in a part": {"model.backbone.type": "os.system"},
+    "in a list": {"model.neck": [dict(type="builtins.eval")]},
+    "with a scope before it": {"model.backbone.type": "mmdet.os.system"},
+    "a scope": {"default_scope": "antigravity"},
+    "a scope of a part": {"model.neck._scope_": "antigravity"},
+    "imports": {"custom_imports": dict(imports=["antigravity"])},
+    "an expression": {
+        "model.test_cfg.nms.type": "__import__('antigravity')",
+    },
+    "a hub": {"model.text_encoder.model": "hf-hub:someone/thing"},
+    "no text": {"model.backbone.type": 3},
+}
+
+
+@pytest.mark.parametrize("changes", FOREIGN.values(), ids=[*FOREIGN])
+def test_a_config_of_a_stranger_names_registered_parts_alone(
+    changes: dict[str, Any],
+    load_config: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cfg = load_config("kdeov_n_shapes.py")
+    state = MODELS.build(cfg.model).state_dict()
+    cfg.merge_from_dict(changes)
+    meta = dict(cfg=cfg.to_dict())
+    torch.save(dict(meta=meta, state_dict=state), tmp_path / "theirs.pth")
+    monkeypatch.setattr("kdeov_mm.inference.api.load_model", None)  # nothing is built
+    (entry,) = changes
+    with pytest.raises(ValueError, match=entry.split(".")[0]) as error:
+        KDEOV.from_checkpoint(tmp_path / "theirs.pth")
+    assert "KDEOV.from_config" in str(error.value)
+    assert "antigravity" not in sys.modules
+
+
+def test_every_config_of_ours_names_registered_parts_alone() -> None:
+    for path in (ROOT / "configs").rglob("*.py"):
+        if "_base_" not in str(path):
+            check_parts(Config.fromfile(path, lazy_import=False).to_dict(), path)
+
+
+def test_a_checkpoint_with_a_program_is_not_resumed(tmp_path: Path) -> None:
+    program = "open('ran', 'w').close()"
+    torch.save(
+        dict(meta=dict(config=program, epoch=0, iter=1), state_dict={}),
+        tmp_path / "theirs.pth",
+    )
+    tool = load_tool("train")
+    page = str(ROOT / "configs/kdeov/kdeov_n_shapes.py")
+    arguments = ["--resume", str(tmp_path / "theirs.pth"), "--work-dir", str(tmp_path)]
+    with pytest.raises(SystemExit, match="runs as code|which mmengine runs"):
+        tool.main([page, *arguments])
+    assert not Path("ran").exists()

@@ -66,7 +66,13 @@ def resume_from(given: str, work_dir: Path) -> str | None:
     if "://" in checkpoint:  # mmengine's to fetch
         return checkpoint
     try:
-        read_checkpoint(checkpoint)
+        meta = read_checkpoint(checkpoint).get("meta")
+        # an old form of checkpoint, whose config mmengine would run as Python
+        if "config" in (meta or {}):
+            raise ValueError(
+                f"{checkpoint} has a config in its meta['config'], which mmengine runs "
+                "as code: it is no checkpoint of tools/train.py"
+            )
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f"--resume: {error}\n{advice}") from error
     return checkpoint

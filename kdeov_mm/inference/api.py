@@ -14,7 +14,7 @@ from mmengine.config import Config, ConfigDict
 from PIL import Image
 from torch import Tensor
 
-from ..checkpoints import load_model, read_checkpoint, read_config
+from ..checkpoints import check_parts, load_model, read_checkpoint, read_config
 from ..models import FoldedDetector, TextEmbeds
 from ..vocabulary import Asked, Vocabulary, Words, as_vocabulary
 from .images import AnyImage, as_rgb
@@ -95,7 +95,8 @@ class KDEOV:
 
         Raises:
             FileNotFoundError: there is no such checkpoint.
-            ValueError: it is damaged, holds no config, or one that cannot be read.
+            ValueError: it is damaged, holds no config, one that cannot be read, or one
+                that names other parts than those of mm packages and this one.
         """
         meta = read_checkpoint(checkpoint).get("meta")
         config = read_config((meta or {}).get("cfg"), strict=True)
@@ -104,6 +105,7 @@ class KDEOV:
                 f"{checkpoint} holds no config: use KDEOV.from_config(CONFIG, "
                 "CHECKPOINT)."
             )
+        check_parts(config, checkpoint)
         return cls(load_model(Config(config), checkpoint, device))
 
     @property
