@@ -12,4 +12,5 @@ train_dataloader = dict(batch_size=2)  # on each of 8 GPUs
 model = dict(
     roi_head=dict(base="OVLVISDataset"),
     vocabulary=dict(size=866, min_size=866),  # all of them, as ViLD
+    test_cfg=dict(rcnn=dict(max_per_img=1000)),  # standard LVIS AP takes 300 of them
 )

@@ -43,7 +43,10 @@ def predict_in_slices(
     ]
     tiles = [image[y : y + side, x : x + side] for x, y in corners]
     sample, *parts = student.predict([image, *tiles], query)
-    # boxes of tiles move to their place in the image; those cut at a border go
+    # boxes of tiles move to their place in the image; those cut at a border go, and so
+    # do masks, which are of a tile
+    for each in (sample, *parts):
+        each.pred_instances.pop("masks", None)
     found = [sample.pred_instances]
     for (x, y), part in zip(corners, parts):
         boxes = part.pred_instances

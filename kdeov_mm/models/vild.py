@@ -10,17 +10,19 @@ import torch.nn.functional as F
 from mmdet.models.detectors import TwoStageDetector
 from mmdet.models.roi_heads import StandardRoIHead
 from mmdet.models.roi_heads.bbox_heads import ConvFCBBoxHead
+from mmdet.models.task_modules.assigners import AssignResult, MaxIoUAssigner
 from mmdet.models.task_modules.samplers import SamplingResult
-from mmdet.registry import DATASETS, MODELS
+from mmdet.registry import DATASETS, MODELS, TASK_UTILS
 from mmdet.structures import OptSampleList, SampleList
 from mmdet.structures.bbox import bbox2roi
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
+from torchvision.ops import box_iou
 
 from ..vocabulary import Words, as_vocabulary
 from .box_branches import without_autocast
 from .distill.base import Distillation, RegionEmbeds, StudentBatch
-from .postprocess import above, best_boxes, least_logit, max_boxes
+from .postprocess import above, best_boxes, is_simple, least_logit, max_boxes
 from .random_vocabulary import RandomVocabulary
 from .student import BoxQuery, Student, check_dims, training_progress, words_of
 from .text_classifier import TextClassifier, TextEmbeds
@@ -40,6 +42,34 @@ class WordedMaps(tuple[Tensor, ...]):
     words: tuple[Words, ...]
     text: TextEmbeds
     verified: Tensor | None = None
+
+
+@TASK_UTILS.register_module()
+class SparingAssigner(MaxIoUAssigner):
+    """mmdet's, and what may be an object without a label is no background.
+
+    Args:
+        kwargs: those of ``mmdet.MaxIoUAssigner``.
+    """
+
+    def assign(
+        self,
+        pred_instances: InstanceData,
+        gt_instances: InstanceData,
+        gt_instances_ignore: InstanceData | None = None,
+        **kwargs: Any,
+    ) -> AssignResult:
+        """As the parent's; background that overlaps an ``unlabelled`` one of the
+        ignored boxes by more than half (IoU) is neither."""
+        ignored = gt_instances_ignore
+        if ignored is None or "unlabelled" not in ignored:
+            return super().assign(pred_instances, gt_instances, ignored, **kwargs)
+        marked = ignored.unlabelled
+        rest = ignored[~marked]
+        result = super().assign(pred_instances, gt_instances, rest, **kwargs)
+        overlap = box_iou(pred_instances.priors, ignored.bboxes[marked]) > 0.5
+        result.gt_inds[(result.gt_inds == 0) & overlap.any(1)] = -1
+        return result
 
 
 @MODELS.register_module()
@@ -122,6 +152,8 @@ class ViLDRoIHead(StandardRoIHead):
                 "exponent and objectness lie in [0, 1], got "
                 f"exponent={exponent}, objectness={objectness}"
             )
+        if self.bbox_head.classifier.background is None:
+            raise ValueError("bbox_head needs background=True: most proposals are that")
         self.exponent, self.objectness = exponent, objectness
         self.image_head: ViLDBBoxHead | None = None
         if image_head is not None:
@@ -193,19 +225,20 @@ class ViLDRoIHead(StandardRoIHead):
         return self.bbox_roi_extractor(x[: self.bbox_roi_extractor.num_inputs], rois)
 
     def scores(self, x: WordedMaps, rois: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities (R, K) of words, and box deltas (R, 4).
+        """Probabilities (R, K) of words, float64, and box deltas (R, 4).
 
         Args:
             x: maps and words.
             rois: (R, 5), the image's number and xyxy.
         """
         output = self._bbox_forward(x, rois)
-        share = output["cls_score"].softmax(1)[:, : len(x.words)]
+        # in double precision: the probabilities of sure boxes differ from 1 by little
+        share = output["cls_score"].double().softmax(1)[:, : len(x.words)]
         if self.image_head is None:
             return share, output["bbox_pred"]
         # the vote, with exponents of base and other words
         embeds, _ = self.image_head(output["bbox_feats"])
-        images = self.image_head.logits(embeds, x.text).softmax(1)
+        images = self.image_head.logits(embeds, x.text).double().softmax(1)
         known = [bool(self.base.intersection(own)) for own in x.words]
         chosen = torch.tensor(known, device=share.device)
         power = torch.where(chosen, self.exponent, 1 - self.exponent)
@@ -220,6 +253,12 @@ class ViLDRoIHead(StandardRoIHead):
         rescale: bool = False,
     ) -> list[InstanceData]:
         """Boxes of each image, selected as those of the one-stage student."""
+        if not is_simple(rcnn_test_cfg):
+            raise ValueError(
+                "expected a test_cfg.rcnn with multi_label=True, nms=dict(type='nms', "
+                "iou_threshold=...) and max_per_img of at least 1, got "
+                f"{dict(rcnn_test_cfg)}"
+            )
         proposals = [result.bboxes for result in rpn_results_list]
         rois = bbox2roi(proposals)
         every, deltas = self.scores(x, rois)
@@ -274,7 +313,9 @@ class ViLDDetector(Student, TwoStageDetector):
         self.vocabulary = RandomVocabulary(**(vocabulary or {}))
         self.set_synonyms(synonyms)
         # distributed training waits for ever for a parameter without a gradient
-        if self.roi_head.image_head is not None and not self.distill_heads:
+        kinds = {head.kind for head in self.distill_heads.values()}
+        self.teaches_regions = "region" in kinds
+        if self.roi_head.image_head is not None and not self.teaches_regions:
             self.roi_head.image_head.requires_grad_(False)
         self.check_clip()
         self.to(memory_format=torch.channels_last)
@@ -316,7 +357,9 @@ class ViLDDetector(Student, TwoStageDetector):
             text: their embeddings.
             samples: in training; which words are ``verified`` in each image.
         """
-        maps = WordedMaps(self.extract_feat(inputs))
+        # as compiled RoI operators read them, and boxes in full precision
+        feats = self.extract_feat(inputs)
+        maps = WordedMaps(feat.float().contiguous() for feat in feats)
         maps.words, maps.text = tuple(words), text
         if any("verified" in sample for sample in samples):
             every = torch.ones(len(words), dtype=torch.bool)
@@ -330,8 +373,13 @@ class ViLDDetector(Student, TwoStageDetector):
         """Images (B, 3, H, W) and samples with boxes -> named losses.
 
         Raises:
-            ValueError: samples without words.
+            ValueError: samples without words, or nothing teaches the image head.
         """
+        if self.roi_head.image_head is not None and not self.teaches_regions:
+            raise ValueError(
+                "roi_head.image_head learns from the teacher alone, and would vote "
+                "untaught: give model.distill a RegionDistillation, or leave it out."
+            )
         # the words of this step, and labels that index them
         words, samples = self.vocabulary(batch_data_samples)
         text = self.embed(words, batch_inputs.device)
@@ -354,10 +402,14 @@ class ViLDDetector(Student, TwoStageDetector):
             embed_boxes=partial(self.roi_head.embed, maps),
         )
         losses = self.taught(student, batch_inputs)
-        # detection, for which these are neither objects nor background
+        # detection, for which these are no background
         assert regions.unlabelled is not None
         for sample, boxes, marked in zip(samples, regions.boxes, regions.unlabelled):
-            sample.ignored_instances = InstanceData(bboxes=boxes[marked])
+            known, new = sample.ignored_instances.bboxes, boxes[marked]
+            flags = torch.arange(len(known) + len(new), device=new.device) >= len(known)
+            sample.ignored_instances = InstanceData(
+                bboxes=torch.cat([known, new]), unlabelled=flags
+            )
         things = [copy.copy(sample.gt_instances) for sample in samples]
         for its in things:
             its.labels = torch.zeros_like(its.labels)
@@ -409,7 +461,7 @@ class ViLDDetector(Student, TwoStageDetector):
             text_features=text.vectors,
             visual_map=maps,
             proposals=rois,
-            predictions=([scores.logit(1e-6).T[None]], deltas),
+            predictions=([scores.logit(1e-6).float().T[None]], deltas),
         )
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from mmdet.models.task_modules.assigners import AssignResult
 from mmdet.models.task_modules.samplers import SamplingResult
-from mmdet.registry import MODELS
+from mmdet.registry import MODELS, TASK_UTILS
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
@@ -229,6 +229,40 @@ def renamed(data: dict[str, Any]) -> dict[str, Any]:
     return dict(inputs=data["inputs"], samples=data["data_samples"])
 
 
+def test_objects_without_a_label_spare_the_background_alone() -> None:
+    assigner = TASK_UTILS.build(
+        dict(type="mmdet.SparingAssigner", pos_iou_thr=0.5, neg_iou_thr=0.5)
+    )
+    priors = [[41.0, 41, 80, 80], [28, 28, 112, 108], [0, 0, 20, 20], [90, 0, 120, 30]]
+    proposals = InstanceData(priors=torch.tensor(priors))
+    truth = InstanceData(
+        bboxes=torch.tensor([[40.0, 40, 80, 80]]), labels=torch.tensor([0])
+    )
+    none = truth[:0]
+    marked = InstanceData(
+        bboxes=torch.tensor([[30.0, 30, 110, 110]]), unlabelled=torch.tensor([True])
+    )
+    # a box about a labelled object leaves the object, and spares the background there
+    for given, first in ((truth, 1), (none, 0)):
+        assigned = assigner.assign(proposals, given, marked).gt_inds
+        assert assigned.tolist() == [first, -1, 0, 0]
+    # ignored boxes of the data set are mmdet's
+    crowd = InstanceData(
+        bboxes=torch.tensor([[0.0, 0, 30, 30]]), unlabelled=torch.tensor([False])
+    )
+    assigner.ignore_iof_thr = 0.5
+    assert assigner.assign(proposals, truth, crowd).gt_inds.tolist() == [1, 0, -1, 0]
+    assert assigner.assign(proposals, truth).gt_inds.tolist() == [1, 0, 0, 0]
+
+
+def test_an_image_head_that_nothing_teaches_does_not_train(
+    build: Callable[..., ViLDDetector],
+) -> None:
+    model = build("ensemble_r18", teacher=None, distill=None).train()
+    with pytest.raises(ValueError, match="would vote untaught"):
+        model(**batch(model), mode="loss")
+
+
 # ------------------------------------------------------------------------ boxes
 
 
@@ -242,7 +276,7 @@ def test_the_vote_is_the_formula(build: Callable[..., ViLDDetector]) -> None:
     scores, _ = head.scores(x, rois)
     feats = head._pooled(x, rois)
     by_text, by_image = (
-        part.logits(part(feats)[0], text).softmax(1)
+        part.logits(part(feats)[0], text).double().softmax(1)
         for part in (head.bbox_head, head.image_head)
     )
     assert by_text.shape[1] == 4 and by_image.shape[1] == 3  # the background
@@ -269,6 +303,26 @@ def test_other_orders_of_the_words_and_other_batches_change_nothing(
         assert one["names"] == single["names"]
 
 
+def test_sure_boxes_keep_their_order(build: Callable[..., ViLDDetector]) -> None:
+    model = build().eval()
+    head = model.roi_head
+    maps = model.worded(
+        torch.rand(1, 3, 64, 64), [("a",), ("b",)], TextEmbeds(unit(2, EMBED_DIMS))
+    )
+    # two boxes of one object: the second one is surer, both are nearly certain
+    sure = torch.tensor([[18.0, 0, 0], [30, 0, 0]])
+    head._bbox_forward = lambda x, rois: dict(
+        cls_score=sure, bbox_pred=torch.zeros(2, 4)
+    )
+    boxes = torch.tensor([[10.0, 10, 40, 40], [12, 12, 42, 42]])
+    found = InstanceData(bboxes=boxes, scores=torch.ones(2))
+    metas = [make_sample().metainfo]
+    (result,) = head.predict_bbox(maps, metas, [found], head.test_cfg)
+    best = result[result.labels == 0]
+    assert len(best) == 1
+    torch.testing.assert_close(best.bboxes[0], boxes[1])
+
+
 def test_synonyms_and_thresholds_of_a_call(build: Callable[..., ViLDDetector]) -> None:
     student = KDEOV(build(synonyms="max"))
     image = torch.rand(3, 64, 64)
@@ -293,6 +347,11 @@ def test_what_does_not_go_together_is_refused(
         build(**{"roi_head.exponent": 1.5})
     with pytest.raises(ValueError, match="roi_head.bbox_head.embed_dims is 48"):
         build(**{"roi_head.bbox_head.embed_dims": 48})
+    with pytest.raises(ValueError, match="background=True"):
+        build(**{"roi_head.bbox_head.background": False})
+    uncapped = KDEOV(build(**{"test_cfg.rcnn.max_per_img": -1}))
+    with pytest.raises(ValueError, match="max_per_img of at least 1"):
+        uncapped.open_vocabulary_detect(torch.rand(3, 64, 64), WORDS)
     with pytest.raises(ValueError, match="0.01 at least"):
         ViLDBBoxHead(8, temperature=0.001, in_channels=4, num_shared_fcs=1)
     dense = dict(type="DenseDistillation", distances=dict(l1=dict(type="L1Distance")))
@@ -323,5 +382,4 @@ def test_half_precision_trains_and_finds_the_same(
     full, _ = model.roi_head.scores(maps, rois)
     with torch.autocast("cpu", torch.bfloat16):
         half, _ = model.roi_head.scores(maps, rois)
-    assert half.dtype == torch.float32
     torch.testing.assert_close(half, full, rtol=0.3, atol=0.02)

@@ -310,7 +310,8 @@ def compare_with_plain(cfg: Config, rounds: int = 8) -> dict[str, Any]:
 
     A step is preprocessing, loss, backward and AdamW, on batches of 16 images of
     the training data. Inference is the network on one image of 640 px with 80
-    words, without post-processing. The two models take turns.
+    words, without post-processing (two stages: with the selection of proposals). The
+    two models take turns.
     """
     init_default_scope(cfg.default_scope)
     ours, plain = build(cfg), build(Config.fromfile(PLAIN, lazy_import=False))

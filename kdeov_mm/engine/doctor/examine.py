@@ -16,7 +16,7 @@ def examine(cfg: Config, num_batches: int = 3) -> Checks:
     """Build what a detector's config describes, and train a few batches of it.
 
     Args:
-        cfg: a training config with ``train_dataloader`` and ``model.bbox_head``.
+        cfg: a training config with ``train_dataloader`` and a head of boxes.
         num_batches: batches to look at.
 
     Yields:
