@@ -462,9 +462,7 @@ class ONNXDetector(Student, BaseDetector):
             if self.metadata["nms"]:
                 # (n, 4), (n,), (n,) of all images, and the image of each
                 boxes, scores, labels = (each[outputs[3] == i] for each in outputs[:3])
-                if rescale:
-                    boxes = rescaled(boxes, meta)
-                boxes = clipped(boxes, meta["ori_shape" if rescale else "img_shape"])
+                boxes = clipped(rescaled(boxes, meta) if rescale else boxes, meta)
                 found = InstanceData(bboxes=boxes, scores=scores, labels=labels)
             else:
                 # (B, N, 4) and (B, K, N), still without suppression

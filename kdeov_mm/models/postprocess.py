@@ -106,9 +106,7 @@ def best_boxes(
     # scores only of what stays
     keep = keep[: cfg.max_per_img]
     return InstanceData(
-        bboxes=clipped(
-            boxes[location[keep]], meta["ori_shape" if rescale else "img_shape"]
-        ),
+        bboxes=clipped(boxes[location[keep]], meta),
         scores=best.logits[keep].sigmoid(),
         labels=labels[keep],
     )
@@ -139,9 +137,9 @@ def rescaled(boxes: Tensor, meta: dict[str, Any]) -> Tensor:
     return boxes / boxes.new_tensor(meta["scale_factor"]).repeat(2)
 
 
-def clipped(boxes: Tensor, shape: Sequence[int]) -> Tensor:
-    """Boxes (n, 4) within an image of a shape (height, width, ...)."""
-    height, width = shape[:2]
+def clipped(boxes: Tensor, meta: dict[str, Any]) -> Tensor:
+    """Boxes (n, 4) within the original image."""
+    height, width = meta["ori_shape"][:2]
     return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height] * 2))
 
 

@@ -277,7 +277,9 @@ class ViLDRoIHead(StandardRoIHead):
             scored = above(
                 [scores.logit()], least_logit(rcnn_test_cfg), max_boxes(rcnn_test_cfg)
             )
-            results.append(best_boxes(scored, boxes, meta, rcnn_test_cfg, rescale))
+            # not rescaled they are clipped to the input: the mask branch takes them
+            inside = meta if rescale else dict(meta, ori_shape=meta["img_shape"])
+            results.append(best_boxes(scored, boxes, inside, rcnn_test_cfg, rescale))
         return results
 
 

@@ -782,7 +782,7 @@ def test_detect_does_not_mix_results_of_other_settings(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    given = (folder / "1.png", "--no-drawings")
+    given = (folder / "1.png", "--no-drawings", "--threshold", 0.01)
     assert detect(*given) == 0
     before = (tmp_path / "out/detections.json").read_bytes()
     assert detect(*given, words=WORDS[0]) == 2
