@@ -99,8 +99,7 @@ SHORT = {
     "region_l1": "crops, ViLD's L1",
     "default": "**crops, cosine and relations: the default**",
     "region_cached": "crops, the teacher read from a store",
-    "vild_r18_shapes": "ViLD: two stages, ResNet-18",
-    "vild_kdeov_r18_shapes": "the same with the default's distillation",
+    "vild_ensemble_r18_shapes": "ViLD-ensemble: two stages, ResNet-18",
     "oracle": "ceiling: novel boxes given",
 }
 NO_PART_OF_A_RUN = ("doctor", "find_unused_parameters")
