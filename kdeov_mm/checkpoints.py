@@ -160,9 +160,11 @@ def check_parts(config: Mapping[str, Any], where: str | Path) -> None:
     Raises:
         ValueError: it does; names the entry.
     """
-    imports = config.get("custom_imports") or {}
-    wrong = [f"custom_imports {name!r}" for name in imports.get("imports", ())]
-    wrong = [entry for entry in wrong if entry != "custom_imports 'kdeov_mm'"]
+    wrong = []
+    imports = config.get("custom_imports")
+    names = imports.get("imports") if isinstance(imports, Mapping) else imports
+    if names not in (None, ["kdeov_mm"]):
+        wrong.append(f"custom_imports {names!r}")
     scope = config.get("default_scope", "mmdet")
     if scope not in SCOPES:
         wrong.append(f"default_scope {scope!r}")
@@ -180,22 +182,16 @@ def _foreign(value: Any, place: str, known: set[str]) -> Iterator[str]:
     """Entries of a config that name something else than registered parts."""
     if isinstance(value, Mapping):
         for key, v in value.items():
-            inner = f"{place}.{key}"
+            scope, _, name = str(v).rpartition(".")
+            refused = isinstance(v, str) and v.startswith("hf-hub:")
             if key == "type":
-                scope, _, name = (
-                    v.rpartition(".") if isinstance(v, str) else ("", "", v)
-                )
-                if name not in known or scope not in ("", *SCOPES):
-                    yield f"{inner} {v!r}"
-            elif (
-                key == "_scope_"
-                and v not in SCOPES
-                or isinstance(v, str)
-                and "hub:" in v
-            ):
-                yield f"{inner} {v!r}"
+                refused = name not in known or scope not in ("", *SCOPES)
+            elif key == "_scope_":
+                refused = v not in SCOPES
+            if refused:
+                yield f"{place}.{key} {v!r}"
             else:
-                yield from _foreign(v, inner, known)
+                yield from _foreign(v, f"{place}.{key}", known)
     elif isinstance(value, (list, tuple)):
         for i, v in enumerate(value):
             yield from _foreign(v, f"{place}[{i}]", known)

@@ -182,6 +182,9 @@ FOREIGN: dict[str, dict[str, Any]] = {
     },
     "a hub": {"model.text_encoder.model": "hf-hub:someone/thing"},
     "no text": {"model.backbone.type": 3},
+    "a list": {"model.backbone.type": ["os.system"]},
+    "imports in a list": {"custom_imports": ["antigravity"]},
+    "imports as text": {"custom_imports": dict(imports="antigravity")},
 }
 
 

@@ -191,14 +191,8 @@ class KDEOVDetector(Student, SingleStageDetector):
 
         Samples with ``gt_label``, or with ``captions`` and no words, are of data sets
         of whole images: the global head embeds and classifies them
-        (:meth:`Student.predict_images`).
-
-        Args:
-            batch_inputs: normalised and padded.
-            batch_data_samples: B samples with the same classes as ``words``.
-            rescale: boxes in pixels of the original images.
-            text: embeddings of these classes; None embeds the words.
-            cfg: instead of ``test_cfg``.
+        (:meth:`Student.predict_images`). Arguments are those of
+        :meth:`Student.predict_boxes`.
         """
         if any(map(_is_whole, batch_data_samples)):
             return self.predict_images(batch_inputs, batch_data_samples)
