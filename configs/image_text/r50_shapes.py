@@ -24,4 +24,16 @@ model = dict(
     global_head=dict(projection=projection),
 )
 train_dataloader = dict(batch_size=16)
-optim_wrapper = dict(optimizer=dict(lr=0.0005))
+optim_wrapper = dict(optimizer=dict(lr=0.001))
+max_iters = 1200
+train_cfg = dict(max_iters=max_iters)
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(
+        type="CosineAnnealingLR",
+        by_epoch=False,
+        begin=50,
+        T_max=max_iters - 50,
+        eta_min_ratio=0.01,
+    ),
+]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..datasets import shapes
 from ..inference.api import KDEOV
-from ..inference.drawing import draw
+from ..inference.drawing import draw, draw_labels
 from ..inference.images import image_files, read_image
 from ..vocabulary import clean_name
 from .search import Hit, ImageIndex
@@ -82,6 +82,38 @@ def find(
         _count(len({*found.label_names}), "word"),
     )
     return Answer(drawing, rows, f"{counts[0]} of {counts[1]} in {duration(took)}.")
+
+
+def segment(
+    model: KDEOV, path: str | Path | None, words: str, threshold: float = 0.0
+) -> tuple[np.ndarray | None, str]:
+    """Colour an image by words.
+
+    Args:
+        model: of a :class:`SegStudent`.
+        path: of an image; None where none was chosen.
+        words: separated by commas or lines.
+        threshold: least share of a pixel's word, in [0, 1].
+
+    Returns:
+        The coloured image (H, W, 3) uint8 RGB, None where there is none; and what was
+        found, or what is wrong.
+    """
+    try:
+        image, names = read_upload(path), split_words(words)
+        start = time.perf_counter()
+        (found,) = model.segment(image, names, threshold)
+        took = time.perf_counter() - start
+    except (OSError, ValueError) as error:
+        return None, str(error)
+    palette = [PALETTE[i % len(PALETTE)] for i in range(len(names))]
+    labels = found["labels"].cpu().numpy()
+    drawing = draw_labels(image, labels, names, palette, max_side=MAX_DRAWN)
+    if not found["names"]:
+        return drawing, "None of the words is there: try others."
+    shares = [(labels == names.index(n)).mean() for n in found["names"]]
+    parts = [f"{name} {share:.1%}" for name, share in zip(found["names"], shares)]
+    return drawing, f"{', '.join(parts)} of the pixels, in {duration(took)}."
 
 
 def read_upload(path: str | Path | None) -> np.ndarray:

@@ -9,7 +9,8 @@ from PIL import Image
 
 from ..inference.api import KDEOV
 from ..inference.images import read_image
-from .answers import Answer, FolderSearch, duration, find, split_words
+from ..models import SegStudent
+from .answers import Answer, FolderSearch, duration, find, segment, split_words
 
 try:
     import gradio as gr
@@ -31,7 +32,8 @@ def build_page(
     """The page, not yet served; see :func:`serve`.
 
     Args:
-        model: what answers. Without a detection head there is no tab to find words.
+        model: what answers. Without a detection head there is no tab to find words; a
+            :class:`SegStudent` has a tab of masks, and none to search.
         examples: images and their words, to try; see :func:`.answers.write_examples`.
         folder: of images to search; None for no tab to search.
     """
@@ -44,7 +46,10 @@ def build_page(
         if getattr(model.model, "with_bbox", False):
             with gr.Tab("Find"):
                 _find_tab(model, examples)
-        if folder is not None:
+        if isinstance(model.model, SegStudent):
+            with gr.Tab("Masks"):
+                _mask_tab(model, examples)
+        elif folder is not None:
             with gr.Tab("Search"):
                 _search_tab(FolderSearch(model, folder))
     return page
@@ -126,6 +131,50 @@ def _find_tab(model: KDEOV, examples: Sequence[tuple[Path, str]]) -> None:
     gr.on([button.click, words.submit, threshold.change], **asked)
     if tried:
         tried.load_input_event.then(**asked)
+
+
+def _mask_tab(model: KDEOV, examples: Sequence[tuple[Path, str]]) -> None:
+    def answer(
+        upload: dict[str, Any] | None, words: str, typed: float | None
+    ) -> tuple[Any, str]:
+        path = Path(upload["path"]) if upload else None
+        if path and not _is_given(path, [file for file, _ in examples]):
+            raise gr.Error("This is no image of this page.")
+        return segment(model, path, words, min(max(typed or 0.0, 0.0), 1.0))
+
+    with gr.Row():
+        # what is asked
+        with gr.Column(scale=2):
+            sources: list[Any] = ["upload", "clipboard"]
+            image = gr.Image(
+                label="Image", sources=sources, height=300, elem_id="image"
+            )
+            hint = "Separated by commas or lines. Enter colours them."
+            words = gr.Textbox(label="Words", info=hint, max_lines=6)
+            threshold = gr.Slider(0, 1, 0.0, step=0.01, label="Threshold", buttons=[])
+            button = gr.Button("Colour", variant="primary")
+            samples = [[str(path), text] for path, text in examples]
+            if samples:
+                gr.Examples(
+                    samples, [image, words], label="Examples", visible_columns=[0]
+                )
+        # what is answered
+        with gr.Column(scale=3):
+            alt = "The image, each pixel coloured by its word"
+            drawing = gr.Image(
+                label="Masks", height=520, buttons=["download"], alt_text=alt
+            )
+            sentence = gr.Textbox(label="Result")
+    gr.on(
+        [button.click, words.submit, threshold.change],
+        answer,
+        [image, words, threshold],
+        [drawing, sentence],
+        preprocess=False,
+        concurrency_id="model",
+        trigger_mode="always_last",
+        api_name="segment",
+    )
 
 
 def _is_given(path: Path, examples: Sequence[Path]) -> bool:

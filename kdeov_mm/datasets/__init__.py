@@ -11,9 +11,27 @@ from .image_text import (
 )
 from .lvis import OVLVISDataset, Shapes1203Dataset
 from .sampler import ResumableSampler, SeededDataset
+from .segmentation import (
+    ADE20KDataset,
+    COCOStuffDataset,
+    LoadLabelMap,
+    MaskError,
+    PascalContextDataset,
+    SegDataset,
+    ShapesSegDataset,
+    VOCSegDataset,
+)
 from .transforms import KeepOriginal, LoadCaptions, LoadWords, PackInputs
 
 __all__ = [
+    "ADE20KDataset",
+    "COCOStuffDataset",
+    "LoadLabelMap",
+    "MaskError",
+    "PascalContextDataset",
+    "SegDataset",
+    "ShapesSegDataset",
+    "VOCSegDataset",
     "COCOByName",
     "CaptionDataset",
     "CropDataset",

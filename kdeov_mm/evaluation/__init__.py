@@ -11,6 +11,7 @@ from .image_text import (
 from .leaks import LABEL_SETS, describe_leaks, leak_report
 from .protocol_metric import newest_metrics
 from .reliability import reliability
+from .segmentation import SegMetric, count_pixels, segmentation_scores
 
 __all__ = [
     "LABEL_SETS",
@@ -19,12 +20,15 @@ __all__ = [
     "OpenVocabularyMetric",
     "Predictions",
     "RetrievalMetric",
+    "SegMetric",
     "ZeroShotMetric",
     "average_precision",
+    "count_pixels",
     "describe_leaks",
     "leak_report",
     "newest_metrics",
     "reliability",
     "retrieval_recall",
+    "segmentation_scores",
     "zero_shot_accuracy",
 ]

@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from mmdet.structures import DetDataSample, SampleList
 from mmengine.config import Config, ConfigDict
+from mmengine.structures import PixelData
 from PIL import Image
 from torch import Tensor
 
 from ..checkpoints import check_parts, load_model, read_checkpoint, read_config
-from ..models import FoldedDetector, TextEmbeds
+from ..datasets.segmentation import BACKGROUND
+from ..models import FoldedDetector, SegStudent, TextEmbeds
 from ..vocabulary import Asked, Vocabulary, Words, as_vocabulary
 from .images import AnyImage, as_rgb
 
@@ -62,9 +64,9 @@ class KDEOV:
     ['boxes', 'labels', 'names', 'scores']
 
     Args:
-        model: :class:`KDEOVDetector`, :class:`ViLDDetector` or
-            :class:`ImageTextModel`, with its config as ``model.cfg``; see
-            :meth:`from_config` and :meth:`from_checkpoint`.
+        model: :class:`KDEOVDetector`, :class:`ViLDDetector`,
+            :class:`ImageTextModel` or :class:`SegStudent`, with its config as
+            ``model.cfg``; see :meth:`from_config` and :meth:`from_checkpoint`.
         batch_size: images that pass the model at once.
     """
 
@@ -294,6 +296,65 @@ class KDEOV:
             sample.pred_instances = found[found.scores >= query.score_threshold]
         return results
 
+    # ----------------------------------------------------------- segmentation
+
+    @torch.no_grad()
+    def segment(
+        self,
+        images: AnyImage | Sequence[AnyImage],
+        names: Asked,
+        threshold: float = 0.0,
+        *,
+        scores: bool = False,
+        size: int | None = None,
+        window: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """Which word each pixel is of.
+
+        Args:
+            images: see the class.
+            names: K words; a tuple of words are synonyms.
+            threshold: pixels whose share is below are of no word, in [0, 1].
+            scores: give the shares of all words, too; (K, H, W) floats of an image.
+            size: pixels that the longer side is resized to; None: as in training.
+            window: side in pixels of windows, which overlap by a third and are seen one
+                by one, for images of a large ``size``; None: that of the config, or the
+                whole image.
+
+        Returns:
+            Of each image ``labels`` (H, W), the number of the word of each of its
+            pixels, or -1 for none; ``confidence`` (H, W), its share among words and
+            background, in [0, 1]; ``names``, the words that are there, by size; with
+            ``scores`` the shares ``scores`` (K, H, W).
+
+        Raises:
+            ValueError: the model does not segment, a threshold outside [0, 1], no
+                words, or an image is none.
+        """
+        if not isinstance(self.model, SegStudent):
+            raise ValueError(
+                f"a {type(self.model).__name__} gives no masks: use a checkpoint of "
+                "configs/seg, e.g. of seg_shapes.py."
+            )
+        least = _fraction("threshold", threshold)
+        vocabulary = check_names(names)
+        device = next(self.model.parameters()).device
+        text = self.model.embed_words(vocabulary, device)
+        cfg = dict(self.model.test_cfg, scores=scores)
+        if window is not None:
+            # windows begin where all maps have a pixel
+            cfg.update(window=-(-window // 32) * 32, stride=window * 2 // 96 * 32 or 32)
+
+        def ask(inputs: Tensor, samples: SampleList) -> SampleList:
+            for sample in samples:
+                sample.set_metainfo(dict(words=vocabulary.words))
+            return self.model.predict(inputs, samples, text, cfg)
+
+        arrays = _as_arrays(images)
+        sides = [size or self.size] * len(arrays)
+        found = [s.pred_sem_seg for s in self._in_batches(arrays, sides, ask)]
+        return [as_segments(f, vocabulary.words, least, scores) for f in found]
+
     # ---------------------------------------------------------------- helpers
 
     def _in_batches(
@@ -356,6 +417,20 @@ def as_dicts(samples: SampleList) -> list[dict[str, Any]]:
         dict(boxes=f.bboxes, scores=f.scores, labels=f.labels, names=f.label_names)
         for f in found
     ]
+
+
+def as_segments(
+    found: PixelData, words: Sequence[Words], threshold: float, scores: bool
+) -> dict[str, Any]:
+    """What :meth:`KDEOV.segment` says of an image."""
+    labels, confidence = found.sem_seg[0], found.confidence[0]
+    labels = labels.masked_fill(confidence < threshold, BACKGROUND)
+    # the words that are there, the largest first
+    areas = labels[labels != BACKGROUND].bincount(minlength=len(words))
+    order = areas.argsort(descending=True, stable=True)
+    names = [words[i][0] for i in order.tolist() if areas[i]]
+    result = dict(labels=labels, confidence=confidence, names=names)
+    return dict(result, scores=found.scores) if scores else result
 
 
 def _fraction(name: str, value: float) -> float:

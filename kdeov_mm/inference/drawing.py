@@ -1,4 +1,4 @@
-"""Boxes and names drawn on images, and files of such drawings."""
+"""Boxes, label maps and names drawn on images, and files of such drawings."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -91,6 +91,60 @@ def _draw_boxes(
         pen.rectangle((x, y, x + right, y + bottom), fill="black")
         pen.text((x, y), title, "white", font)
     return np.asarray(image)
+
+
+def draw_labels(
+    image: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    palette: Sequence[tuple[int, int, int]],
+    alpha: float = 0.55,
+    min_side: int = 800,
+    max_side: float = float("inf"),
+) -> np.ndarray:
+    """Colour an image's pixels by their word, with a legend below.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        labels: (H, W), numbers of ``names``; below 0: not coloured.
+        names: class names.
+        palette: an RGB colour per class.
+        alpha: how much of the colour, in [0, 1].
+        min_side, max_side: as :func:`draw`.
+
+    Returns:
+        (H' + legend, W', 3) uint8 RGB.
+    """
+    # colours where there is a word, then the size at which it is looked at
+    colors = np.asarray(palette, np.float32)[labels.clip(0)]
+    share = alpha * (labels >= 0)[..., None]
+    mixed = (image * (1 - share) + colors * share).round().astype(np.uint8)
+    longer = max(image.shape[:2])
+    factor = float(np.clip(longer, min_side, max_side)) / longer
+    width, height = (max(round(n * factor), 1) for n in image.shape[1::-1])
+    picture = Image.fromarray(mixed).resize((width, height), Image.Resampling.NEAREST)
+    # the words that are there, the largest first, in as many lines as they need
+    numbers, areas = np.unique(labels[labels >= 0], return_counts=True)
+    size = max(round(14 * (width * height) ** 0.5 / 700), 14)
+    font = ImageFont.truetype(findfont("DejaVu Sans"), size)
+    places, x, y, line = [], 0, 0, 2 * size
+    for number in numbers[(-areas).argsort(kind="stable")].tolist():
+        advance = round(font.getlength(names[number])) + 3 * size
+        if x and x + advance > width:
+            x, y = 0, y + line
+        places.append((number, x, y))
+        x += advance
+    canvas = Image.new("RGB", (width, height + (y + line if places else 0)), "white")
+    canvas.paste(picture)
+    pen = ImageDraw.Draw(canvas)
+    for number, x, y in places:
+        top = height + y + size // 2
+        color = tuple(map(int, palette[number]))
+        box = (x + size // 2, top, x + size // 2 + size, top + size)
+        pen.rectangle(box, color, "black")
+        place = (x + 2 * size, top + size // 2)
+        pen.text(place, names[number], "black", font, anchor="lm")
+    return np.asarray(canvas)
 
 
 class Drawings:

@@ -22,8 +22,14 @@ from .image_text import ImageTextModel
 from .ov_head import OVHead
 from .ov_head_module import GridHeadModule, HeadInput, OVHeadModule
 from .postprocess import CandidateLocations
-from .projection import GlobalProjection, SpatialProjection
+from .projection import GlobalProjection, MeanEmbedding, SpatialProjection
 from .random_vocabulary import RandomVocabulary
+from .segmentor import (
+    ClosedSegHead,
+    OpenSegHead,
+    PixelProjection,
+    SegStudent,
+)
 from .student import words_of
 from .text_classifier import TextClassifier, TextEmbeds
 from .vild import ViLDBBoxHead, ViLDDetector, ViLDRoIHead

@@ -191,6 +191,23 @@ class GlobalProjection(nn.Module):
         return (scores.softmax(1) * embeds).sum(1)
 
 
+@MODELS.register_module()
+class MeanEmbedding(nn.Module):
+    """The mean of the pixel embeddings of an image, of unit length; nothing is learnt.
+
+    Args:
+        embed_dims: dimension D of the embeddings.
+    """
+
+    def __init__(self, embed_dims: int) -> None:
+        super().__init__()
+        self.embed_dims = embed_dims
+
+    def forward(self, feats: Sequence[Tensor], filled: Tensor) -> Tensor:
+        """One map (B, D, h, w), ``filled`` as :class:`GlobalProjection` -> (B, D)."""
+        return F.normalize(_masked_mean(feats[0], filled), dim=-1)
+
+
 def _masked_mean(feat: Tensor, filled: Tensor) -> Tensor:
     """Mean over the locations in the image: (B, C, H, W) -> (B, C)."""
     mask = in_image(filled, feat.shape[-2:]).to(feat.dtype)

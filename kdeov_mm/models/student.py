@@ -118,7 +118,7 @@ class Student:
         """Build the teacher, and the distillation heads by name."""
         self.teacher = MODELS.build(teacher) if teacher else None
         self.distill = nn.ModuleDict(
-            {name: MODELS.build(cfg) for name, cfg in (distill or {}).items()}
+            {n: MODELS.build(cfg) for n, cfg in (distill or {}).items() if cfg}
         )
 
     def set_synonyms(self, synonyms: str) -> None:

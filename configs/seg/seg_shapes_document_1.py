@@ -1,0 +1,7 @@
+"""`seg_shapes_document` with masks of 1 per cent of the images alone.
+
+python tools/train.py configs/seg/seg_shapes_document_1.py
+"""
+
+_base_ = "./seg_shapes_document.py"
+train_dataloader = dict(dataset=dict(labelled=0.01))

@@ -1,0 +1,7 @@
+"""`seg_shapes_none` with masks of 10 per cent of the images alone.
+
+python tools/train.py configs/seg/seg_shapes_none_10.py
+"""
+
+_base_ = "./seg_shapes_none.py"
+train_dataloader = dict(dataset=dict(labelled=0.1))

@@ -1,0 +1,559 @@
+"""CLIP to segmentation: a small network whose pixels lie in CLIP's space."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import ConvModule
+from mmdet.registry import MODELS
+from mmdet.structures import OptSampleList, SampleList
+from mmengine.model import BaseModel
+from mmengine.structures import PixelData
+from torch import Tensor, nn
+
+from ..datasets.segmentation import BACKGROUND, IGNORED
+from ..vocabulary import Vocabulary, Words
+from .distill.base import Distillation, RegionEmbeds, StudentBatch, joint_total
+from .pixels import as_if_alone
+from .projection import SpatialProjection
+from .student import Student, check_dims, training_progress, words_of
+from .text_classifier import TextClassifier, TextEmbeds
+
+CHUNK = 32  # classes whose scores of all pixels are in memory at once
+
+
+@MODELS.register_module()
+class PixelProjection(nn.Module):
+    """Maps of several levels to one of pixel embeddings, at the finest of them.
+
+    The coarser levels are mixed at the size of the second, where convolutions are
+    cheap and see whole objects; the finest one adds edges. As in DeepLabv3+'s decoder
+    (Chen et al., 2018).
+
+    Args:
+        in_channels: of two levels or more, the finest first.
+        embed_dims: dimension D of the embeddings.
+        hidden_channels: of all convolutions but the last.
+        num_convs: 3x3 convolutions of the coarser levels.
+        norm_cfg, act_cfg: mm's.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        embed_dims: int,
+        hidden_channels: int = 64,
+        num_convs: int = 2,
+        norm_cfg: dict[str, Any] | None = None,
+        act_cfg: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if len(in_channels) < 2:
+            raise ValueError(
+                f"in_channels has the channels of two levels or more, got {in_channels}"
+            )
+        self.embed_dims = embed_dims
+        norm, act = norm_cfg or dict(type="BN"), act_cfg or dict(type="ReLU")
+        conv = partial(
+            ConvModule, out_channels=hidden_channels, norm_cfg=norm, act_cfg=act
+        )
+
+        def mixed(count: int, convs: int) -> nn.Sequential:
+            first = conv(count * hidden_channels, kernel_size=1)
+            rest = [
+                conv(hidden_channels, kernel_size=3, padding=1) for _ in range(convs)
+            ]
+            return nn.Sequential(first, *rest)
+
+        # each level, the coarser ones together, and these with the finest
+        self.levels = nn.ModuleList(conv(c, kernel_size=1) for c in in_channels)
+        self.coarse = mixed(len(in_channels) - 1, num_convs)
+        self.fine = mixed(2, 1)
+        self.project = SpatialProjection(hidden_channels, embed_dims, norm)
+
+    def forward(self, feats: Sequence[Tensor]) -> Tensor:
+        """L maps, the finest first -> (B, D, h, w) in float32, unit vectors."""
+        fine, *coarse = [level(feat) for level, feat in zip(self.levels, feats)]
+        coarse = [_interpolated(m, coarse[0].shape[-2:]) for m in coarse]
+        mixed = _interpolated(self.coarse(torch.cat(coarse, 1)), fine.shape[-2:])
+        mixed = self.fine(torch.cat([fine, mixed], 1))
+        return F.normalize(self.project(mixed).float(), dim=1)
+
+
+@MODELS.register_module()
+class OpenSegHead(nn.Module):
+    """Pixels against any words: cosine times a temperature, and a learnt background.
+
+    Args:
+        embed_dims: dimension D of the pixels and words.
+        background: a learnt vector for what is none of the words.
+        classifier: other arguments of :class:`TextClassifier`.
+    """
+
+    classes = None
+
+    def __init__(
+        self, embed_dims: int, background: bool = True, **classifier: Any
+    ) -> None:
+        super().__init__()
+        self.embed_dims = embed_dims
+        self.background = background
+        self.classifier = TextClassifier(
+            embed_dims, background=background, **classifier
+        )
+
+    def forward(
+        self, embeds: Tensor, words: Sequence[Words], text: TextEmbeds
+    ) -> Tensor:
+        """Pixels (B, D, h, w) and K classes -> logits (B, K, h, w), background last."""
+        batch_size, _, height, width = embeds.shape
+        logits = self.classifier(embeds.permute(0, 2, 3, 1).flatten(0, 2), text)
+        shape = (batch_size, height, width, logits.shape[1])
+        return logits.view(shape).permute(0, 3, 1, 2)
+
+
+@MODELS.register_module()
+class ClosedSegHead(nn.Module):
+    """The classes of the training, by a convolution; any of them can be asked.
+
+    Args:
+        embed_dims: dimension D of the pixels.
+        classes: their words, in the order of the data set's labels.
+        background: one more channel, for what is none of them.
+    """
+
+    def __init__(
+        self, embed_dims: int, classes: Sequence[str], background: bool = True
+    ) -> None:
+        super().__init__()
+        self.embed_dims = embed_dims
+        self.classes = tuple(classes)
+        self.background = background
+        self.conv = nn.Conv2d(embed_dims, len(self.classes) + background, 1)
+
+    def forward(
+        self, embeds: Tensor, words: Sequence[Words], text: TextEmbeds | None = None
+    ) -> Tensor:
+        """Pixels (B, D, h, w) and K classes -> logits (B, K, h, w), background last.
+
+        Raises:
+            ValueError: a word that was not learnt.
+        """
+        number = {name: i for i, name in enumerate(self.classes)}
+        asked = [own[0] for own in words]
+        if unknown := [name for name in asked if name not in number]:
+            raise ValueError(
+                f"this model knows {len(self.classes)} classes, "
+                f"{list(self.classes[:5])}, ..., and not {unknown[:5]}: ask it for "
+                "these, or train with seg_head.type='OpenSegHead'."
+            )
+        rows = [number[name] for name in asked] + [len(number)] * self.background
+        logits: Tensor = self.conv(embeds)
+        return logits if rows == [*range(logits.shape[1])] else logits[:, rows]
+
+
+class ProjectedTeacher(NamedTuple):
+    """A teacher's answers in the student's dimensions; see :class:`TeacherBatch`.
+
+    Attributes:
+        teacher: whose embeddings are projected.
+        project: (N, D of the CLIP) -> (N, D).
+    """
+
+    teacher: Any
+    project: nn.Module
+
+    def _unit(self, embeds: Tensor) -> Tensor:
+        return F.normalize(self.project(embeds), dim=-1)
+
+    def images(self) -> Tensor:
+        """(B, D), with gradient to the projection."""
+        return self._unit(self.teacher.images())
+
+    def crops(self, boxes: Sequence[Tensor], scales: Sequence[float]) -> Tensor:
+        """(sum n_b, D)."""
+        return self._unit(self.teacher.crops(boxes, scales))
+
+    def dense(self) -> Tensor:
+        """(B, D, h, w)."""
+        return self._unit(self.teacher.dense().permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+@MODELS.register_module()
+class SegStudent(Student, BaseModel):
+    """CLIP-to-segmentation distillation.
+
+    images -> backbone -> [neck] -> ``proj``: pixel embeddings -> ``seg_head``: scores
+    of the words of the samples. In training, cross-entropy of the labelled pixels, and
+    the distillation heads of ``distill``: global InfoNCE (:class:`ImageDistillation`
+    with a :class:`ContrastiveDistance`), local attention
+    (:class:`AttentionDistillation`), dense maps (:class:`DenseDistillation`) and the
+    objects that the student sees, labelled or not (:class:`RegionDistillation`).
+
+    Args:
+        backbone, neck: any of mm; the neck's first map is the finest.
+        proj: config of :class:`PixelProjection`.
+        seg_head: :class:`OpenSegHead` or :class:`ClosedSegHead`.
+        text_encoder: :class:`kdeov_mm.clip.CLIPTextEncoder`.
+        clip_proj: dimension D of the CLIP; a learnt linear layer from there to
+            ``proj.embed_dims``, which the teacher's embeddings pass. None: they are
+            learnt as they are, as an open head needs it.
+        teacher, distill: see :class:`KDEOVDetector`.
+        seg_weight: factor of the cross-entropy.
+        background_weight: of a pixel of background in its mean, where a pixel of a
+            class has 1.
+        label_stride: labels are compared at one pixel in so many, each way. At the
+            stride of the map no logit is interpolated.
+        synonyms: see :class:`Student`.
+        test_cfg: ``window`` and ``stride``, in pixels of the input: the side of windows
+            that are seen one by one, and how far apart they are; none: the whole.
+        data_preprocessor: ``DetDataPreprocessor`` with ``pad_seg=True`` and
+            ``seg_pad_value=-2``.
+        init_cfg: mmengine's.
+    """
+
+    def __init__(
+        self,
+        backbone: dict[str, Any],
+        proj: dict[str, Any],
+        seg_head: dict[str, Any],
+        text_encoder: dict[str, Any],
+        neck: dict[str, Any] | None = None,
+        clip_proj: int | None = None,
+        teacher: dict[str, Any] | None = None,
+        distill: dict[str, dict[str, Any]] | None = None,
+        seg_weight: float = 1.0,
+        background_weight: float = 1.0,
+        label_stride: int = 1,
+        synonyms: str = "mean",
+        train_cfg: Any = None,
+        test_cfg: dict[str, Any] | None = None,
+        data_preprocessor: dict[str, Any] | None = None,
+        init_cfg: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor, init_cfg)
+        # the student
+        self.backbone = MODELS.build(backbone)
+        self.neck = MODELS.build(neck) if neck else None
+        self.proj = MODELS.build(proj)
+        self.seg_head = MODELS.build(seg_head)
+        # words, teacher and what learns from it
+        self.text_encoder = MODELS.build(text_encoder)
+        self.build_teaching(teacher, distill)
+        self.clip_proj = (
+            nn.Linear(clip_proj, self.proj.embed_dims) if clip_proj else None
+        )
+        self.global_head = None
+        self.set_synonyms(synonyms)
+        self.seg_weight = seg_weight
+        self.background_weight = background_weight
+        self.label_stride = label_stride
+        self.test_cfg = dict(test_cfg or {})
+        self.check_clip()
+        self.to(memory_format=torch.channels_last)
+
+    @property
+    def distill_heads(self) -> dict[str, Distillation]:
+        """The modules that learn from the teacher, by name."""
+        return dict(self.distill.items())
+
+    def check_clip(self) -> None:
+        """As the parent's, and the dimensions of ``proj``; the teacher is live."""
+        dims, clip_dims = self.proj.embed_dims, self.text_encoder.embed_dims
+        if self.seg_head.embed_dims != dims:
+            raise ValueError(
+                f"model.seg_head.embed_dims is {self.seg_head.embed_dims}, "
+                f"model.proj.embed_dims {dims}: set both to the same."
+            )
+        # words lie in CLIP's own space
+        is_open = self.seg_head.classes is None
+        if self.clip_proj is None:
+            if is_open or self.distill:
+                check_dims("proj", self.proj, clip_dims)
+        elif is_open or self.clip_proj.in_features != clip_dims:
+            raise ValueError(
+                f"model.clip_proj={self.clip_proj.in_features} needs a CLIP of so many "
+                f"dimensions (this one has {clip_dims}) and a ClosedSegHead: an "
+                "OpenSegHead compares pixels with words; leave clip_proj out."
+            )
+        super().check_clip()
+        if self.distill and not self.teacher.is_live:
+            raise ValueError(
+                "stored embeddings serve detectors: use the live teacher here, "
+                "model.teacher.type='CLIPImageTeacher'."
+            )
+
+    def teacher_batch(self, inputs: Tensor, samples: SampleList) -> Any:
+        """What the teacher says of the inputs (B, 3, H, W), in ``proj``'s space."""
+        teacher = super().teacher_batch(inputs, samples)
+        return ProjectedTeacher(teacher, self.clip_proj) if self.clip_proj else teacher
+
+    def forward(
+        self, inputs: Tensor, data_samples: OptSampleList = None, mode: str = "tensor"
+    ) -> Any:
+        """mmengine's three modes; see :meth:`loss` and :meth:`predict`.
+
+        Args:
+            inputs: (B, 3, H, W), normalised and padded.
+            data_samples: B samples.
+            mode: ``'loss'``, ``'predict'``, or ``'tensor'``: the pixel embeddings.
+        """
+        if mode == "loss":
+            return self.loss(inputs, data_samples)
+        if mode == "predict":
+            return self.predict(inputs, data_samples)
+        if mode == "tensor":
+            return self.embed_pixels(inputs)
+        raise ValueError(f"mode is 'loss', 'predict' or 'tensor', got {mode!r}")
+
+    def embed_pixels(self, inputs: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> unit vectors (B, D, h, w), in float32."""
+        feats = self.backbone(inputs)
+        return self.proj(self.neck(feats) if self.neck else feats)
+
+    # --------------------------------------------------------------- training
+
+    def loss(self, inputs: Tensor, data_samples: SampleList) -> dict[str, Tensor]:
+        """Images (B, 3, H, W) and samples with ``gt_sem_seg`` -> named losses.
+
+        Raises:
+            ValueError: samples without words, or with different ones.
+        """
+        words = words_of(data_samples)
+        text = self.embed_words(words, inputs.device)
+        embeds = self.embed_pixels(inputs)
+        logits = self.seg_head(embeds, words, text)
+        losses = dict(loss_seg=self._cross_entropy(logits, data_samples))
+        # what the teacher says of the same pixels; each stands for what it is part of
+        if self.distill:
+            stride = inputs.shape[-1] // embeds.shape[-1]
+            background = logits.softmax(1)[:, -1] if self.seg_head.background else None
+            regions = pixel_regions(embeds, background, stride)
+            for sample in data_samples:  # there are no boxes
+                sample.gt_instances.bboxes = embeds.new_zeros(0, 4)
+            vectors = None if text is None else text.vectors
+            student = StudentBatch(
+                [embeds], data_samples, vectors, regions, progress=training_progress()
+            )
+            losses.update(self.taught(student, inputs))
+        return losses
+
+    def embed_words(
+        self, words: Vocabulary | Sequence[Words], device: torch.device
+    ) -> TextEmbeds | None:
+        """Embeddings of K classes; None for a closed head, which needs none."""
+        return self.embed(words, device) if self.seg_head.classes is None else None
+
+    def _cross_entropy(self, logits: Tensor, samples: SampleList) -> Tensor:
+        """The mean over the labelled pixels of the joint batch; a scalar."""
+        # some pixels of the labels (B, H, W), in the middle of their squares
+        labels = torch.stack([s.gt_sem_seg.sem_seg[0] for s in samples]).long()
+        stride = self.label_stride
+        labels = labels[:, stride // 2 :: stride, stride // 2 :: stride]
+        # background is the last channel, or teaches nothing
+        last = logits.shape[1] - 1
+        target = last if self.seg_head.background else IGNORED
+        labels = labels.masked_fill(labels == BACKGROUND, target)
+        logits = _interpolated(logits, labels.shape[-2:])
+        loss = F.cross_entropy(
+            logits.float(), labels, ignore_index=IGNORED, reduction="none"
+        )
+        # the weighted mean
+        weight = (labels != IGNORED).float()
+        if self.seg_head.background:
+            weight = weight.where(labels != last, weight * self.background_weight)
+        total, processes = joint_total(weight.sum())
+        mean = (loss * weight).sum() * processes / total.clamp(min=1e-6)
+        return mean * self.seg_weight
+
+    # -------------------------------------------------------------- inference
+
+    @torch.no_grad()
+    def predict(
+        self,
+        inputs: Tensor,
+        data_samples: SampleList,
+        text: TextEmbeds | None = None,
+        cfg: dict[str, Any] | None = None,
+    ) -> SampleList:
+        """Images (B, 3, H, W) -> samples with ``pred_sem_seg``.
+
+        It has ``sem_seg`` (1, H, W) int64, the class of each pixel of the original
+        image, or ``BACKGROUND``, and ``confidence`` (1, H, W), its share among the
+        words and the background; with ``scores`` in the configuration also the shares
+        of all words, (K, H, W). Images do not depend on their neighbours.
+
+        Args:
+            inputs: normalised and padded.
+            data_samples: B samples with the same K classes as ``words``.
+            text: embeddings of these classes; None embeds the words.
+            cfg: in place of ``test_cfg``.
+        """
+        cfg = self.test_cfg if cfg is None else cfg
+        words = words_of(data_samples)
+        if text is None:
+            text = self.embed_words(words, inputs.device)
+
+        def ask(images: Tensor, samples: SampleList) -> list[PixelData]:
+            logits = self.seg_head(self.embed_windows(images, cfg), words, text)
+            each = zip(logits.float(), samples)
+            return [self._label(maps, images.shape[-2:], s, cfg) for maps, s in each]
+
+        for sample, found in zip(data_samples, as_if_alone(inputs, data_samples, ask)):
+            sample.pred_sem_seg = found
+        return data_samples
+
+    def _label(
+        self, logits: Tensor, padded: Sequence[int], sample: Any, cfg: dict[str, Any]
+    ) -> PixelData:
+        """Logits (K, h, w) of a padded input -> what its pixels are."""
+        last = len(logits) - 1 if self.seg_head.background else None
+        sizes = padded, sample.img_shape[:2], sample.metainfo.get("ori_shape")
+        found = label_pixels(logits, FullSize(*sizes), last)
+        if cfg.get("scores"):
+            shares = FullSize(*sizes)(logits).softmax(0)
+            found.scores = shares if last is None else shares[:last]
+        return found
+
+    def embed_windows(self, inputs: Tensor, cfg: dict[str, Any]) -> Tensor:
+        """As :meth:`embed_pixels`; with ``window`` the mean over windows.
+
+        The scores of a pixel are linear in its embedding, so they are the mean of its
+        scores in all windows.
+        """
+        window, step = cfg.get("window"), cfg.get("stride")
+        height, width = inputs.shape[-2:]
+        if not window or max(height, width) <= window:
+            return self.embed_pixels(inputs)
+        # corners of the windows; the last ones end with the image
+        total: Any = None
+        for top in _starts(height, window, step or window):
+            for left in _starts(width, window, step or window):
+                part = inputs[..., top : top + window, left : left + window]
+                embeds = self.embed_pixels(part)
+                stride = part.shape[-1] // embeds.shape[-1]
+                if total is None:
+                    shape = (height // stride, width // stride)
+                    total = embeds.new_zeros(*embeds.shape[:2], *shape)
+                    seen = embeds.new_zeros(shape)
+                y, x = top // stride, left // stride
+                rows = slice(y, y + embeds.shape[2])
+                columns = slice(x, x + embeds.shape[3])
+                total[..., rows, columns] += embeds
+                seen[rows, columns] += 1
+        return total / seen
+
+
+def _starts(size: int, window: int, step: int) -> list[int]:
+    """Where windows begin: every ``step`` pixels, the last at the end of the image."""
+    last = max(size - window, 0)
+    return [*range(0, last, step), last]
+
+
+def _interpolated(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps (B, C, h, w) of another size (height, width)."""
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
+
+
+def pixel_regions(
+    embeds: Tensor, background: Tensor | None, stride: int
+) -> RegionEmbeds:
+    """What each pixel of a map is part of: connected pixels that are no background.
+
+    Args:
+        embeds: (B, D, h, w), with gradient.
+        background: (B, h, w), the probability of background; None: there is none, and
+            no part.
+        stride: pixels of the input from one to the next of the map.
+
+    Returns:
+        The h * w pixels of each image as locations. Their box is that of their part, of
+        no size for background; one location of each part has its mean probability as
+        ``sharpness``, the others 0.
+    """
+    batch_size, _, height, width = embeds.shape
+    boxes = np.zeros((batch_size, height * width, 4), np.float32)
+    sharpness = np.zeros((batch_size, height * width), np.float32)
+    sure = () if background is None else 1 - background.detach().float().cpu().numpy()
+    for i, objects in enumerate(sure):
+        mask = (objects > 0.5).astype(np.uint8)
+        number, parts, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
+        x, y, w, h = stats[:, :4].T
+        corners = np.stack([x, y, x + w, y + h], 1) * stride
+        corners[0] = 0  # the first part is the background
+        parts = parts.reshape(-1)
+        boxes[i] = corners[parts]
+        # the first pixel of each part stands for it
+        _, first = np.unique(parts, return_index=True)
+        total = np.bincount(parts, objects.reshape(-1), number)
+        mean = total / np.bincount(parts, minlength=number).clip(min=1)
+        present = np.unique(parts)
+        sharpness[i, first] = np.where(present > 0, mean[present], 0)
+    # centres of the pixels (h * w, 2)
+    ys, xs = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    centres = (torch.stack([xs, ys], -1).reshape(-1, 2) + 0.5) * stride
+    device = embeds.device
+    return RegionEmbeds(
+        embeds.flatten(2).transpose(1, 2),
+        torch.from_numpy(boxes).to(device),
+        torch.from_numpy(sharpness).to(device),
+        centres.to(device),
+    )
+
+
+class FullSize(NamedTuple):
+    """From maps of a padded input to the pixels of the original image.
+
+    Attributes:
+        padded: height and width of the input.
+        inside: those of the image in it.
+        original: those of the original; None: ``inside``.
+    """
+
+    padded: Sequence[int]
+    inside: Sequence[int]
+    original: Sequence[int] | None = None
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        """(C, h, w) -> (C, H, W)."""
+        height, width = self.inside
+        grown = _interpolated(maps[None], self.padded)[..., :height, :width]
+        return _interpolated(grown, (self.original or self.inside)[:2])[0]
+
+
+def label_pixels(
+    logits: Tensor, full_size: FullSize, background: int | None
+) -> PixelData:
+    """The best class of each pixel of the original image, and its share.
+
+    Classes are enlarged a few at a time: all scores of a large image and a long
+    vocabulary would not fit into memory.
+
+    Args:
+        logits: (K, h, w), one channel more with a background.
+        full_size: to the pixels of the original.
+        background: the channel that is background; None: there is none.
+    """
+    # of the first classes, then what others change
+    best, label, total = _best(full_size(logits[:CHUNK]))
+    for first in range(CHUNK, len(logits), CHUNK):
+        value, which, share = _best(full_size(logits[first : first + CHUNK]))
+        label = torch.where(value > best, which + first, label)
+        best = torch.maximum(best, value)
+        total = torch.logaddexp(total, share)
+    if background is not None:
+        label = label.masked_fill(label == background, BACKGROUND)
+    confidence = (best - total).exp()
+    return PixelData(sem_seg=label[None], confidence=confidence[None])
+
+
+def _best(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of scores (C, H, W) the best, its channel, and the logarithm of their sum."""
+    value, which = maps.max(0)
+    return value, which, maps.logsumexp(0)
