@@ -1,9 +1,9 @@
-"""Write a detector as an ONNX file, and check it against PyTorch.
+"""Write a student as an ONNX file, and check it against PyTorch.
 
     python tools/export_onnx.py CHECKPOINT dogs.onnx --words "brown dog, cat"
     python tools/export_onnx.py CHECKPOINT any.onnx --vocabulary-input
 
-The first folds the words in: what is left is a plain convolutional detector. The second
+The first folds the words in: what is left is a plain convolutional network. The second
 takes the vocabulary as its input `text` (K, D), any K; `--save-words FILE.safetensors`
 writes the vectors of words for it. `--nms` puts the suppression into the graph.
 docs/onnx_client.py runs both with numpy and onnxruntime alone; docs/onnx.md explains.
@@ -18,7 +18,8 @@ import kdeov_mm  # isort: skip  # noqa: F401  (compat comes before mmdet)
 
 from kdeov_mm import KDEOV
 from kdeov_mm.inference.export import export_onnx
-from kdeov_mm.models import KDEOVDetector
+from kdeov_mm.inference.export_masks import export_masks
+from kdeov_mm.models import KDEOVDetector, SegStudent
 from kdeov_mm.vocabulary import as_vocabulary
 
 
@@ -77,14 +78,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.config
             else KDEOV.from_checkpoint(args.checkpoint)
         ).model
-        if not isinstance(model, KDEOVDetector):
-            raise ValueError(
-                f"files are made of KDEOVDetectors, not of a {type(model).__name__}"
-            )
-        # export_onnx compares the file with PyTorch before it returns
         words = as_vocabulary(args.words) if args.words else None
         folded = None if args.vocabulary_input else words
-        worst = export_onnx(model, args.out, folded, args.nms, args.size)
+        if isinstance(model, SegStudent):
+            worst = dict(shares=export_masks(model, args.out, folded, args.size))
+        elif isinstance(model, KDEOVDetector):
+            # compares the file with PyTorch before it returns
+            worst = export_onnx(model, args.out, folded, args.nms, args.size)
+        else:
+            raise ValueError(
+                "files are made of KDEOVDetectors and SegStudents, not of a "
+                f"{type(model).__name__}"
+            )
         if args.save_words and words is not None:
             words.embed(model.text_encoder).save(args.save_words)
     except (ValueError, OSError) as error:
@@ -92,9 +97,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     # what is in the file, and how far it is from PyTorch
     what = "any words" if folded is None else f"{len(folded)} words folded in"
+    differences = ", ".join(f"{name} {value:.1e}" for name, value in worst.items())
     print(
         f"{args.out}: {what}, {args.out.stat().st_size / 2**20:.1f} MiB; differs from "
-        f"PyTorch by {worst['boxes']:.1e} px and {worst['scores']:.1e} in scores."
+        f"PyTorch by {differences} (boxes in pixels)."
     )
     return 0
 

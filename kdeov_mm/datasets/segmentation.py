@@ -44,6 +44,11 @@ _SPELLED = {
 }
 
 
+def spelled(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of classes as a text encoder reads them: ``'tv monitor'``."""
+    return tuple(_SPELLED.get(name, name.replace("-", " ")) for name in names)
+
+
 class MaskError(ValueError):
     """A mask that is missing, of another kind or size, or has values of no class."""
 
@@ -132,8 +137,8 @@ class SegDataset(BaseSegDataset):
             colours = dict(zip(names, meta["palette"]))
             meta["palette"] = [colours[n] for n in asked]
         meta["classes"] = asked
-        spelled = tuple((_SPELLED.get(n, n.replace("-", " ")),) for n in asked)
-        self.vocabulary = Vocabulary(asked, spelled, asked_groups(meta))
+        words = tuple((word,) for word in spelled(asked))
+        self.vocabulary = Vocabulary(asked, words, asked_groups(meta))
         # value of a pixel -> label
         values = self.VALUES if values is None else values
         values = range(1, len(names) + 1) if values is None else values

@@ -49,7 +49,7 @@ def segmentation_scores(
 
     A class that is neither there nor predicted has none, and is left out of the means.
     Background counts in ``aAcc``, and by its predictions in the others' union; it is
-    no class.
+    no class, but for ``mIoU_with_background`` (as VOC's 21 classes).
 
     Args:
         counts: (3, K + 1), the sum of :func:`count_pixels`.
@@ -68,6 +68,7 @@ def segmentation_scores(
         mAcc=recall[:-1].nanmean().item(),
         aAcc=(hit.sum() / true.sum()).item(),
         IoU_background=iou[-1].item(),
+        mIoU_with_background=iou.nanmean().item(),
     )
     index = {name: i for i, name in enumerate(classes)}
     for group, names in groups.items():

@@ -331,11 +331,7 @@ class KDEOV:
             ValueError: the model does not segment, a threshold outside [0, 1], no
                 words, or an image is none.
         """
-        if not isinstance(self.model, SegStudent):
-            raise ValueError(
-                f"a {type(self.model).__name__} gives no masks: use a checkpoint of "
-                "configs/seg, e.g. of seg_shapes.py."
-            )
+        self.check_segments()
         least = _fraction("threshold", threshold)
         vocabulary = check_names(names)
         device = next(self.model.parameters()).device
@@ -354,6 +350,18 @@ class KDEOV:
         sides = [size or self.size] * len(arrays)
         found = [s.pred_sem_seg for s in self._in_batches(arrays, sides, ask)]
         return [as_segments(f, vocabulary.words, least, scores) for f in found]
+
+    def check_segments(self) -> None:
+        """Refuse a model that gives no masks.
+
+        Raises:
+            ValueError: it does not.
+        """
+        if not isinstance(self.model, SegStudent):
+            raise ValueError(
+                f"a {type(self.model).__name__} gives no masks: use a checkpoint of "
+                "configs/seg, e.g. of seg_shapes.py."
+            )
 
     # ---------------------------------------------------------------- helpers
 

@@ -101,6 +101,7 @@ def draw_labels(
     alpha: float = 0.55,
     min_side: int = 800,
     max_side: float = float("inf"),
+    legend: bool = True,
 ) -> np.ndarray:
     """Colour an image's pixels by their word, with a legend below.
 
@@ -111,9 +112,10 @@ def draw_labels(
         palette: an RGB colour per class.
         alpha: how much of the colour, in [0, 1].
         min_side, max_side: as :func:`draw`.
+        legend: write the words that are there below the image.
 
     Returns:
-        (H' + legend, W', 3) uint8 RGB.
+        (H', W', 3) uint8 RGB, higher by the legend.
     """
     # colours where there is a word, then the size at which it is looked at
     colors = np.asarray(palette, np.float32)[labels.clip(0)]
@@ -123,6 +125,8 @@ def draw_labels(
     factor = float(np.clip(longer, min_side, max_side)) / longer
     width, height = (max(round(n * factor), 1) for n in image.shape[1::-1])
     picture = Image.fromarray(mixed).resize((width, height), Image.Resampling.NEAREST)
+    if not legend:
+        return np.asarray(picture)
     # the words that are there, the largest first, in as many lines as they need
     numbers, areas = np.unique(labels[labels >= 0], return_counts=True)
     size = max(round(14 * (width * height) ** 0.5 / 700), 14)

@@ -196,7 +196,7 @@ def export_onnx(
     sample = [torch.rand(2, 3, 96, 128)]
     if vocabulary is None:
         graph = Graph(fuse_before_words(copy.deepcopy(detector)))
-        sample.append(_random_vectors(detector, 7))
+        sample.append(random_vectors(detector, 7))
     else:
         graph = Graph(detector.fold(vocabulary))
     fix_padding(graph)
@@ -205,21 +205,27 @@ def export_onnx(
     worst = _check(file, detector, vocabulary)
     if nms:
         file = with_suppression(file, detector.bbox_head.test_cfg)
-    props = _metadata(detector, vocabulary, nms, size)
+    suppression = _suppression_of(detector.bbox_head.test_cfg, nms)
+    props = metadata(detector, vocabulary, size, **suppression)
     onnx.helper.set_model_props(file, props)
     onnx.checker.check_model(file, full_check=True)
-    _session(file.SerializeToString())
+    session_of(file.SerializeToString())
     write_whole(Path(path), file.SerializeToString())
     return worst
 
 
-def graph_to_onnx(graph: Graph, sample: Sequence[Tensor]) -> Any:
-    """An ONNX model, with outputs ``boxes`` and ``scores``.
+def graph_to_onnx(
+    graph: nn.Module,
+    sample: Sequence[Tensor],
+    outputs: Sequence[str] = ("boxes", "scores"),
+) -> Any:
+    """An ONNX model.
 
     Args:
         graph: what is exported.
         sample: images (B, 3, H, W), and vectors (K, D) where they are an input: their
             values and sizes do not matter.
+        outputs: their names.
 
     Raises:
         ValueError: a size that should be free became fixed.
@@ -236,7 +242,7 @@ def graph_to_onnx(graph: Graph, sample: Sequence[Tensor]) -> Any:
         verbose=False,
         opset_version=OPSET,
         input_names=["images", "text"][: len(sample)],
-        output_names=["boxes", "scores"],
+        output_names=[*outputs],
         dynamic_shapes=tuple(free[: len(sample)]),
     )
     assert program is not None  # dynamo's exporter returns one
@@ -252,13 +258,14 @@ def graph_to_onnx(graph: Graph, sample: Sequence[Tensor]) -> Any:
     return file
 
 
-def _random_vectors(detector: KDEOVDetector, number: int) -> Tensor:
+def random_vectors(detector: Student, number: int) -> Tensor:
     """Unit vectors (number, D), of no words."""
     vectors = torch.randn(number, detector.text_encoder.embed_dims)
     return nn.functional.normalize(vectors)
 
 
-def _session(file: str | bytes) -> Any:
+def session_of(file: str | bytes) -> Any:
+    """onnxruntime's session of a file, on the CPU."""
     return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
 
@@ -267,7 +274,7 @@ def _check(
 ) -> dict[str, float]:
     """Differences of the file to the detector, at several sizes, batches and words."""
     # one image and a batch of three, sizes and words other than in the trace
-    session = _session(file.SerializeToString())
+    session = session_of(file.SerializeToString())
     # norms fused into convolutions: the same function, in another order of rounding
     rounded = Graph(fuse_conv_bn(copy.deepcopy(detector)))
     worst, noise = dict(boxes=0.0, scores=0.0), dict(boxes=0.0, scores=0.0)
@@ -276,7 +283,7 @@ def _check(
         images = torch.rand(shape)
         feed = dict(images=images.numpy())
         if vocabulary is None:
-            text = TextEmbeds(_random_vectors(detector, number))
+            text = TextEmbeds(random_vectors(detector, number))
             feed["text"] = text.vectors.numpy()
         else:
             text = detector.embed(vocabulary)
@@ -337,34 +344,33 @@ def with_suppression(file: Any, test_cfg: Any) -> Any:
     return onnx.compose.merge_models(start, end, io_map=pairs)
 
 
-def _metadata(
-    detector: KDEOVDetector,
-    vocabulary: Vocabulary | None,
-    nms: bool,
-    size: int | None,
+def metadata(
+    model: Student, vocabulary: Vocabulary | None, size: int | None, **more: Any
 ) -> dict[str, str]:
     """What a client needs to know, as strings of JSON."""
-    # thresholds are those of the suppression in the graph, or a client's to apply
-    cfg = detector.bbox_head.test_cfg
     names = [own[0] for own in vocabulary.words] if vocabulary else []
-    return {
-        key: json.dumps(value)
-        for key, value in dict(
-            made_by=f"kdeov_mm {version('kdeov_mm')}",
-            form=VOCABULARY if vocabulary is None else FOLDED,
-            names=names,
-            encoder=detector.text_encoder.made_by,
-            embed_dims=detector.text_encoder.embed_dims,
-            normalisation=normalisation(detector.data_preprocessor),
-            size=size or input_size(detector.cfg),
-            stride=detector.data_preprocessor.pad_size_divisor,
-            nms=nms,
-            score_threshold=float(cfg.get("score_thr", 0)),
-            iou_threshold=float(cfg.nms.get("iou_threshold", 1)),
-            max_per_image=int(cfg.max_per_img),
-            config=detector.cfg.pretty_text,
-        ).items()
-    }
+    about = dict(
+        made_by=f"kdeov_mm {version('kdeov_mm')}",
+        form=VOCABULARY if vocabulary is None else FOLDED,
+        names=names,
+        encoder=model.text_encoder.made_by,
+        embed_dims=model.text_encoder.embed_dims,
+        normalisation=normalisation(model.data_preprocessor),
+        size=size or input_size(model.cfg),
+        stride=model.data_preprocessor.pad_size_divisor,
+        config=model.cfg.pretty_text,
+    )
+    return {key: json.dumps(value) for key, value in dict(about, **more).items()}
+
+
+def _suppression_of(cfg: Any, nms: bool) -> dict[str, Any]:
+    """Thresholds: those of the suppression in the graph, or a client's to apply."""
+    return dict(
+        nms=nms,
+        score_threshold=float(cfg.get("score_thr", 0)),
+        iou_threshold=float(cfg.nms.get("iou_threshold", 1)),
+        max_per_image=int(cfg.max_per_img),
+    )
 
 
 def read_metadata(session: Any) -> dict[str, Any]:
@@ -401,7 +407,7 @@ class ONNXDetector(Student, BaseDetector):
         test_cfg: Any,
     ) -> None:
         super().__init__(data_preprocessor)
-        self.session = _session(file)
+        self.session = session_of(file)
         self.metadata = read_metadata(self.session)
         self.text_encoder = MODELS.build(text_encoder)
         self.test_cfg = test_cfg

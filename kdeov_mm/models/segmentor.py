@@ -9,13 +9,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
-from mmdet.registry import MODELS
+from mmdet.registry import DATASETS, MODELS
 from mmdet.structures import OptSampleList, SampleList
 from mmengine.model import BaseModel
 from mmengine.structures import PixelData
 from torch import Tensor, nn
 
-from ..datasets.segmentation import BACKGROUND, IGNORED
+from ..datasets.segmentation import BACKGROUND, IGNORED, spelled
 from ..vocabulary import Vocabulary, Words
 from .distill.base import Distillation, RegionEmbeds, StudentBatch, joint_total
 from .pixels import as_if_alone
@@ -122,15 +122,20 @@ class ClosedSegHead(nn.Module):
 
     Args:
         embed_dims: dimension D of the pixels.
-        classes: their words, in the order of the data set's labels.
+        classes: their words; or a data set that has them, ``'VOCSegDataset'``.
         background: one more channel, for what is none of them.
     """
 
     def __init__(
-        self, embed_dims: int, classes: Sequence[str], background: bool = True
+        self, embed_dims: int, classes: str | Sequence[str], background: bool = True
     ) -> None:
         super().__init__()
         self.embed_dims = embed_dims
+        if isinstance(classes, str):
+            dataset: Any = DATASETS.get(classes)
+            if dataset is None or not dataset.METAINFO.get("classes"):
+                raise ValueError(f"{classes!r} is no data set with classes of its own")
+            classes = spelled(dataset.METAINFO["classes"])
         self.classes = tuple(classes)
         self.background = background
         self.conv = nn.Conv2d(embed_dims, len(self.classes) + background, 1)

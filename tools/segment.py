@@ -1,0 +1,141 @@
+"""Colour images and videos by words: label maps as PNG files, and drawings.
+
+    python tools/segment.py CHECKPOINT FOLDER --words "solid red ring, blue star"
+    python tools/segment.py CHECKPOINT a.jpg film.mp4 --words words.txt --every 5
+    python tools/segment.py CHECKPOINT map.png --words "road" --size 2048 --window 512
+
+Writes below --out:
+
+    masks/        of each image a PNG of its size, 16 bit: 0 for none of the words, else
+                  the number of the word, from 1
+    vis/          the image coloured by its words, with a legend; of a video an .mp4
+    words.json    the words, in the order of their numbers
+
+Exit codes: 0 all is done; 1 some inputs could not be read (they are listed, the rest
+is done); 2 wrong use.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from mmdet.visualization import get_palette
+from tqdm import tqdm
+
+from kdeov_mm import KDEOV
+from kdeov_mm.files import write_whole
+from kdeov_mm.inference.drawing import Drawings, draw_labels
+from kdeov_mm.inference.results import Result
+from kdeov_mm.inference.sources import ImageSource, list_sources
+from kdeov_mm.vocabulary import Vocabulary, as_vocabulary
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument(
+        "inputs", nargs="+", help="files, folders with their subfolders, globs"
+    )
+    parser.add_argument(
+        "--words", required=True, help='"red ring, blue star", or a file of words'
+    )
+    parser.add_argument("--config", help="default: the one in the checkpoint")
+    parser.add_argument("--out", type=Path, default=Path("work_dirs/segment"))
+    parser.add_argument(
+        "--threshold", type=float, default=0.0, help="least share of a pixel's word"
+    )
+    parser.add_argument(
+        "--size", type=int, help="longer side of the input (default: the config's)"
+    )
+    parser.add_argument(
+        "--window", type=int, help="side of windows that are seen one by one"
+    )
+    parser.add_argument(
+        "--every", type=int, default=1, help="of a video, one in so many"
+    )
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args(argv)
+    for key in ("size", "window", "every"):
+        if (value := getattr(args, key)) is not None and value < 1:
+            parser.error(f"--{key} is at least 1, got {value}")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    try:
+        return segment(args)
+    except (ImportError, OSError, SyntaxError, ValueError) as error:
+        print(f"segment.py: {error}", file=sys.stderr)
+        return 2
+
+
+def segment(args: argparse.Namespace) -> int:
+    """Colour one image after the other."""
+    # refuse before anything is written
+    vocabulary = as_vocabulary(args.words)
+    sources = list_sources(args.inputs)
+    model = (
+        KDEOV.from_config(args.config, args.checkpoint, args.device)
+        if args.config
+        else KDEOV.from_checkpoint(args.checkpoint, args.device)
+    )
+    model.check_segments()
+    names = [own[0] for own in vocabulary.words]
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_whole(args.out / "words.json", json.dumps(names, indent=1).encode())
+    errors: dict[str, str] = {}
+    with Drawings(args.out / "vis", args.every) as drawings:
+        for source in tqdm(sources, unit="input", file=sys.stderr):
+            try:
+                colour(model, source, vocabulary, args, drawings)
+            except OSError as error:
+                errors[source.name] = str(error)
+            drawings.finish()
+    print(f"{args.out}: {len(sources) - len(errors)} of {len(sources)} inputs")
+    for name, reason in errors.items():
+        print(f"could not be read: {name}: {reason}", file=sys.stderr)
+    return 1 if errors else 0
+
+
+def colour(
+    model: KDEOV,
+    source: ImageSource,
+    vocabulary: Vocabulary,
+    args: argparse.Namespace,
+    drawings: Drawings,
+) -> None:
+    """Write the masks and drawings of one input."""
+    names = [own[0] for own in vocabulary.words]
+    palette = get_palette("random", len(names))
+    for frame, image in source.images(args.every):
+        (found,) = model.segment(
+            image, vocabulary, args.threshold, size=args.size, window=args.window
+        )
+        labels = found["labels"].cpu().numpy()
+        suffix = "" if frame is None else f"_{frame:06d}"
+        write_mask(args.out / "masks" / f"{source.name}{suffix}.png", labels)
+        # the frames of a video have one size: no legend
+        still = frame is None
+        side = 800 if still else 1
+        drawing = draw_labels(
+            image, labels, names, palette, min_side=side, legend=still
+        )
+        drawings.add(Result(source, frame, image), drawing)
+
+
+def write_mask(path: Path, labels: np.ndarray) -> None:
+    """Labels (H, W), -1 for none, as a PNG of 16 bit of label + 1."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = cv2.imencode(".png", (labels + 1).astype(np.uint16))[1].tobytes()
+    write_whole(path, data)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
