@@ -33,7 +33,7 @@ from kdeov_mm.datasets.shapes_files import write_world
 from kdeov_mm.models import KDEOVDetector, OVHead, RegionEmbeds
 from kdeov_mm.vocabulary import as_vocabulary
 
-from .standins import write_standins
+from .standins import write_label_maps, write_standins
 
 ROOT = Path(kdeov_mm.__file__).resolve().parents[1]
 WORDS = ("red ball", "blue cube", "green star", "old house", "small dog", "tall tree")
@@ -231,9 +231,10 @@ def world_1203(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """COCO and LVIS: stand-ins of a few pictures, and their splits."""
+    """COCO, LVIS and VOC: stand-ins of a few pictures, and their splits."""
     root = tmp_path_factory.mktemp("stock")
     write_standins(root, train=8, val=4)
+    write_label_maps(root / "VOCdevkit", root / "coco")
     return root
 
 
@@ -266,6 +267,7 @@ def load_config(
         "data/coco/": f"{stock}/coco/",
         "data/lvis/": f"{stock}/lvis/",
         "data/imagenet/": f"{imagenet}/",
+        "data/VOCdevkit/": f"{stock}/VOCdevkit/",
     }
 
     def load(name: str | Path, clip: bool = True) -> Config:
@@ -295,6 +297,13 @@ def load_config(
                 region_head.embed_dims = EMBED_DIMS
         if cfg.model.get("global_head"):
             cfg.model.global_head.projection.embed_dims = EMBED_DIMS
+        if cfg.model.get("seg_head"):
+            dims = EMBED_DIMS if cfg.model.get("clip_proj") is None else 16
+            cfg.model.proj.embed_dims = cfg.model.seg_head.embed_dims = dims
+            if dims != EMBED_DIMS:
+                cfg.model.clip_proj = EMBED_DIMS
+            if whole := (cfg.model.get("distill") or {}).get("whole"):
+                whole.projection.embed_dims = dims
         return cfg
 
     return load

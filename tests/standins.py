@@ -269,3 +269,48 @@ def captions(pictures: Sequence[Picture]) -> Record:
             for j in range(5)
         ],
     )
+
+
+def write_label_maps(root: Path, coco: Path) -> None:
+    """VOC 2012 and Pascal Context, and COCO-Stuff's maps of COCO's pictures.
+
+    Masks as theirs: VOC's with a palette and a border of 255; Context's with 0 for what
+    is not labelled; COCO-Stuff's grey, the id of a category less one, 255 for nothing.
+
+    Args:
+        root: ``VOCdevkit``.
+        coco: with ``train2017`` and ``val2017``.
+    """
+    rng = np.random.default_rng(0)
+    palette = [int(n) for n in rng.integers(256, size=768)]
+    for year, masks, lists, last in (
+        ("VOC2012", ("SegmentationClass", "SegmentationClassAug"), "Segmentation", 20),
+        ("VOC2010", ("SegmentationClassContext",), "SegmentationContext", 59),
+    ):
+        home = root / year
+        for folder in ("JPEGImages", *masks, f"ImageSets/{lists}"):
+            (home / folder).mkdir(parents=True)
+        names = [f"2008_{i:06d}" for i in range(10)]
+        for name in names:
+            height, width = rng.integers(120, 200, 2)
+            pixels = rng.integers(256, size=(height, width, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(home / f"JPEGImages/{name}.jpg")
+            values = np.zeros((height, width), np.uint8)
+            values[10:60, 20:90] = 255  # the border
+            values[12:58, 22:88] = rng.integers(1, last + 1)
+            mask = Image.fromarray(values, "P")
+            mask.putpalette(palette)
+            for folder in masks:
+                mask.save(home / folder / f"{name}.png")
+        lines = {"train_aug": names[:6], "train": names[:6], "val": names[6:]}
+        for part, own in lines.items():
+            file = home / f"ImageSets/{lists}/{part}.txt"
+            file.write_text("\n".join(own) + "\n")
+    for part in ("train2017", "val2017"):
+        folder = coco / "stuffthingmaps" / part
+        folder.mkdir(parents=True)
+        for file in sorted((coco / part).glob("*.jpg")):
+            with Image.open(file) as image:
+                values = np.full((image.height, image.width), 255, np.uint8)
+            values[5:, 5:] = rng.choice([0, 16, 91, 181])
+            Image.fromarray(values).save(folder / f"{file.stem}.png")

@@ -44,11 +44,6 @@ _SPELLED = {
 }
 
 
-def spelled(names: Sequence[str]) -> tuple[str, ...]:
-    """Names of classes as a text encoder reads them: ``'tv monitor'``."""
-    return tuple(_SPELLED.get(name, name.replace("-", " ")) for name in names)
-
-
 class MaskError(ValueError):
     """A mask that is missing, of another kind or size, or has values of no class."""
 
@@ -137,8 +132,7 @@ class SegDataset(BaseSegDataset):
             colours = dict(zip(names, meta["palette"]))
             meta["palette"] = [colours[n] for n in asked]
         meta["classes"] = asked
-        words = tuple((word,) for word in spelled(asked))
-        self.vocabulary = Vocabulary(asked, words, asked_groups(meta))
+        self.vocabulary = Vocabulary(asked, (), asked_groups(meta))
         # value of a pixel -> label
         values = self.VALUES if values is None else values
         values = range(1, len(names) + 1) if values is None else values
@@ -226,7 +220,11 @@ def label_map(path: str, size: tuple[int, int], table: np.ndarray) -> np.ndarray
 
 @TRANSFORMS.register_module()
 class LoadLabelMap(BaseTransform):
-    """Read a sample's mask; all is ignored where the image has no labels."""
+    """Read a sample's mask; all is ignored where the image has no labels.
+
+    In a training before the steps that move pixels, which also move the labels; in a
+    test behind them, since predictions have the size of the original.
+    """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Add ``gt_seg_map``, (H, W) int16.
@@ -234,7 +232,7 @@ class LoadLabelMap(BaseTransform):
         Raises:
             MaskError: as :func:`label_map`.
         """
-        size, path = results["img"].shape[:2], results["seg_map_path"]
+        size, path = results["ori_shape"][:2], results["seg_map_path"]
         if path is None:
             results["gt_seg_map"] = np.full(size, IGNORED, np.int16)
         else:
@@ -243,9 +241,11 @@ class LoadLabelMap(BaseTransform):
 
 
 def _split(classes: Sequence[str], unseen: Sequence[str]) -> dict[str, Any]:
-    """Groups ``base`` and ``novel``: the seen and the unseen classes."""
-    groups = dict(base=tuple(n for n in classes if n not in unseen), novel=(*unseen,))
-    return dict(as_metainfo(groups), classes=tuple(classes))
+    """Classes as a text encoder reads them, in two groups: ``base`` and ``novel``."""
+    spelled = {name: _SPELLED.get(name, name.replace("-", " ")) for name in classes}
+    novel = tuple(spelled[name] for name in unseen)
+    base = tuple(name for name in spelled.values() if name not in novel)
+    return dict(as_metainfo(dict(base=base, novel=novel)), classes=(*spelled.values(),))
 
 
 @DATASETS.register_module()

@@ -30,8 +30,8 @@ def count_pixels(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
     if predicted.shape != truth.shape:
         raise ValueError(
             f"a prediction of {tuple(predicted.shape)} pixels for a label map of "
-            f"{tuple(truth.shape)}: load labels before Resize in a test pipeline only "
-            "where predictions are of the original's size."
+            f"{tuple(truth.shape)}: predictions have the size of the original, so a "
+            "test pipeline loads labels after Resize."
         )
     known = truth != IGNORED
     # background as the last class

@@ -15,8 +15,8 @@ from mmengine.model import BaseModel
 from mmengine.structures import PixelData
 from torch import Tensor, nn
 
-from ..datasets.segmentation import BACKGROUND, IGNORED, spelled
-from ..vocabulary import Vocabulary, Words
+from ..datasets.segmentation import BACKGROUND, IGNORED
+from ..vocabulary import Vocabulary, Words, as_vocabulary
 from .distill.base import Distillation, RegionEmbeds, StudentBatch, joint_total
 from .pixels import as_if_alone
 from .projection import SpatialProjection
@@ -135,8 +135,8 @@ class ClosedSegHead(nn.Module):
             dataset: Any = DATASETS.get(classes)
             if dataset is None or not dataset.METAINFO.get("classes"):
                 raise ValueError(f"{classes!r} is no data set with classes of its own")
-            classes = spelled(dataset.METAINFO["classes"])
-        self.classes = tuple(classes)
+            classes = dataset.METAINFO["classes"]
+        self.classes = tuple(own[0] for own in as_vocabulary(classes).words)
         self.background = background
         self.conv = nn.Conv2d(embed_dims, len(self.classes) + background, 1)
 

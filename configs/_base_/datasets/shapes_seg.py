@@ -15,8 +15,8 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type="LoadImageFromFile"),
-    dict(type="LoadLabelMap"),  # before Resize: of the original's size
     dict(type="Resize", scale=(image_size, image_size), keep_ratio=True),
+    dict(type="LoadLabelMap"),  # of the original's size
     dict(type="PackInputs"),
 ]
 train_dataloader = dict(

@@ -12,14 +12,14 @@ train_pipeline = [
         type="RandomResize", scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True
     ),
     dict(type="RandomCrop", crop_type="absolute", crop_size=crop_size),
-    dict(type="RandomFlip", prob=0.5),
     dict(type="YOLOXHSVRandomAug"),
+    dict(type="RandomFlip", prob=0.5),
     dict(type="PackInputs"),
 ]
 test_pipeline = [
     dict(type="LoadImageFromFile"),
-    dict(type="LoadLabelMap"),  # before Resize: of the original's size
     dict(type="Resize", scale=(2048, 512), keep_ratio=True),
+    dict(type="LoadLabelMap"),  # of the original's size
     dict(type="PackInputs"),
 ]
 train_dataloader = dict(
