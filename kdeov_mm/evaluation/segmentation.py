@@ -91,6 +91,8 @@ class SegMetric(ProtocolMetric):
         kwargs: those of :class:`ProtocolMetric`.
     """
 
+    default_prefix = "seg"
+
     def __init__(self, protocol: str, classwise: bool = False, **kwargs: Any) -> None:
         super().__init__(protocol, **kwargs)
         self.classwise = classwise

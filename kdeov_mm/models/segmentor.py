@@ -305,14 +305,19 @@ class SegStudent(Student, BaseModel):
         Args:
             inputs: (B, 3, H, W), normalised and padded.
             data_samples: B samples.
-            mode: ``'loss'``, ``'predict'``, or ``'tensor'``: the pixel embeddings.
+            mode: ``'loss'``, ``'predict'``, or ``'tensor'``: logits (B, K, h, w) of the
+                words of the samples, background last; without samples embeddings.
         """
         if mode == "loss":
             return self.loss(inputs, data_samples)
         if mode == "predict":
             return self.predict(inputs, data_samples)
         if mode == "tensor":
-            return self.embed_pixels(inputs)
+            embeds = self.embed_pixels(inputs)
+            if data_samples is None:
+                return embeds
+            words = words_of(data_samples)
+            return self.seg_head(embeds, words, self.embed_words(words, inputs.device))
         raise ValueError(f"mode is 'loss', 'predict' or 'tensor', got {mode!r}")
 
     def embed_pixels(self, inputs: Tensor) -> Tensor:

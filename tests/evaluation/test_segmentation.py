@@ -58,7 +58,7 @@ def run(metric: SegMetric, pairs: list[Any], ids: list[int] | None = None) -> An
         sample.pred_sem_seg = PixelData(sem_seg=torch.from_numpy(predicted)[None])
         sample.gt_sem_seg = PixelData(sem_seg=torch.from_numpy(truth)[None])
         metric.process({}, [sample.to_dict()])
-    return metric.evaluate(len(pairs))
+    return {k.removeprefix("seg/"): v for k, v in metric.evaluate(len(pairs)).items()}
 
 
 def test_the_scores_are_those_of_a_slow_count(tmp_path: Path) -> None:

@@ -43,9 +43,15 @@ from pages import ROOT, provenance, read_json, seconds_in_turn, show, write_json
 
 LEAVES = ROOT / "configs/kdeov/ablations"
 VILD = ROOT / "configs/vild"
+SEG = ROOT / "configs/seg"
 RESULTS = LEAVES / "results.json"
 PLAIN = ROOT / "configs/_base_/models/yolov8_n.py"
-PAGES = ("configs/kdeov/README.md", "configs/vild/README.md", "README.md")
+PAGES = (
+    "configs/kdeov/README.md",
+    "configs/vild/README.md",
+    "configs/seg/README.md",
+    "README.md",
+)
 GROUPS = ("base", "combo", "novel")
 NOT = "not measured"
 ROWS = (
@@ -92,6 +98,21 @@ TWO_STAGES = (
     "vild_oracle_r18_shapes",
     "vild_r50_shapes",
 )
+MASKS = (
+    "seg_shapes_none",
+    "seg_shapes_global",
+    "seg_shapes_local",
+    "seg_shapes_document",
+    "seg_shapes_dense",
+    "seg_shapes",
+    "seg_shapes_oracle",
+    "seg_shapes_none_10",
+    "seg_shapes_document_10",
+    "seg_shapes_10",
+    "seg_shapes_none_1",
+    "seg_shapes_document_1",
+    "seg_shapes_1",
+)
 SHORT = {
     "none": "no distillation",
     "seed": "the original KDEOV design",
@@ -132,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.results = args.work_dir / "results.json"
     args.work_dir = args.work_dir.resolve()  # the tools run in the project's folder
     configs = [c.resolve() for c in args.configs] or [
-        page_of(row) for row in (*ROWS, *TWO_STAGES)
+        page_of(row) for row in (*ROWS, *TWO_STAGES, *MASKS)
     ]
     if args.time:
         measure_times(configs, args)
@@ -250,7 +271,11 @@ def run_one(config: Path, seed: int, work_dir: Path, quick: bool) -> dict[str, A
     call("tools/test.py", config, checkpoint, *arguments)
     figures = newest_metrics(folder / "eval")
     return dict(
-        figures={k.removeprefix("ov/"): v for k, v in figures.items() if "ov/" in k},
+        figures={
+            key.split("/")[1]: value
+            for key, value in figures.items()
+            if key.startswith(("ov/", "seg/"))
+        },
         iterations=2 if quick else cfg.train_cfg.max_iters,
         batch_size=cfg.train_dataloader.batch_size,
         train_seconds=None if resume else round(seconds),
@@ -301,7 +326,9 @@ def call(script: str, *args: Any) -> None:
 def summary(run: dict[str, Any]) -> str:
     """A run in one line."""
     keys = ("base_AP50", "combo_AP50", "novel_AP50", "AP")
-    return ", ".join(f"{key} {run['figures'][key]:.3f}" for key in keys)
+    keys += tuple(f"mIoU_{group}" for group in GROUPS)
+    figures = run["figures"]
+    return ", ".join(f"{key} {figures[key]:.3f}" for key in keys if key in figures)
 
 
 def compare_with_plain(cfg: Config, rounds: int = 8) -> dict[str, Any]:
@@ -314,14 +341,16 @@ def compare_with_plain(cfg: Config, rounds: int = 8) -> dict[str, Any]:
     """
     init_default_scope(cfg.default_scope)
     ours, plain = build(cfg), build(Config.fromfile(PLAIN, lazy_import=False))
-    # the same batches for both; the plain model has 80 classes
+    # the same images for both; the plain model has 80 classes
     loader = cfg.train_dataloader
-    loader.update(batch_size=16, num_workers=0, persistent_workers=False)
-    batches = list(itertools.islice(Runner.build_dataloader(loader), 4))
+    batches = first_batches(loader)
     if isinstance(ours.teacher, CachedTeacher):
         data = DATASETS.build(loader.dataset)
         ours.teacher.admit(data, ours.distill_heads, ours.data_preprocessor)
     closed = copy.deepcopy(batches)
+    if "bboxes" not in closed[0]["data_samples"][0].gt_instances:
+        boxes = Config.fromfile(page_of("none"), lazy_import=False).train_dataloader
+        closed = first_batches(boxes)
     for sample in itertools.chain(*(batch["data_samples"] for batch in closed)):
         sample.gt_instances.labels %= 80
     # training steps, then the network alone
@@ -344,6 +373,12 @@ def compare_with_plain(cfg: Config, rounds: int = 8) -> dict[str, Any]:
         parameters_plain=sum(p.numel() for p in plain.parameters()),
         rounds=rounds,
     )
+
+
+def first_batches(loader: Any) -> list[dict[str, Any]]:
+    """Four batches of 16 images of a training."""
+    loader.update(batch_size=16, num_workers=0, persistent_workers=False)
+    return list(itertools.islice(Runner.build_dataloader(loader), 4))
 
 
 def not_taught(name: str) -> bool:
@@ -412,7 +447,8 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         cells = [spread(runs, f"{g}_AP50") for g in ("base", "novel")]
         cells.append(f"{times['step']:.2f}" if times else NOT)
         short.append(f"| {what} | {' | '.join(cells)} |")
-    return {page: "\n".join(t) + "\n" for page, t in zip(PAGES, (one, two, short))}
+    lines = (one, two, mask_rows(results), short)
+    return {page: "\n".join(t) + "\n" for page, t in zip(PAGES, lines)}
 
 
 def rows_of(results: dict[str, Any], rows: Sequence[str], folder: str) -> list[str]:
@@ -431,9 +467,28 @@ def rows_of(results: dict[str, Any], rows: Sequence[str], folder: str) -> list[s
     return lines
 
 
+def mask_rows(results: dict[str, Any]) -> list[str]:
+    """The lines of the table of masks."""
+    lines = [
+        "| row | what | mIoU, base | combo | novel | harmonic | step | inference "
+        "| parameters |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in MASKS:
+        runs, times = of_row(results, row)
+        cells = [spread(runs, f"mIoU_{g}") for g in GROUPS]
+        cells.append(spread(runs, "hIoU"))
+        cells += [f"{times[k]:.2f}" if times else NOT for k in ("step", "inference")]
+        cells.append(f"{times['parameters'] / 1e6:.2f} M" if times else NOT)
+        link = f"[`{row}`]({row}.py)"
+        lines.append(f"| {link} | {title(row)} | {' | '.join(cells)} |")
+    return lines
+
+
 def page_of(row: str) -> Path:
     """The config of a row."""
-    return (VILD if row in TWO_STAGES else LEAVES) / f"{row}.py"
+    folder = VILD if row in TWO_STAGES else SEG if row in MASKS else LEAVES
+    return folder / f"{row}.py"
 
 
 def of_row(results: dict[str, Any], row: str) -> tuple[list[dict], dict | None]:
