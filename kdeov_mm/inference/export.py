@@ -207,7 +207,7 @@ def export_onnx(
         file = with_suppression(file, detector.bbox_head.test_cfg)
     suppression = _suppression_of(detector.bbox_head.test_cfg, nms)
     props = metadata(detector, vocabulary, size, **suppression)
-    onnx.helper.set_model_props(file, props)
+    add_metadata(file, props)
     onnx.checker.check_model(file, full_check=True)
     session_of(file.SerializeToString())
     write_whole(Path(path), file.SerializeToString())
@@ -361,6 +361,11 @@ def metadata(
         config=model.cfg.pretty_text,
     )
     return {key: json.dumps(value) for key, value in dict(about, **more).items()}
+
+
+def add_metadata(file: Any, about: dict[str, str]) -> None:
+    """Write the metadata into a model."""
+    onnx.helper.set_model_props(file, about)
 
 
 def _suppression_of(cfg: Any, nms: bool) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from ..models import SegStudent, TextEmbeds
 from ..vocabulary import Asked, Words, as_vocabulary
 from .export import (
     TOLERANCE,
+    add_metadata,
     fix_padding,
     graph_to_onnx,
     metadata,
@@ -91,6 +91,6 @@ def export_masks(
         worst = max(worst, float(difference))
     if not worst <= TOLERANCE:
         raise ValueError(f"onnxruntime does not say what PyTorch does: {worst}")
-    onnx.helper.set_model_props(file, metadata(model, vocabulary, size))
+    add_metadata(file, metadata(model, vocabulary, size))
     write_whole(Path(path), file.SerializeToString())
     return worst

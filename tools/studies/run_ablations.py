@@ -325,8 +325,8 @@ def call(script: str, *args: Any) -> None:
 
 def summary(run: dict[str, Any]) -> str:
     """A run in one line."""
-    keys = ("base_AP50", "combo_AP50", "novel_AP50", "AP")
-    keys += tuple(f"mIoU_{group}" for group in GROUPS)
+    masks = [f"mIoU_{group}" for group in GROUPS]
+    keys = ("base_AP50", "combo_AP50", "novel_AP50", "AP", *masks)
     figures = run["figures"]
     return ", ".join(f"{key} {figures[key]:.3f}" for key in keys if key in figures)
 
