@@ -7,7 +7,7 @@ _base_ = [
     "../_base_/default_runtime.py",
     "../_base_/models/image_text_r50.py",
     "../_base_/datasets/shapes_captions.py",
-    "../_base_/schedules/adamw.py",
+    "../_base_/schedules/adamw_1200.py",
 ]
 # scenes of small objects: embeddings of locations, at three levels
 projection = dict(
@@ -23,17 +23,8 @@ model = dict(
     teacher=dict(model="shapes", pretrained=None),
     global_head=dict(projection=projection),
 )
-train_dataloader = dict(batch_size=16)
+# a step learns all three captions of its scenes
+train_pipeline = _base_.train_pipeline
+train_pipeline[1] = dict(type="LoadCaptions", number=3)
+train_dataloader = dict(batch_size=16, dataset=dict(pipeline=train_pipeline))
 optim_wrapper = dict(optimizer=dict(lr=0.001))
-max_iters = 1200
-train_cfg = dict(max_iters=max_iters)
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(
-        type="CosineAnnealingLR",
-        by_epoch=False,
-        begin=50,
-        T_max=max_iters - 50,
-        eta_min_ratio=0.01,
-    ),
-]

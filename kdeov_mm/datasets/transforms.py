@@ -184,22 +184,26 @@ def clean_caption(annotation: Mapping[str, Any]) -> str:
 
 @TRANSFORMS.register_module()
 class LoadCaptions(BaseTransform):
-    """Give each sample one of its image's captions, another one each time.
+    """Give each sample one of its image's captions, or several, others each time.
 
     Args:
         ann_file: captions in COCO's format, for the images of the data set; None for
             those of :class:`CaptionDataset`.
+        number: captions of a sample. An image with fewer has some of them twice.
     """
 
-    def __init__(self, ann_file: str | None = None) -> None:
+    def __init__(self, ann_file: str | None = None, number: int = 1) -> None:
+        if number < 1:
+            raise ValueError(f"number of captions is at least 1, got {number}")
         self.ann_file = ann_file
+        self.number = number
         self.captions: dict[Any, list[str]] = {}
         for annotation in load(ann_file)["annotations"] if ann_file else ():
             sentences = self.captions.setdefault(annotation["image_id"], [])
             sentences.append(clean_caption(annotation))
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Add ``caption``.
+        """Add ``caption``, a string; a tuple of several.
 
         Raises:
             ValueError: the image has none.
@@ -214,5 +218,11 @@ class LoadCaptions(BaseTransform):
                 f"in {self.ann_file or 'its data set'}: give LoadCaptions the captions "
                 "of this data set, or use CaptionDataset."
             )
-        results["caption"] = captions[np.random.randint(len(captions))]
+        if self.number == 1:
+            results["caption"] = captions[np.random.randint(len(captions))]
+            return results
+        # all of them before any comes again
+        order = [i % len(captions) for i in range(self.number)]
+        shuffled = np.random.permutation(len(captions))
+        results["caption"] = tuple(captions[shuffled[i]] for i in order)
         return results

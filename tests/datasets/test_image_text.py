@@ -236,6 +236,25 @@ def test_a_sample_is_given_one_of_its_own_captions(tmp_path: Path) -> None:
         assert len(drawn[0]["captions"]) == 5  # all are still there
 
 
+def test_several_captions_are_different_ones_where_there_are_enough(
+    tmp_path: Path,
+) -> None:
+    file = caption_file(tmp_path / "a.json", {1: ["a", "b", "c", "d"], 2: ["e", "f"]})
+    step = LoadCaptions(str(file), number=3)
+    np.random.seed(0)
+    drawn = [step(dict(img_id=1))["caption"] for _ in range(50)]
+    assert all(len({*captions}) == 3 for captions in drawn)
+    assert {c for captions in drawn for c in captions} == {*"abcd"}
+    # of two, both, and one again
+    few = [step(dict(img_id=2))["caption"] for _ in range(50)]
+    assert {tuple(sorted(captions)) for captions in few} == {
+        ("e", "e", "f"),
+        ("e", "f", "f"),
+    }
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        LoadCaptions(number=0)
+
+
 @pytest.mark.parametrize("captions", [dict(), dict(captions=())])
 def test_without_a_file_the_data_set_must_have_captions(
     captions: dict[str, Any],

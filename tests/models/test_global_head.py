@@ -153,6 +153,27 @@ def test_captions_are_contrasted_and_their_absence_is_named() -> None:
         head.loss(StudentBatch(feats, [make_sample()] * 2), same)
 
 
+def test_of_several_captions_the_mean_is_learnt() -> None:
+    head, feats = make_head(contrast=dict(type="InfoNCE")), make_feats()
+    embeds = F.normalize(torch.randn(4, EMBED_DIMS), dim=1)
+    vectors = dict(zip(("a", "b", "c", "d"), embeds))
+
+    class Reading(Known):
+        def captions(self, captions: Any) -> Tensor:
+            return torch.stack([vectors[c] for c in captions])
+
+    def loss(*captions: Any) -> Tensor:
+        samples = [make_sample(caption=own) for own in captions]
+        return head.loss(StudentBatch(feats, samples), Reading())[
+            "loss_global_contrast"
+        ]
+
+    both = loss(("a", "b"), ("c", "d"))
+    torch.testing.assert_close(both, (loss("a", "c") + loss("b", "d")) / 2)
+    with pytest.raises(ValueError, match="shorter"):
+        loss(("a", "b"), ("c",))
+
+
 def test_a_head_that_learns_nothing_asks_no_teacher(
     build_detector: Callable[..., Any],
 ) -> None:

@@ -31,7 +31,7 @@ class ImageDistillation(RegionPicker):
         distances: name -> config of a distance in ``losses.py``, to the teacher's
             embedding.
         contrast: config of :class:`InfoNCE` against one caption per image
-            (transform ``LoadCaptions``); None for none.
+            (transform ``LoadCaptions``), of several the mean; None for none.
         target: the teacher's embedding of an image: ``'image'``, of the whole, or
             ``'regions'``, the normalised mean over the regions (for a teacher that
             knows objects, not scenes).
@@ -157,9 +157,12 @@ class ImageDistillation(RegionPicker):
         # captions: InfoNCE over the joint batch
         losses: dict[str, Tensor] = {}
         if self.contrast is not None:
-            captions = teacher.captions(_captions(samples))
-            value = self.contrast(embeds, captions, self.classifier.scale())
-            losses["loss_global_contrast"] = value
+            scale = self.classifier.scale()
+            values = [
+                self.contrast(embeds, teacher.captions(captions), scale)
+                for captions in _captions(samples)
+            ]
+            losses["loss_global_contrast"] = torch.stack(values).mean()
         # whole images, then crops: what they learn
         targets = [embeds.detach()[:0]]
         if self.distances and self.target == "image":
@@ -246,11 +249,14 @@ def labels_of(samples: SampleList, boxes: Sequence[Tensor]) -> Tensor:
     return torch.cat(labels)
 
 
-def _captions(samples: SampleList) -> list[str]:
+def _captions(samples: SampleList) -> list[list[str]]:
+    """The first caption of each sample, the second, and so on."""
     missing = [s.metainfo.get("img_id") for s in samples if "caption" not in s.metainfo]
     if missing:
         raise ValueError(
             f"images {missing[:5]} come without a caption: put LoadCaptions into "
             "the training pipeline, and end it with PackInputs."
         )
-    return [s.metainfo["caption"] for s in samples]
+    given = [s.metainfo["caption"] for s in samples]
+    each = [[own] if isinstance(own, str) else [*own] for own in given]
+    return [list(captions) for captions in zip(*each, strict=True)]

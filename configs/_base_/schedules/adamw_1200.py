@@ -1,0 +1,15 @@
+"""The same for 1,200 iterations."""
+
+_base_ = "./adamw.py"
+max_iters = 1200
+train_cfg = dict(max_iters=max_iters)
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(
+        type="CosineAnnealingLR",
+        by_epoch=False,
+        begin=50,
+        T_max=max_iters - 50,
+        eta_min_ratio=0.01,
+    ),
+]
