@@ -21,6 +21,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import kdeov_mm  # isort: skip  # noqa: F401  (compat comes before mmdet)
+
 import cv2
 import numpy as np
 from mmdet.visualization import get_palette

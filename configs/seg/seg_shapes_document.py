@@ -11,12 +11,12 @@ model = dict(
             type="ImageDistillation",
             projection=dict(type="MeanEmbedding", embed_dims=128),
             distances=dict(
-                contrast=dict(type="ContrastiveDistance", loss_weight=0.1, same=2.0)
+                contrast=dict(type="ContrastiveDistance", loss_weight=0.03, same=2.0)
             ),
         ),
         local=dict(
             type="AttentionDistillation",
-            distances=dict(cosine=dict(type="CosineDistance", loss_weight=0.1)),
+            distances=dict(cosine=dict(type="CosineDistance", loss_weight=0.03)),
         ),
     )
 )

@@ -42,11 +42,13 @@ def build_page(
         analytics_enabled=False,
         delete_cache=(3600, 3600),  # uploads are removed after an hour
     ) as page:
-        gr.Markdown("# kdeov_mm\nWords in, boxes out. All of it runs on this machine.")
+        masks = isinstance(model.model, SegStudent)
+        answer = "masks" if masks else "boxes"
+        gr.Markdown(f"# kdeov_mm\nWords in, {answer} out. All runs on this machine.")
         if getattr(model.model, "with_bbox", False):
             with gr.Tab("Find"):
                 _find_tab(model, examples)
-        if isinstance(model.model, SegStudent):
+        if masks:
             with gr.Tab("Masks"):
                 _mask_tab(model, examples)
         elif folder is not None:
