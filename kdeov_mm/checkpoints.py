@@ -15,6 +15,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import Registry, init_default_scope
 from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
+from torch import Tensor, nn
 
 from .files import BROKEN
 from .models.pretrained import take_pretrained
@@ -40,7 +41,7 @@ def load_model(
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: it is of another model: most weights are missing.
+        ValueError: it is of another model, or has weights that are no numbers.
     """
     if not isinstance(config, Config):
         config = Config.fromfile(config, lazy_import=False)
@@ -63,18 +64,72 @@ def load_model(
     content = read_checkpoint(checkpoint)
     # nothing is initialised: the checkpoint brings all weights
     model = revert_sync_batchnorm(MODELS.build(config.model))
+    check_weights(model, content, checkpoint)
     _load_checkpoint_to_model(model, content)
-    # mmengine only warns of missing weights; with most of them missing, refuse
-    own, held = model.state_dict(), content.get("state_dict", content)
-    missing = [key for key in own if key not in held]
-    if len(missing) > len(own) / 2:
-        raise ValueError(
-            f"{checkpoint} is of another model: {len(missing)} of the {len(own)} "
-            f"weights that the config asks for are missing, e.g. {missing[:3]}"
-        )
     model.dataset_meta = content.get("meta", {}).get("dataset_meta", {})
     model.cfg = config
     return model.to(device).eval()
+
+
+def check_weights(
+    model: nn.Module, content: Mapping[str, Any], where: str | Path
+) -> None:
+    """Refuse weights that are not those of a model, or no numbers.
+
+    mmengine loads what fits, and logs the rest. Weights that the model has no place for
+    may be there (a global head's, another distillation's); those of distillation heads,
+    which only a training needs, may be missing.
+
+    Args:
+        model: as its config says; it is not changed.
+        content: of a checkpoint, :func:`read_checkpoint`.
+        where: the file, for the message.
+
+    Raises:
+        ValueError: weights are missing, of other shapes, or not finite; names some.
+    """
+    held = content.get("state_dict", content)
+    held = {
+        str(key).removeprefix("module."): value
+        for key, value in (held.items() if isinstance(held, Mapping) else ())
+        if isinstance(value, Tensor)
+    }
+    # keys of earlier versions are renamed as they are loaded
+    own, renamed = model.state_dict(), _renamed(model, dict(held))
+    missing = [
+        key
+        for key in own
+        if key not in renamed
+        and not key.startswith("distill.")
+        and not key.endswith("num_batches_tracked")
+    ]
+    other = [k for k in own if k in renamed and own[k].shape != renamed[k].shape]
+    broken = [
+        key
+        for key, value in held.items()
+        if value.is_floating_point() and not value.isfinite().all()
+    ]
+    if missing or other:
+        raise ValueError(
+            f"{where} is of another model: {len(missing)} of the {len(own)} weights "
+            f"that the config asks for are missing, e.g. {missing[:3]}, and "
+            f"{len(other)} have other shapes, e.g. {other[:3]}"
+        )
+    if broken:
+        raise ValueError(
+            f"{where} has weights that are no finite numbers, in {len(broken)} of "
+            f"{len(held)} tensors, e.g. {broken[:3]}: its training went wrong. Take an "
+            "earlier checkpoint."
+        )
+
+
+def _renamed(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict after the hooks by which modules read those of earlier versions."""
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        for hook in module._load_state_dict_pre_hooks.values():
+            hook(state, prefix, {}, True, [], [], [])
+    return state
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+import math
 import os
 import pickle
+import re
 import socket
 import subprocess
 import sys
@@ -18,6 +20,9 @@ from mmdet.registry import HOOKS
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+
+from kdeov_mm import KDEOV
+from kdeov_mm.files import locked
 
 from .conftest import ROOT, run_env
 
@@ -177,6 +182,49 @@ def test_resume_without_a_checkpoint_begins_as_the_config_says(
     loaded = torch.load(weights, weights_only=True)["state_dict"]
     for key, value in loaded.items():
         assert torch.equal(start["model"][key], value), key
+
+
+def test_a_loss_that_is_no_number_ends_the_training(
+    config: Path, tmp_path: Path
+) -> None:
+    options = {"optim_wrapper.optimizer.lr": 1e30, "train_cfg.max_iters": 6}
+    with pytest.raises(SystemExit) as ended:
+        train_in(tmp_path, config, **options)
+    said = re.search(r"step (\d): .*'loss': (nan|inf).* of images \[", str(ended.value))
+    assert said and "tools/doctor.py" in str(ended.value)
+    # nothing is saved of the step that went wrong
+    (step, _), last = said.groups(), (tmp_path / "last_checkpoint").read_text()
+    assert last.endswith(f"iter_{int(step) - 1}.pth") and last in str(ended.value)
+
+
+def test_two_trainings_do_not_share_a_folder(config: Path, tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(SystemExit, match="another training writes"):
+        train_in(tmp_path, config)
+    assert not list(tmp_path.glob("*.pth"))
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [("nan", "no finite numbers, in 1 of"), ("gone", "is of another model: 1 of the")]
+    + [("shape", "1 have other shapes, e.g. .'backbone")],
+)
+def test_weights_that_do_not_fit_are_refused(
+    harm: str, reason: str, config: Path, trained: Path, tmp_path: Path
+) -> None:
+    content = torch.load(trained / "iter_2.pth", weights_only=True)
+    state = content["state_dict"]
+    key = next(key for key in state if key.startswith("backbone"))
+    if harm == "nan":
+        state[key][0] = math.nan
+    elif harm == "gone":
+        del state[key]
+    else:
+        state[key] = state[key][:1]
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(SystemExit, match=rf"test.py: .*a\.pth .*{reason}"):
+        test.main([str(config), str(tmp_path / "a.pth"), "--work-dir", str(tmp_path)])
+    with pytest.raises(ValueError, match=reason):
+        KDEOV.from_config(config, tmp_path / "a.pth")
 
 
 def test_amp_trains_on_this_machine(config: Path, tmp_path: Path) -> None:

@@ -17,8 +17,10 @@ from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process
 from mmengine.fileio import dump
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
+from kdeov_mm.checkpoints import check_weights, read_checkpoint
 from kdeov_mm.evaluation import describe_leaks, leak_report
 from kdeov_mm.vocabulary import asked_groups
 
@@ -83,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         cfg = trigger_visualization_hook(cfg, args)
     write_figures(cfg)
     runner = Runner.from_cfg(cfg)
+    if not is_onnx:
+        refuse_other_weights(runner, args.checkpoint)
     if args.out:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     figures = runner.test()
@@ -90,6 +94,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     if not is_onnx:
         report_leaks(runner, args.checkpoint)
     return figures
+
+
+def refuse_other_weights(runner: Runner, checkpoint: str) -> None:
+    """End where mmengine would log what is missing, or test what is no number."""
+    if "://" in checkpoint:  # mmengine's to fetch
+        return
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    try:
+        check_weights(model, read_checkpoint(checkpoint), checkpoint)
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(f"test.py: {error}") from error
 
 
 def write_figures(cfg: Config) -> None:
@@ -101,7 +116,7 @@ def write_figures(cfg: Config) -> None:
     others = (cfg.get("test_cfg") or {}).get("others") or {}
     tests = {"": cfg.get("test_evaluator")}
     tests.update({f"_{name}": test["evaluator"] for name, test in others.items()})
-    ours = ("OpenVocabularyMetric", "RetrievalMetric", "ZeroShotMetric")
+    ours = ("OpenVocabularyMetric", "RetrievalMetric", "SegMetric", "ZeroShotMetric")
     for name, evaluators in tests.items():
         evaluators = evaluators if isinstance(evaluators, list) else [evaluators or {}]
         # mmdet's own metrics write their results elsewhere

@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
@@ -10,6 +11,7 @@ from mmengine.runner import Runner
 
 import kdeov_mm  # noqa: F401  (registers modules, applies compat)
 from kdeov_mm.checkpoints import read_checkpoint
+from kdeov_mm.files import locked
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -106,7 +108,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         # without one, the training begins as the config says, load_from included
         if checkpoint is not None:
             cfg.resume, cfg.load_from = True, checkpoint
-    Runner.from_cfg(cfg).train()
+    # one training at a time in a folder; of several processes the first speaks for all
+    folder = Path(cfg.work_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    first = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
+    try:
+        with locked(folder) if first else nullcontext():
+            Runner.from_cfg(cfg).train()
+    except BlockingIOError as error:
+        raise SystemExit(
+            f"train.py: another training writes to {folder}: wait for it, stop it, or "
+            "name another --work-dir."
+        ) from error
+    except FloatingPointError as error:
+        raise SystemExit(f"train.py: {error}") from error
 
 
 if __name__ == "__main__":

@@ -46,9 +46,17 @@ class PackInputs(PackDetInputs):
 
         Raises:
             ValueError: steps after :class:`KeepOriginal` turn the image, or move it
-                without recording how.
+                without recording how; or pixels are no finite numbers.
         """
         packed = super().transform(results)
+        # one such picture would make all weights NaN
+        image = results.get("img")
+        is_float = image is not None and image.dtype.kind == "f"
+        if is_float and not np.isfinite(image).all():
+            raise ValueError(
+                f"{results.get('img_path')} has pixels that are no finite numbers: "
+                "look at the file, and at the steps of the pipeline."
+            )
         if "original" in results:
             sample, image = packed["data_samples"], results["original"]
             image = torch.from_numpy(image).permute(2, 0, 1).contiguous()

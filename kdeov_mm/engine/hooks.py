@@ -15,6 +15,7 @@ from ..clip import CachedTeacher
 from ..evaluation.leaks import training_record, weight_files
 from ..files import write_whole
 from ..models.pretrained import read_weights
+from .loop import ResumableTrainLoop
 
 
 @HOOKS.register_module()
@@ -102,6 +103,9 @@ class AtomicCheckpointHook(CheckpointHook):
     def _save_checkpoint_with_step(
         self, runner: Runner, step: int, meta: dict[str, Any]
     ) -> None:
+        # weights after a loss that is no number are not saved over good ones
+        if isinstance(runner.train_loop, ResumableTrainLoop):
+            runner.train_loop.look_at_losses()
         # the statistics of norms (and other buffers) that only other processes have are
         # in no checkpoint: all go on with those of the first
         for buffer in runner.model.buffers():

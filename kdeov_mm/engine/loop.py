@@ -1,6 +1,7 @@
 """Loops: a training that is resumed ends with the same bits; several tests in one."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,11 +9,12 @@ import torch
 from mmdet.registry import LOOPS
 from mmengine.dist import broadcast
 from mmengine.runner import IterBasedTrainLoop, Runner, TestLoop
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..datasets.sampler import STEP, ResumableSampler, SeededDataset, seed_from
 
+LOOK_EVERY = 25  # steps on a GPU; the log's interval, which waits as well
 RECORD = "data_sequence"  # what the order of the data depends on, in a checkpoint
 
 
@@ -41,6 +43,7 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         # which to go on: one without workers, which is not used
         super().__init__(runner, DataLoader(loader.dataset), **kwargs)
         self.dataloader = loader
+        self._seen: list[tuple[int, dict[str, Tensor], list[Any]]] = []
 
     def run(self) -> nn.Module:
         """Train from the step of the checkpoint, or from the first."""
@@ -85,9 +88,62 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         self.dataloader_iterator = iter(self.dataloader)
 
     def run_iter(self, data_batch: Sequence[dict]) -> None:
-        """One step, with its own random numbers."""
+        """One step, with its own random numbers.
+
+        Raises:
+            FloatingPointError: the loss is no finite number.
+        """
         seed_from(STEP, self.seed, self._iter, self.runner.rank)
-        super().run_iter(data_batch)
+        self.runner.call_hook(
+            "before_train_iter", batch_idx=self._iter, data_batch=data_batch
+        )
+        losses = self.runner.model.train_step(
+            data_batch, optim_wrapper=self.runner.optim_wrapper
+        )
+        # before hooks save what it made of the weights
+        self.check_losses(losses, data_batch)
+        self.runner.call_hook(
+            "after_train_iter",
+            batch_idx=self._iter,
+            data_batch=data_batch,
+            outputs=losses,
+        )
+        self._iter += 1
+
+    def check_losses(self, losses: dict[str, Any], data_batch: Any) -> None:
+        """End a training whose loss is not finite; nothing is saved any more.
+
+        On a GPU it is looked at every so many steps, and before a checkpoint is saved:
+        each look waits for all that the GPU has to do.
+
+        Raises:
+            FloatingPointError: names step, terms and images, and what to do.
+        """
+        total = losses.get("loss")
+        if total is None:
+            return
+        # not the pictures, which would stay in memory
+        samples = data_batch.get("data_samples", ())
+        ids = [sample.metainfo.get("img_id") for sample in samples]
+        values = {key: value.detach() for key, value in losses.items()}
+        self._seen.append((self._iter, values, ids))
+        if total.device.type == "cpu" or len(self._seen) == LOOK_EVERY:
+            self.look_at_losses()
+
+    def look_at_losses(self) -> None:
+        """As :meth:`check_losses`, of the steps since the last look."""
+        seen, self._seen = self._seen, []
+        for step, losses, ids in seen:
+            values = {key: float(value) for key, value in losses.items()}
+            wrong = {k: v for k, v in values.items() if not math.isfinite(v)}
+            if wrong:
+                kept = self.runner.message_hub.get_info("last_ckpt", None)
+                raise FloatingPointError(
+                    f"step {step + 1}: {wrong} of images {ids}. The training ends; the "
+                    f"last checkpoint is {kept or 'not written yet'}. Look at the data "
+                    "and the first losses with tools/doctor.py CONFIG, and lower the "
+                    "learning rate."
+                )
 
     def _compare(self, held: dict[str, Any], record: dict[str, Any]) -> None:
         changed = [

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 
 from kdeov_mm.clip.cached_teacher import PIXEL_STEPS
-from kdeov_mm.datasets import KeepOriginal
+from kdeov_mm.datasets import KeepOriginal, PackInputs
 
 from ..conftest import ROOT
 
@@ -112,3 +112,11 @@ def test_nothing_is_kept_at_test_time() -> None:
 def test_a_store_knows_it_by_its_repr() -> None:
     assert repr(KeepOriginal()) == repr(KeepOriginal()) == "KeepOriginal()"
     assert "KeepOriginal" in PIXEL_STEPS
+
+
+def test_a_picture_that_is_no_number_is_refused_by_name() -> None:
+    image = np.zeros((8, 8, 3), np.float32)
+    image[3, 4] = np.nan
+    with pytest.raises(ValueError, match="a.npy has pixels that are no finite"):
+        PackInputs()(dict(img=image, img_path="a.npy"))
+    assert PackInputs()(dict(img=np.nan_to_num(image)))["inputs"].shape == (3, 8, 8)
