@@ -81,6 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = as_vocabulary(args.words) if args.words else None
         folded = None if args.vocabulary_input else words
         if isinstance(model, SegStudent):
+            if args.nms:
+                raise ValueError("--nms is for boxes: a student of masks has none")
+            classes = model.seg_head.classes
+            if folded is None and classes is not None:
+                folded = as_vocabulary(classes)  # it answers for no others
             worst = dict(shares=export_masks(model, args.out, folded, args.size))
         elif isinstance(model, KDEOVDetector):
             # compares the file with PyTorch before it returns

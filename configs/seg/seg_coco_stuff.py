@@ -10,3 +10,4 @@ _base_ = [
     "../_base_/schedules/adamw_40k.py",
 ]
 model = dict(seg_head=dict(classes="COCOStuffDataset", background=False))
+visualizer = dict(type="SegVisualizer")

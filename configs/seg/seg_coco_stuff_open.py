@@ -25,3 +25,4 @@ val_evaluator = dict(
     protocol="COCO-Stuff 164k val2017, zero-shot 156/15, generalised: 171 words"
 )
 test_evaluator = val_evaluator
+visualizer = dict(type="SegVisualizer")

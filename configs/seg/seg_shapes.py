@@ -10,3 +10,4 @@ _base_ = [
     "../_base_/schedules/adamw_shapes.py",
 ]
 model = dict(label_stride=4)
+visualizer = dict(type="SegVisualizer")

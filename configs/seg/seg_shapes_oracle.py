@@ -5,4 +5,3 @@ python tools/train.py configs/seg/seg_shapes_oracle.py
 
 _base_ = "./seg_shapes_none.py"
 train_dataloader = dict(dataset=dict(vocabulary="all"))
-doctor = dict(accept=["novel boxes"])  # on purpose

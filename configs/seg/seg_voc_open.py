@@ -14,3 +14,4 @@ val_evaluator = dict(
     protocol="Pascal VOC 2012 val, zero-shot 15/5, generalised: 20 words and background"
 )
 test_evaluator = val_evaluator
+visualizer = dict(type="SegVisualizer")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from mmdet.visualization import get_palette
 from PIL import Image
 
 from ..datasets import shapes
@@ -106,7 +107,10 @@ def segment(
         took = time.perf_counter() - start
     except (OSError, ValueError) as error:
         return None, str(error)
-    palette = [PALETTE[i % len(PALETTE)] for i in range(len(names))]
+    # colours are all that tells words apart: beyond seven, others
+    palette = (
+        PALETTE if len(names) <= len(PALETTE) else get_palette("random", len(names))
+    )
     labels = found["labels"].cpu().numpy()
     drawing = draw_labels(image, labels, names, palette, max_side=MAX_DRAWN)
     if not found["names"]:

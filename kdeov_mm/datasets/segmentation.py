@@ -10,7 +10,9 @@ from mmdet.datasets import BaseSegDataset, VOCDataset
 from mmdet.datasets.ade20k import ADE20KSegDataset
 from mmdet.datasets.coco_semantic import CocoSegDataset
 from mmdet.registry import DATASETS, TRANSFORMS
-from PIL import Image, UnidentifiedImageError
+from mmengine.fileio import list_from_file
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..vocabulary import Vocabulary, as_metainfo, asked_groups
 from . import shapes
@@ -19,6 +21,7 @@ BACKGROUND = -1  # of a label map: none of the words
 IGNORED = -2  # not labelled
 _UNKNOWN = -3  # values that a mask must not have
 _EXAMPLES = 5  # names in a message
+_ORIENTATION = 0x0112  # EXIF's tag; 5 to 8 are quarter turns
 
 # the zero-shot literature's splits: Xian et al. (2019, SPNet) for COCO-Stuff and VOC,
 # Bucher et al. (2019, ZS3Net) for Pascal Context
@@ -64,7 +67,9 @@ def read_mask(path: str | Path) -> np.ndarray:
                     "of a palette, or grey."
                 )
             return np.asarray(file).astype(np.int32)
-    except UnidentifiedImageError as error:
+    except FileNotFoundError:
+        raise
+    except OSError as error:
         raise MaskError(f"{path} is no image, or a damaged one: {error}") from error
 
 
@@ -84,8 +89,8 @@ class SegDataset(BaseSegDataset):
         background: the value of pixels that are none of the classes; None: there are
             no such pixels.
         ignored: values of pixels that nobody labelled.
-        labelled: part of the images whose masks are read, in (0, 1]; of the others
-            every pixel is ignored. Which, depends on ``seed`` alone.
+        labelled: part of the images that have a mask, in (0, 1]; of the others every
+            pixel is ignored. Which, depends on ``seed`` alone.
         seed: of the choice of labelled images.
         checked: masks that are read at once, to see that their sizes and values are
             right, spread over the data set; None: all.
@@ -116,7 +121,10 @@ class SegDataset(BaseSegDataset):
         if not 0 < labelled <= 1:
             raise ValueError(f"labelled is a part, in (0, 1], got {labelled}")
         meta = {**self.METAINFO, **(metainfo or {})}
-        names = tuple(meta.get("classes") or ())
+        names = meta.get("classes") or ()
+        if isinstance(names, str):  # a file, as mmengine reads it
+            names = list_from_file(names)
+        names = tuple(names)
         if not names:
             raise ValueError("a SegDataset needs metainfo.classes, the names in order")
         # which of the classes are asked, each with its colour
@@ -138,6 +146,13 @@ class SegDataset(BaseSegDataset):
         values = range(1, len(names) + 1) if values is None else values
         if len(values) != len(names):
             raise ValueError(f"{len(values)} values for {len(names)} classes")
+        every = [*values, *ignored, *([] if background is None else [background])]
+        if twice := sorted({v for v in every if every.count(v) > 1}):
+            raise ValueError(
+                f"the values {twice[:_EXAMPLES]} of a mask mean two things: set "
+                f"`values`, `background` ({background}) and `ignored` ({ignored}) so "
+                "that each value means one."
+            )
         self.table = np.full(2**16, _UNKNOWN, np.int16)
         self.table[list(ignored)] = IGNORED
         if background is not None:
@@ -148,42 +163,71 @@ class SegDataset(BaseSegDataset):
         super().__init__(*args, metainfo=meta, **kwargs)
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """One record per image; all have a mask, and some masks have been read."""
-        records = super().load_data_list()
-        folder = self.data_prefix.get("img_path", "")
-        if not records:
-            raise MaskError(
-                f"no image {self.img_suffix} in {folder}: set data_prefix.img_path and "
-                "img_suffix."
-            )
-        for key, what in (("img_path", "images"), ("seg_map_path", "masks")):
-            missing = [r[key] for r in records if not Path(r[key]).is_file()]
-            if missing:
-                raise MaskError(
-                    f"{len(missing)} of {len(records)} {what} are not there, e.g. "
-                    f"{missing[:_EXAMPLES]}: set data_prefix.{key} and the suffixes."
-                )
+        """One record per image; the labelled ones have a mask, some have been read."""
+        folder, records = self._records()
         # which images are labelled, whatever their order on the disk
         number = max(round(self.labelled * len(records)), 1)
         order = np.random.default_rng(self.seed).permutation(len(records))
         for i in order[number:]:
             records[i]["seg_map_path"] = None
+        for key, what in (("img_path", "images"), ("seg_map_path", "masks")):
+            missing = [r[key] for r in records if r[key] and not Path(r[key]).is_file()]
+            if missing:
+                raise MaskError(
+                    f"{len(missing)} of {len(records)} {what} are not there, e.g. "
+                    f"{missing[:_EXAMPLES]}: set data_prefix.{key} and the suffixes."
+                )
         for record in records:
             path = Path(record["img_path"])
             record["img_id"] = str(path.relative_to(folder).with_suffix(""))
         # a few, spread over the data set; later ones as they are read
         masks = [r for r in records if r["seg_map_path"]]
-        step = max(len(masks) // (self.checked or len(masks)), 1)
-        for record in masks[::step]:
-            with Image.open(record["img_path"]) as image:
-                size = (image.height, image.width)
+        checked = len(masks) if self.checked is None else self.checked
+        for record in masks[:: max(len(masks) // max(checked, 1), 1)][:checked]:
+            size = displayed_size(record["img_path"])
             label_map(record["seg_map_path"], size, self.table)
         return records
+
+    def _records(self) -> tuple[str, list[dict[str, Any]]]:
+        """The folder of the images, and mmdet's records of them."""
+        folder = self.data_prefix.get("img_path")
+        if not folder or not self.data_prefix.get("seg_map_path"):
+            raise ValueError(
+                "a SegDataset needs data_prefix=dict(img_path=..., seg_map_path=...), "
+                f"the folders of images and masks, got {self.data_prefix}"
+            )
+        if self.ann_file and not Path(self.ann_file).exists():
+            raise FileNotFoundError(
+                f"{self.ann_file} is not there: it lists the images, a name in each "
+                "line. docs/data.md says what to download."
+            )
+        # an empty line is no image
+        records = [r for r in super().load_data_list() if Path(r["img_path"]).stem]
+        records = [r for r in records if Path(r["img_path"]).name != self.img_suffix]
+        # without a list, images of another suffix would be left out in silence
+        files = [] if self.ann_file else [*Path(folder).rglob("*.*")]
+        left = {f.suffix for f in files if f.suffix.lower() in IMG_EXTENSIONS}
+        left -= {Path(f"a{self.img_suffix}").suffix}
+        if left or not records:
+            raise MaskError(
+                f"{folder} has {len(records)} images {self.img_suffix}, and files "
+                f"{sorted(left)}: set data_prefix.img_path and img_suffix; rename "
+                "files, so that all images have one suffix."
+            )
+        return folder, records
 
     def get_data_info(self, idx: int) -> dict[str, Any]:
         """One image's record, with ``words`` and the table of its masks."""
         info = super().get_data_info(idx)
         return dict(info, words=self.vocabulary.words, seg_table=self.table)
+
+
+def displayed_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of an image as mm reads it: turned as its EXIF says."""
+    with Image.open(path) as image:
+        turned = image.getexif().get(_ORIENTATION, 1) >= 5
+        size = (image.height, image.width)
+    return size[::-1] if turned else size
 
 
 def label_map(path: str, size: tuple[int, int], table: np.ndarray) -> np.ndarray:
@@ -201,7 +245,8 @@ def label_map(path: str, size: tuple[int, int], table: np.ndarray) -> np.ndarray
     if values.shape != size:
         raise MaskError(
             f"{path} has {values.shape[1]} x {values.shape[0]} pixels, its image "
-            f"{size[1]} x {size[0]}: a mask has the size of its image."
+            f"{size[1]} x {size[0]}: a mask has the size of its image as it is shown "
+            "(turned, where EXIF says so)."
         )
     inside = values.clip(0, len(table) - 1)
     labels = table[inside]

@@ -50,12 +50,21 @@ class PackInputs(PackDetInputs):
         """
         packed = super().transform(results)
         # one such picture would make all weights NaN
-        image = results.get("img")
-        is_float = image is not None and image.dtype.kind == "f"
-        if is_float and not np.isfinite(image).all():
+        image = results.get("img", np.zeros(0, np.uint8))
+        if image.dtype.kind == "f" and not np.isfinite(image).all():
             raise ValueError(
                 f"{results.get('img_path')} has pixels that are no finite numbers: "
                 "look at the file, and at the steps of the pipeline."
+            )
+        # nor has a label map other values, which would be classes, or end a GPU's work
+        labels = results.get("gt_seg_map", np.zeros(0, np.int16))
+        words = len(results.get("words", ()))
+        if labels.size and words and not -2 <= labels.min() <= labels.max() < words:
+            raise ValueError(
+                f"{results.get('img_path')} has labels {labels.min()} to "
+                f"{labels.max()}, and {words} words: steps that fill what is not "
+                "labelled fill it with -2: dict(type='Pad', pad_val=dict(img=0, "
+                "seg=-2), ...)."
             )
         if "original" in results:
             sample, image = packed["data_samples"], results["original"]

@@ -2,3 +2,4 @@
 
 from .hooks import AtomicCheckpointHook, EmbeddingCacheHook, TrainingRecordHook
 from .loop import ResumableTrainLoop, TestSuiteLoop
+from .visualizer import SegVisualizer

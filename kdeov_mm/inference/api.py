@@ -22,6 +22,7 @@ from ..vocabulary import Asked, Vocabulary, Words, as_vocabulary
 from .images import AnyImage, as_rgb
 
 T = TypeVar("T")
+MAX_PIXELS = 32 * 640 * 640  # of the inputs that pass the model at once
 
 
 class Query(NamedTuple):
@@ -73,7 +74,8 @@ class KDEOV:
     def __init__(self, model: Any, batch_size: int = 32) -> None:
         self.model = model.eval()
         self.batch_size = batch_size
-        self.size = input_size(model.cfg)
+        self.scale = input_scale(model.cfg)
+        self.size = max(self.scale)
 
     @classmethod
     def from_config(
@@ -274,7 +276,7 @@ class KDEOV:
         def find(inputs: Tensor, samples: SampleList) -> SampleList:
             return self.predict_inputs(inputs, samples, query)
 
-        return self._in_batches(images, [self.size] * len(images), find)
+        return self._in_batches(images, [self.scale] * len(images), find)
 
     @torch.no_grad()
     def predict_inputs(
@@ -316,7 +318,7 @@ class KDEOV:
             names: K words; a tuple of words are synonyms.
             threshold: pixels whose share is below are of no word, in [0, 1].
             scores: give the shares of all words, too; (K, H, W) floats of an image.
-            size: pixels that the longer side is resized to; None: as in training.
+            size: pixels that the longer side is resized to; None: as in the tests.
             window: side in pixels of windows, which overlap by a third and are seen one
                 by one, for images of a large ``size``; None: that of the config, or the
                 whole image.
@@ -333,6 +335,9 @@ class KDEOV:
         """
         self.check_segments()
         least = _fraction("threshold", threshold)
+        for key, value in dict(size=size, window=window).items():
+            if value is not None and value < 1:
+                raise ValueError(f"{key} is at least 1 pixel, got {value}")
         vocabulary = check_names(names)
         device = next(self.model.parameters()).device
         text = self.model.embed_words(vocabulary, device)
@@ -347,8 +352,10 @@ class KDEOV:
             return self.model.predict(inputs, samples, text, cfg)
 
         arrays = _as_arrays(images)
-        sides = [size or self.size] * len(arrays)
-        found = [s.pred_sem_seg for s in self._in_batches(arrays, sides, ask)]
+        scale = self.scale if size is None else (size, size)
+        found = [
+            s.pred_sem_seg for s in self._in_batches(arrays, [scale] * len(arrays), ask)
+        ]
         return [as_segments(f, vocabulary.words, least, scores) for f in found]
 
     def check_segments(self) -> None:
@@ -368,14 +375,15 @@ class KDEOV:
     def _in_batches(
         self,
         images: Sequence[np.ndarray],
-        sides: Sequence[int],
+        sides: Sequence[int | tuple[int, int]],
         ask: Callable[[Tensor, SampleList], Sequence[T]],
     ) -> list[T]:
         """What the model answers for each image, (H, W, 3) RGB.
 
         Args:
             images: of any sizes.
-            sides: pixels that their longer sides are resized to.
+            sides: pixels that their longer sides are resized to; or the most of the
+                longer and of the shorter side.
             ask: inputs (B, 3, h, w) and B samples -> B answers.
         """
         answers: dict[int, T] = {}  # by the number of the image
@@ -389,18 +397,23 @@ class KDEOV:
         for i, (image, side) in enumerate(zip(images, sides)):
             inputs, sample = self._prepare(image, side)
             waiting[inputs.shape].append((i, inputs, sample))
-            if len(waiting[inputs.shape]) == self.batch_size:
+            # large images fill a batch earlier
+            most = min(self.batch_size, max(MAX_PIXELS // inputs[0, 0].numel(), 1))
+            if len(waiting[inputs.shape]) >= most:
                 pass_on(waiting.pop(inputs.shape))
         # what did not fill a batch
         for batch in waiting.values():
             pass_on(batch)
         return [answers[i] for i in range(len(images))]
 
-    def _prepare(self, image: np.ndarray, side: int) -> tuple[Tensor, DetDataSample]:
+    def _prepare(
+        self, image: np.ndarray, side: int | tuple[int, int]
+    ) -> tuple[Tensor, DetDataSample]:
         """An image (H, W, 3) RGB -> the model's input (1, 3, h, w) and its sample."""
         height, width = image.shape[:2]
         # proportions stay; a thread of an image is one pixel wide at least
-        size = mmcv.rescale_size((width, height), (side, side))
+        scale = (side, side) if isinstance(side, int) else side
+        size = mmcv.rescale_size((width, height), scale)
         small = mmcv.imresize(image, tuple(max(n, 1) for n in size))
         meta = dict(
             ori_shape=(height, width),
@@ -454,8 +467,8 @@ def check_names(names: Any) -> Vocabulary:
     return as_vocabulary(names)
 
 
-def input_size(config: Config) -> int:
-    """The longer side of the inputs of a config's test pipeline."""
+def input_scale(config: Config) -> tuple[int, int]:
+    """The most of the longer and of the shorter side of a config's test inputs."""
     loader = config.get("test_dataloader") or {}
     dataset = loader.get("dataset") or {}
     # wrappers of data sets have no pipeline of their own
@@ -469,7 +482,8 @@ def input_size(config: Config) -> int:
             "input is not known."
         )
     # the last step that resizes decides
-    return max(scales[-1]) if not isinstance(scales[-1], int) else scales[-1]
+    scale = scales[-1]
+    return (scale, scale) if isinstance(scale, int) else (max(scale), min(scale))
 
 
 def normalisation(preprocessor: Any) -> dict[str, Any]:

@@ -117,18 +117,22 @@ def draw_labels(
     Returns:
         (H', W', 3) uint8 RGB, higher by the legend.
     """
-    # colours where there is a word, then the size at which it is looked at
-    colors = np.asarray(palette, np.float32)[labels.clip(0)]
-    share = alpha * (labels >= 0)[..., None]
-    mixed = (image * (1 - share) + colors * share).round().astype(np.uint8)
     longer = max(image.shape[:2])
     factor = float(np.clip(longer, min_side, max_side)) / longer
     width, height = (max(round(n * factor), 1) for n in image.shape[1::-1])
+    numbers, areas = np.unique(labels[labels >= 0], return_counts=True)
+    # a large image shrinks before it is coloured, a small one grows after it
+    if factor < 1:
+        image = np.asarray(Image.fromarray(image).resize((width, height)))
+        sparse = Image.fromarray(labels.astype(np.int32))
+        labels = np.asarray(sparse.resize((width, height), Image.Resampling.NEAREST))
+    colors = np.asarray(palette, np.float32)[labels.clip(0)]
+    share = alpha * (labels >= 0)[..., None]
+    mixed = (image * (1 - share) + colors * share).round().astype(np.uint8)
     picture = Image.fromarray(mixed).resize((width, height), Image.Resampling.NEAREST)
     if not legend:
         return np.asarray(picture)
     # the words that are there, the largest first, in as many lines as they need
-    numbers, areas = np.unique(labels[labels >= 0], return_counts=True)
     size = max(round(14 * (width * height) ** 0.5 / 700), 14)
     font = ImageFont.truetype(findfont("DejaVu Sans"), size)
     places, x, y, line = [], 0, 0, 2 * size

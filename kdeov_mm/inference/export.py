@@ -46,7 +46,7 @@ from ..models.postprocess import (
 )
 from ..models.student import Student
 from ..vocabulary import Asked, Vocabulary, as_vocabulary
-from .api import input_size, normalisation
+from .api import input_scale, normalisation
 
 try:
     import onnx
@@ -356,7 +356,7 @@ def metadata(
         encoder=model.text_encoder.made_by,
         embed_dims=model.text_encoder.embed_dims,
         normalisation=normalisation(model.data_preprocessor),
-        size=size or input_size(model.cfg),
+        size=size or max(input_scale(model.cfg)),
         stride=model.data_preprocessor.pad_size_divisor,
         config=model.cfg.pretty_text,
     )

@@ -80,6 +80,7 @@ def export_masks(
     sample = [torch.rand(2, 3, 96, 128)]
     if vocabulary is None:
         sample.append(random_vectors(model, 7))
+    graph(*sample)  # words that a closed head does not know are said here
     file = graph_to_onnx(graph, sample, ["shares"])
     # other sizes, batches and words than in the trace
     session, worst = session_of(file.SerializeToString()), 0.0

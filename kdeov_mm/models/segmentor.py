@@ -12,10 +12,10 @@ from mmcv.cnn import ConvModule
 from mmdet.registry import DATASETS, MODELS
 from mmdet.structures import OptSampleList, SampleList
 from mmengine.model import BaseModel
-from mmengine.structures import PixelData
+from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
-from ..datasets.segmentation import BACKGROUND, IGNORED
+from ..datasets.segmentation import BACKGROUND, IGNORED, SegDataset
 from ..vocabulary import Vocabulary, Words, as_vocabulary
 from .distill.base import Distillation, RegionEmbeds, StudentBatch, joint_total
 from .pixels import as_if_alone
@@ -23,7 +23,8 @@ from .projection import SpatialProjection
 from .student import Student, check_dims, training_progress, words_of
 from .text_classifier import TextClassifier, TextEmbeds
 
-CHUNK = 32  # classes whose scores of all pixels are in memory at once
+CHUNK = 2**25  # scores that are in memory at once
+POINTS = 100  # pixels that stand for an object, at most
 
 
 @MODELS.register_module()
@@ -132,10 +133,11 @@ class ClosedSegHead(nn.Module):
         super().__init__()
         self.embed_dims = embed_dims
         if isinstance(classes, str):
-            dataset: Any = DATASETS.get(classes)
-            if dataset is None or not dataset.METAINFO.get("classes"):
-                raise ValueError(f"{classes!r} is no data set with classes of its own")
-            classes = dataset.METAINFO["classes"]
+            # not `get`, which imports what a dotted name names
+            dataset: Any = DATASETS.module_dict.get(classes)
+            if not (isinstance(dataset, type) and issubclass(dataset, SegDataset)):
+                raise ValueError(f"{classes!r} is no data set of masks")
+            classes = dataset.METAINFO.get("classes", ())
         self.classes = tuple(own[0] for own in as_vocabulary(classes).words)
         self.background = background
         self.conv = nn.Conv2d(embed_dims, len(self.classes) + background, 1)
@@ -148,15 +150,16 @@ class ClosedSegHead(nn.Module):
         Raises:
             ValueError: a word that was not learnt.
         """
-        number = {name: i for i, name in enumerate(self.classes)}
-        asked = [own[0] for own in words]
-        if unknown := [name for name in asked if name not in number]:
+        number = {name.casefold(): i for i, name in enumerate(self.classes)}
+        found = [[number.get(word.casefold()) for word in own] for own in words]
+        known = [next((i for i in its if i is not None), None) for its in found]
+        if unknown := [own[0] for own, i in zip(words, known) if i is None]:
             raise ValueError(
                 f"this model knows {len(self.classes)} classes, "
                 f"{list(self.classes[:5])}, ..., and not {unknown[:5]}: ask it for "
                 "these, or train with seg_head.type='OpenSegHead'."
             )
-        rows = [number[name] for name in asked] + [len(number)] * self.background
+        rows = [*known, *[len(number)] * self.background]
         logits: Tensor = self.conv(embeds)
         return logits if rows == [*range(logits.shape[1])] else logits[:, rows]
 
@@ -173,7 +176,8 @@ class ProjectedTeacher(NamedTuple):
     project: nn.Module
 
     def _unit(self, embeds: Tensor) -> Tensor:
-        return F.normalize(self.project(embeds), dim=-1)
+        with torch.autocast(embeds.device.type, enabled=False):
+            return F.normalize(self.project(embeds.float()), dim=-1)
 
     def images(self) -> Tensor:
         """(B, D), with gradient to the projection."""
@@ -186,6 +190,10 @@ class ProjectedTeacher(NamedTuple):
     def dense(self) -> Tensor:
         """(B, D, h, w)."""
         return self._unit(self.teacher.dense().permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def captions(self, captions: Sequence[str]) -> Tensor:
+        """(B, D)."""
+        return self._unit(self.teacher.captions(captions))
 
 
 @MODELS.register_module()
@@ -250,7 +258,9 @@ class SegStudent(Student, BaseModel):
         self.text_encoder = MODELS.build(text_encoder)
         self.build_teaching(teacher, distill)
         self.clip_proj = (
-            nn.Linear(clip_proj, self.proj.embed_dims) if clip_proj else None
+            nn.Linear(clip_proj, self.proj.embed_dims)
+            if clip_proj and distill
+            else None
         )
         self.global_head = None
         self.set_synonyms(synonyms)
@@ -258,6 +268,7 @@ class SegStudent(Student, BaseModel):
         self.background_weight = background_weight
         self.label_stride = label_stride
         self.test_cfg = dict(test_cfg or {})
+        check_windows(self.test_cfg, self.data_preprocessor.pad_size_divisor)
         self.check_clip()
         self.to(memory_format=torch.channels_last)
 
@@ -286,11 +297,27 @@ class SegStudent(Student, BaseModel):
                 "OpenSegHead compares pixels with words; leave clip_proj out."
             )
         super().check_clip()
+        self._check_regions()
         if self.distill and not self.teacher.is_live:
             raise ValueError(
                 "stored embeddings serve detectors: use the live teacher here, "
                 "model.teacher.type='CLIPImageTeacher'."
             )
+
+    def _check_regions(self) -> None:
+        """Refuse sources of regions that are always empty here.
+
+        Raises:
+            ValueError: names them, and what there is.
+        """
+        there = {"random", "blocks", *(["own"] if self.seg_head.background else [])}
+        for name, head in self.distill_heads.items():
+            if nothing := {*head.needs.sources} - there:
+                raise ValueError(
+                    f"model.distill.{name}.sources: there are no {sorted(nothing)} "
+                    "regions. A student of masks has no boxes, and its own objects are "
+                    f"what is no background: expected some of {sorted(there)}."
+                )
 
     def teacher_batch(self, inputs: Tensor, samples: SampleList) -> Any:
         """What the teacher says of the inputs (B, 3, H, W), in ``proj``'s space."""
@@ -344,12 +371,16 @@ class SegStudent(Student, BaseModel):
             background = logits.softmax(1)[:, -1] if self.seg_head.background else None
             regions = pixel_regions(embeds, background, stride)
             for sample in data_samples:  # there are no boxes
-                sample.gt_instances.bboxes = embeds.new_zeros(0, 4)
+                sample.gt_instances = InstanceData(bboxes=embeds.new_zeros(0, 4))
             vectors = None if text is None else text.vectors
             student = StudentBatch(
                 [embeds], data_samples, vectors, regions, progress=training_progress()
             )
             losses.update(self.taught(student, inputs))
+        # distributed training waits for ever for a parameter without a gradient
+        if self.clip_proj is not None:
+            idle = sum(p.sum() for p in self.clip_proj.parameters())
+            losses["loss_seg"] = losses["loss_seg"] + 0 * idle
         return losses
 
     def embed_words(
@@ -432,8 +463,8 @@ class SegStudent(Student, BaseModel):
     def embed_windows(self, inputs: Tensor, cfg: dict[str, Any]) -> Tensor:
         """As :meth:`embed_pixels`; with ``window`` the mean over windows.
 
-        The scores of a pixel are linear in its embedding, so they are the mean of its
-        scores in all windows.
+        Its scores for a word are then the mean of those in all windows, since they are
+        linear in the embedding.
         """
         window, step = cfg.get("window"), cfg.get("stride")
         height, width = inputs.shape[-2:]
@@ -456,6 +487,22 @@ class SegStudent(Student, BaseModel):
                 total[..., rows, columns] += embeds
                 seen[rows, columns] += 1
         return total / seen
+
+
+def check_windows(cfg: dict[str, Any], divisor: int) -> None:
+    """Refuse windows that leave pixels out, or do not meet the pixels of the maps.
+
+    Raises:
+        ValueError: ``window`` or ``stride`` is no multiple of ``divisor``, or the
+            stride is larger than the window.
+    """
+    window: int = cfg.get("window") or divisor
+    stride: int = cfg.get("stride") or window
+    if window % divisor or stride % divisor or not 0 < stride <= window:
+        raise ValueError(
+            f"test_cfg: expected window and stride that are multiples of {divisor}, "
+            f"the stride no larger, got {window} and {stride}"
+        )
 
 
 def _starts(size: int, window: int, step: int) -> list[int]:
@@ -483,9 +530,9 @@ def pixel_regions(
         stride: pixels of the input from one to the next of the map.
 
     Returns:
-        The h * w pixels of each image as locations. Their box is that of their part, of
-        no size for background; one location of each part has its mean probability as
-        ``sharpness``, the others 0.
+        The h * w pixels of each image as locations. Of each part 100 pixels at most,
+        chosen at random, have its box, all others one of no size; the first of them has
+        its mean probability as ``sharpness``, the others 0.
     """
     batch_size, _, height, width = embeds.shape
     boxes = np.zeros((batch_size, height * width, 4), np.float32)
@@ -493,18 +540,18 @@ def pixel_regions(
     sure = () if background is None else 1 - background.detach().float().cpu().numpy()
     for i, objects in enumerate(sure):
         mask = (objects > 0.5).astype(np.uint8)
-        number, parts, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
+        _, parts, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
         x, y, w, h = stats[:, :4].T
         corners = np.stack([x, y, x + w, y + h], 1) * stride
-        corners[0] = 0  # the first part is the background
+        # some pixels of each part in random order, the first of which stands for it;
+        # the first part is the background
         parts = parts.reshape(-1)
-        boxes[i] = corners[parts]
-        # the first pixel of each part stands for it
-        _, first = np.unique(parts, return_index=True)
-        total = np.bincount(parts, objects.reshape(-1), number)
-        mean = total / np.bincount(parts, minlength=number).clip(min=1)
-        present = np.unique(parts)
-        sharpness[i, first] = np.where(present > 0, mean[present], 0)
+        order = np.lexsort((np.random.rand(len(parts)), parts))
+        ends = np.bincount(parts).cumsum()
+        for part in range(1, len(ends)):
+            own = order[ends[part - 1] : ends[part]]
+            boxes[i, own[:POINTS]] = corners[part]
+            sharpness[i, own[0]] = objects.reshape(-1)[own].mean()
     # centres of the pixels (h * w, 2)
     ys, xs = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     centres = (torch.stack([xs, ys], -1).reshape(-1, 2) + 0.5) * stride
@@ -550,10 +597,13 @@ def label_pixels(
         full_size: to the pixels of the original.
         background: the channel that is background; None: there is none.
     """
+    # as many classes at once as the image's size allows
+    height, width = (full_size.original or full_size.inside)[:2]
+    chunk = max(CHUNK // (height * width), 1)
     # of the first classes, then what others change
-    best, label, total = _best(full_size(logits[:CHUNK]))
-    for first in range(CHUNK, len(logits), CHUNK):
-        value, which, share = _best(full_size(logits[first : first + CHUNK]))
+    best, label, total = _best(full_size(logits[:chunk]))
+    for first in range(chunk, len(logits), chunk):
+        value, which, share = _best(full_size(logits[first : first + chunk]))
         label = torch.where(value > best, which + first, label)
         best = torch.maximum(best, value)
         total = torch.logaddexp(total, share)

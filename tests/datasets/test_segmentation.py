@@ -142,12 +142,66 @@ def test_a_wrong_mask_that_was_not_looked_at_is_named_when_it_is_read(
 
 
 def test_an_empty_folder_and_missing_classes_are_said(folder: Path) -> None:
-    with pytest.raises(MaskError, match="no image .bmp in"):
+    with pytest.raises(MaskError, match=r"has 0 images .bmp, and files \['.jpg'\]"):
         simple(folder, img_suffix=".bmp")
+    (folder / "images/0.jpg").rename(folder / "images/0.JPG")
+    with pytest.raises(MaskError, match=r"has 3 images .jpg, and files \['.JPG'\]"):
+        simple(folder)
+    with pytest.raises(ValueError, match="needs data_prefix"):
+        simple(folder, data_prefix=dict(img_path="images"))
+    with pytest.raises(FileNotFoundError, match="list.txt is not there"):
+        simple(folder, ann_file="list.txt")
     with pytest.raises(ValueError, match="needs metainfo.classes"):
         simple(folder, metainfo={})
     with pytest.raises(ValueError, match="2 values for 3 classes"):
         simple(folder, values=(1, 2))
+
+
+def test_a_value_means_one_thing(folder: Path) -> None:
+    many = tuple(f"class {i}" for i in range(300))
+    with pytest.raises(ValueError, match=r"values \[255\] of a mask mean two things"):
+        simple(folder, metainfo=dict(classes=many))
+    assert simple(folder, metainfo=dict(classes=many), ignored=(), checked=0)
+    for values in ((0, 1, 2), (1, 1, 2)):
+        with pytest.raises(ValueError, match="mean two things"):
+            simple(folder, values=values)
+
+
+def test_lists_may_have_empty_lines_and_classes_a_file(folder: Path) -> None:
+    (folder / "list.txt").write_bytes(b"0\r\n\r\n2\r\n\n")
+    (folder / "classes.txt").write_text("cat\ndog\ntree\n")
+    meta = dict(classes=str(folder / "classes.txt"))
+    dataset = simple(folder, ann_file="list.txt", metainfo=meta)
+    assert [dataset[i]["img_id"] for i in range(len(dataset))] == ["0", "2"]
+    assert dataset.metainfo["classes"] == CLASSES
+
+
+def test_images_without_a_mask_are_for_the_teacher(folder: Path) -> None:
+    order = simple(folder, labelled=0.5)
+    for i in range(4):
+        info = order.get_data_info(i)
+        if info["seg_map_path"] is None:
+            (folder / f"masks/{info['img_id']}.png").unlink()
+    assert len(simple(folder, labelled=0.5)) == 4
+    with pytest.raises(MaskError, match="2 of 4 masks are not there"):
+        simple(folder)
+
+
+def test_a_turned_photo_has_the_mask_of_what_is_shown(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    with Image.open(folder / "images/1.jpg") as image:
+        image.copy().save(folder / "images/1.jpg", exif=exif)
+    with pytest.raises(MaskError, match="turned, where EXIF says so"):
+        simple(folder)
+    Image.fromarray(np.ones((30, 20), np.uint8)).save(folder / "masks/1.png")
+    assert simple(folder)[1]["gt_seg_map"].shape == (30, 20)
+
+
+def test_a_fill_value_of_another_package_is_named(folder: Path) -> None:
+    steps = [*STEPS, dict(type="Pad", size=(40, 40)), dict(type="PackInputs")]
+    with pytest.raises(ValueError, match=r"labels -2 to 255.*pad_val=dict.*seg=-2"):
+        simple(folder, pipeline=steps)[0]
 
 
 def stock_dataset(stock: Path, name: str, **changes: Any) -> Any:

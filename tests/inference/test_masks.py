@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,16 @@ import pytest
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.structures import PixelData
 from PIL import Image
 
 from kdeov_mm import KDEOV
 from kdeov_mm.apps import answers
 from kdeov_mm.datasets.segmentation import read_mask
+from kdeov_mm.engine import SegVisualizer
 from kdeov_mm.inference.drawing import draw_labels
 
-from ..conftest import WORDS, load_tool
+from ..conftest import ROOT, WORDS, load_tool, run_env
 
 ASKED = ", ".join(WORDS)
 
@@ -87,6 +91,28 @@ def test_the_tool_says_what_is_wrong(
     command = [str(checkpoint), str(pictures / "a.png"), "--words", ASKED]
     assert tool.main([*command, *more]) == 2
     assert re.search(reason, capsys.readouterr().err)
+
+
+def test_the_tool_starts_by_itself() -> None:
+    tool = [sys.executable, str(ROOT / "tools/segment.py"), "--help"]
+    done = subprocess.run(tool, capture_output=True, text=True, env=run_env())
+    assert done.returncode == 0 and "label maps" in done.stdout, done.stderr
+
+
+def test_what_has_no_class_is_not_drawn_as_one() -> None:
+    visualizer = SegVisualizer()
+    image, palette = np.full((60, 60, 3), 90, np.uint8), [(255, 0, 0), (0, 0, 255)]
+    labels = torch.full((1, 60, 60), -2)
+    labels[0, :30] = -1
+    plain = visualizer._draw_sem_seg(
+        image, PixelData(sem_seg=labels), ("cat", "dog"), palette
+    )
+    np.testing.assert_array_equal(plain, image)
+    labels[0, 40:] = 1
+    drawn = visualizer._draw_sem_seg(
+        image, PixelData(sem_seg=labels), ("cat", "dog"), palette
+    )
+    assert (drawn[58, 2] != 90).any() and (drawn[20, 20] == 90).all()
 
 
 def test_the_page_answers_with_a_coloured_image(

@@ -17,10 +17,19 @@ from torch import Tensor
 
 from kdeov_mm import KDEOV
 from kdeov_mm.datasets.segmentation import BACKGROUND, IGNORED
-from kdeov_mm.models import ClosedSegHead, OpenSegHead, SegStudent, TextEmbeds
+from kdeov_mm.models import (
+    ClosedSegHead,
+    ContrastiveDistance,
+    OpenSegHead,
+    RelationalDistance,
+    SegStudent,
+    TextEmbeds,
+    segmentor,
+)
 from kdeov_mm.models.segmentor import (
-    CHUNK,
+    POINTS,
     FullSize,
+    ProjectedTeacher,
     label_pixels,
     pixel_regions,
 )
@@ -74,12 +83,20 @@ class FixedTeacher:
     def images(self) -> Tensor:
         return self.embeds
 
+    def captions(self, captions: Sequence[str]) -> Tensor:
+        return self.embeds
+
 
 # ------------------------------------------------------------------------ losses
 
 
 def test_the_documents_loss_is_its_formula(build: Callable[..., SegStudent]) -> None:
-    model = build("shapes_document", background_weight=1.0).train()
+    weights = {
+        "distill.whole.distances.contrast.loss_weight": 0.5,
+        "distill.local.distances.cosine.loss_weight": 0.5,
+        "background_weight": 1.0,
+    }
+    model = build("shapes_document", **weights).train()
     # three images of 2 x 2 pixel embeddings, and the teacher's of the whole images
     embeds = F.normalize(torch.randn(3, EMBED_DIMS, 2, 2), dim=1)
     wanted = unit(3, EMBED_DIMS)
@@ -223,8 +240,9 @@ def test_a_closed_head_answers_for_its_own_words_and_no_others() -> None:
     with pytest.raises(ValueError, match="knows 6 classes.*not \\['zebra'\\]"):
         head(embeds, [("zebra",)])
     assert ClosedSegHead(8, "VOCSegDataset").classes[-1] == "tv monitor"
-    with pytest.raises(ValueError, match="no data set with classes"):
-        ClosedSegHead(8, "NoSuchDataset")
+    # in any case, and by a synonym
+    named = head(embeds, [("rot", WORDS[4].upper()), (WORDS[1],)])
+    torch.testing.assert_close(named, some)
 
 
 def test_what_does_not_go_together_is_refused(
@@ -241,6 +259,38 @@ def test_what_does_not_go_together_is_refused(
     # the teacher's embeddings may have other dimensions where no word is compared
     closed = build("voc")
     assert closed.clip_proj.out_features == closed.proj.embed_dims != EMBED_DIMS
+    assert build("voc", teacher=None, distill=None).clip_proj is None
+    for cfg in (
+        dict(window=100),
+        dict(window=64, stride=96),
+        dict(window=96, stride=7),
+    ):
+        with pytest.raises(ValueError, match="multiples of 32"):
+            build(test_cfg=cfg)
+
+
+def test_a_name_of_a_data_set_imports_nothing(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "evil.py").write_text("raise SystemExit('code of a file ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("evil.thing", "mmdet.CocoDataset", "CocoDataset"):
+        with pytest.raises(ValueError, match="no data set of masks"):
+            ClosedSegHead(8, name)
+
+
+def test_the_projected_teacher_learns_and_keeps_its_precision(
+    build: Callable[..., SegStudent],
+) -> None:
+    """With every loss, in half precision, with captions."""
+    model = build("voc").train()
+    teacher = ProjectedTeacher(FixedTeacher(unit(4, EMBED_DIMS)), model.clip_proj)
+    for distance in (ContrastiveDistance(same=2.0), RelationalDistance()):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            targets = teacher.images()
+            assert targets.dtype == torch.float32
+            loss = distance(torch.randn(4, 16, requires_grad=True), targets).sum()
+        loss.backward()
+    assert model.clip_proj.weight.grad.any()
+    assert teacher.captions(["a"] * 4).shape == (4, 16)
 
 
 # ----------------------------------------------------------------------- regions
@@ -258,20 +308,49 @@ def test_connected_pixels_are_a_region() -> None:
     assert boxes[3, 5].tolist() == [32, 24, 48, 32]
     assert not boxes[2].any()
     # one pixel of each stands for it
-    sharp = regions.sharpness[0]
-    assert sharp.nonzero()[:, 0].tolist() == [0, 3 * 6 + 4]
-    torch.testing.assert_close(sharp[sharp > 0], torch.tensor([0.8, 0.6]))
+    sharp = regions.sharpness[0].view(4, 6)
+    assert (sharp > 0).sum() == 2 and (sharp[:2, :3] > 0).any() and sharp[3, 4:].any()
+    torch.testing.assert_close(sharp[sharp > 0].sort().values, torch.tensor([0.6, 0.8]))
     assert regions.centres[7].tolist() == [12, 12]
     # without a background nothing is apart
     assert not pixel_regions(embeds, None, 8).sharpness.any()
 
 
+def test_of_a_large_object_pixels_all_over_it_are_taught(
+    build: Callable[..., SegStudent],
+) -> None:
+    """Not its first rows, which have the same box."""
+    background = torch.ones(1, 40, 40)
+    background[0, 5:35, 5:35] = 0.1
+    embeds = F.normalize(torch.randn(1, EMBED_DIMS, 40, 40), dim=1)
+    regions = pixel_regions(embeds, background, 4)
+    box = torch.tensor([[20.0, 20, 140, 140]])
+    where, _, weight = build().distill["region"].match(box, regions, 0)
+    assert len(where) == POINTS
+    rows, columns = where // 40, where % 40
+    for places in (rows, columns):
+        assert places.min() < 9 and places.max() > 31 and len(places.unique()) > 20
+    assert weight.sum().item() == pytest.approx(1)
+    assert regions.sharpness.nonzero()[0, 1] in where
+
+
+def test_regions_that_are_always_empty_are_refused(
+    build: Callable[..., SegStudent],
+) -> None:
+    sources = {"distill.region.sources": ("truth", "own")}
+    with pytest.raises(ValueError, match=r"no \['truth'\] regions"):
+        build(**sources)
+    with pytest.raises(ValueError, match=r"no \['own'\] regions"):
+        build(**{"seg_head.background": False})
+
+
 # ----------------------------------------------------------------------- answers
 
 
-def test_a_long_vocabulary_is_labelled_as_if_at_once() -> None:
-    logits = torch.randn(2 * CHUNK + 5, 6, 8) * 3
+def test_a_long_vocabulary_is_labelled_as_if_at_once(monkeypatch: Any) -> None:
+    logits = torch.randn(37, 6, 8) * 3
     full = FullSize((48, 64), (40, 60), (20, 30))
+    monkeypatch.setattr(segmentor, "CHUNK", 20 * 30 * 4)
     found = label_pixels(logits, full, len(logits) - 1)
     shares = full(logits).softmax(0)
     best, label = shares.max(0)
@@ -347,6 +426,24 @@ def test_a_detector_gives_no_masks(lively: Any, load_config: Any) -> None:
         model = MODELS.build(cfg.model)
         model.cfg = cfg
         KDEOV(model).open_vocabulary_detect(np.zeros((32, 32, 3), np.uint8), WORDS)
+
+
+def test_photos_have_the_size_of_the_tests(build: Callable[..., SegStudent]) -> None:
+    """Of (2048, 512) the shorter side decides; the input is not 2048 pixels wide."""
+    student, sizes = KDEOV(build("voc")), []
+    predict = student.model.predict
+
+    def look(inputs: Tensor, *args: Any) -> Any:
+        sizes.append(tuple(inputs.shape[-2:]))
+        return predict(inputs, *args)
+
+    student.model.predict = look
+    image = np.zeros((375, 500, 3), np.uint8)
+    student.segment(image, ["cat", "dog"])
+    student.segment(image, ["cat", "dog"], size=256)
+    assert sizes == [(512, 704), (192, 256)]
+    with pytest.raises(ValueError, match="size is at least 1"):
+        student.segment(image, ["cat"], size=-4)
 
 
 @pytest.mark.parametrize("words", [None, WORDS[:3]])

@@ -13,7 +13,9 @@ model = dict(
         whole=dict(
             type="ImageDistillation",
             projection=dict(type="MeanEmbedding", embed_dims=embed_dims),
-            distances=dict(contrast=dict(type="ContrastiveDistance", loss_weight=0.5)),
+            distances=dict(
+                contrast=dict(type="ContrastiveDistance", loss_weight=0.5, same=2.0)
+            ),
         ),
         local=dict(
             type="AttentionDistillation",

@@ -78,7 +78,7 @@ class RelationalDistance(Distance):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Embeddings (N, D), any length, and unit vectors (N, D) -> (N,)."""
         with torch.autocast(student.device.type, enabled=False):
-            unit = F.normalize(student.float(), dim=-1)
+            unit, teacher = F.normalize(student.float(), dim=-1), teacher.detach()
             # equal rows (one region, several locations) count once, with a weight
             everyone, first = joint_rows(teacher)
             anchors, which, count = everyone.unique(
@@ -165,14 +165,15 @@ class InfoNCE(nn.Module):
 def joint_rows(rows: Tensor) -> tuple[Tensor, int]:
     """(n, D) of this process -> (sum of n, D) of all, and the first that is its own.
 
-    Without gradient; n may differ.
+    With gradient where the rows have one; n may differ.
     """
     if get_world_size() == 1:
         return rows, 0
     # all rows in tensors of one size, then without what filled them up
     counts = [int(n) for n in all_gather(torch.tensor(len(rows), device=rows.device))]
-    filled = F.pad(rows.detach(), (0, 0, 0, max(counts) - len(rows)))
-    parts = [part[:n] for part, n in zip(all_gather(filled), counts)]
+    filled = F.pad(rows, (0, 0, 0, max(counts) - len(rows)))
+    gather = dist_functional.all_gather if rows.requires_grad else all_gather
+    parts = [part[:n] for part, n in zip(gather(filled.contiguous()), counts)]
     return torch.cat(parts), sum(counts[: get_rank()])
 
 
