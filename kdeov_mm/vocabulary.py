@@ -20,6 +20,19 @@ from torch import Tensor
 from .vectors import read_vectors, write_vectors
 
 GROUP_SUFFIX = "_classes"
+# endings of files that hold no vocabulary, and of no word
+NO_WORDS = (
+    ".npy",
+    ".npz",
+    ".csv",
+    ".tsv",
+    ".pt",
+    ".pth",
+    ".pkl",
+    ".yaml",
+    ".yml",
+    ".xml",
+)
 # what reading a file of another format raises
 BROKEN = (ValueError, KeyError, TypeError, AttributeError)
 # LVIS v1's own typing error, which CLIP would read
@@ -126,6 +139,25 @@ class Vocabulary:
         missing = [w for w in firsts if self.vectors and w not in self.vectors]
         if missing:
             raise ValueError(f"words without a vector: {missing[:5]}")
+        self._check_vectors()
+
+    def _check_vectors(self) -> None:
+        """Vectors have one size, are finite, and of length 1."""
+        sizes = {tuple(v.shape) for v in self.vectors.values()}
+        if len(sizes) > 1 or any(len(size) != 1 for size in sizes):
+            raise ValueError(f"vectors (D,) of one size are expected, got {sizes}")
+        if not sizes:
+            return
+        # NaN is not close to 1 either
+        lengths = torch.stack([*self.vectors.values()]).float().norm(dim=1)
+        close = (lengths - 1).abs() < 0.01
+        if not close.all():
+            wrong = [w for w, good in zip(self.vectors, close.tolist()) if not good]
+            raise ValueError(
+                f"{len(wrong)} of {len(close)} vectors are not of length 1, or no "
+                f"numbers, e.g. of {wrong[:3]}: Vocabulary.from_matrix takes vectors "
+                "of any length."
+            )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -378,6 +410,12 @@ def as_vocabulary(words: Asked | None) -> Vocabulary:
         isinstance(words, str) and words.endswith((".txt", ".json", ".safetensors"))
     ):
         return Vocabulary.load(words)
+    # a file of another format is no word
+    if isinstance(words, str) and Path(words).suffix.lower() in NO_WORDS:
+        raise ValueError(
+            f"{words} is a file of another format: a vocabulary is .txt, .json or "
+            ".safetensors; Vocabulary.from_matrix reads .npy."
+        )
     # classes without synonyms, as on a command line
     if isinstance(words, str):
         words = [word.strip() for word in words.split(",")]

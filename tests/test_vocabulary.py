@@ -1,6 +1,7 @@
 """The vocabulary object: where words come from, and whose vectors they have."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -257,7 +258,7 @@ def test_vectors_that_a_vocabulary_has_stay(
     asked: list[str] = []
     monkeypatch.setattr(
         encoder, "encode",
-        lambda words: asked.extend(words) or torch.ones(len(words), rows.shape[1]),
+        lambda words: asked.extend(words) or torch.eye(len(words), rows.shape[1]),
     )  # fmt: skip
     embedded = more.embed(encoder)
     assert asked == [f"big {name}" for name in SOME]
@@ -597,3 +598,23 @@ def test_a_box_is_named_by_its_class_and_not_by_a_synonym(
     data = make_sample(words=((WORDS[0], WORDS[1]), WORDS[2]))
     (found,) = lively.predict(torch.rand(1, 3, 64, 64), [data])
     assert {*found.pred_instances.label_names} == {WORDS[0], WORDS[2]}
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        (torch.full((2, 4), math.nan), "2 of 2 vectors are not of length 1, or no"),
+        (torch.eye(2, 4) * torch.tensor([[1.0], [3.0]]), "1 of 2 .* of .'dog'"),
+        (torch.zeros(2, 4), "2 of 2 vectors"),
+        (torch.eye(2, 4)[:, None], "vectors .D,. of one size"),
+    ],
+)
+def test_vectors_that_are_no_directions_are_refused(rows: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        Vocabulary(("cat", "dog"), vectors=dict(zip(("cat", "dog"), rows)))
+
+
+@pytest.mark.parametrize("name", ["matrix.npy", "words.csv", "a/config.YAML"])
+def test_a_file_of_another_format_is_no_word(name: str) -> None:
+    with pytest.raises(ValueError, match="file of another format"):
+        as_vocabulary(name)

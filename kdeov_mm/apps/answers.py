@@ -19,6 +19,7 @@ from .search import Hit, ImageIndex
 
 MAX_PIXELS = 40_000_000  # of an image: 120 MB, once decoded
 MAX_WORDS = 2000
+MAX_LETTERS = 300  # of a word: four times what CLIP reads of it
 MAX_DETECTED = 100  # images of a folder, where the detector must look at each
 MAX_DRAWN = 1600  # pixels of the longer side that a browser is sent
 MAX_HITS = 12  # images of an answer
@@ -155,10 +156,17 @@ def split_words(text: str | None) -> list[str]:
     ['red ring', 'blue star']
 
     Raises:
-        ValueError: there are none, or more than 2000.
+        ValueError: there are none, more than 2000, or one of more than 300 letters.
     """
+    # before anything is made of them
+    text = text or ""
+    longest = max(map(len, re.split(r"[,\n]", text)))
+    if longest > MAX_LETTERS:
+        raise ValueError(
+            f"A word has {longest} letters, at most {MAX_LETTERS} are read: shorten it."
+        )
     words: dict[str, str] = {}
-    for word in map(clean_name, re.split(r"[,\n]", text or "")):
+    for word in map(clean_name, re.split(r"[,\n]", text)):
         if word:
             words.setdefault(word.casefold(), word)
     if not words:

@@ -1,9 +1,10 @@
 """The local web page: an image and words in, boxes out; a folder searched by words."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from PIL import Image
 
@@ -15,6 +16,8 @@ from .answers import Answer, FolderSearch, duration, find, segment, split_words
 try:
     import gradio as gr
     from gradio.utils import get_upload_folder
+    from starlette.middleware import Middleware
+    from starlette.responses import PlainTextResponse
 except ImportError as error:
     raise ImportError(
         'the web page needs gradio: pip install "kdeov_mm[web]"'
@@ -57,13 +60,45 @@ def build_page(
     return page
 
 
+class OwnPage:
+    """Answers requests for its own names alone, made by its own pages.
+
+    Another page in the same browser could ask what this one serves: under its own name,
+    led here by DNS, or in a form.
+
+    Args:
+        app: what answers the others.
+        names: hosts that it goes by; none: any.
+    """
+
+    def __init__(self, app: Any, names: Collection[str] = ()) -> None:
+        self.app, self.names = app, {*names}
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass a request on, or answer 403."""
+        headers = dict(scope.get("headers", ()))
+        host = urlsplit(f"//{headers.get(b'host', b'').decode('latin-1')}").hostname
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        known = not self.names or host in self.names
+        own = not origin or urlsplit(origin).hostname == host
+        if scope["type"] == "http" and not (known and own):
+            answer = PlainTextResponse("This page answers only itself.", 403)
+            await answer(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
 def serve(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860) -> str:
     """Serve the page from a thread of its own, and return its address.
+
+    On this machine alone, as by default, it answers by this machine's own names.
 
     Raises:
         OSError: the port is taken, or the host is none of this machine.
     """
     # fonts of the system: Gradio's own are loaded from the internet
+    local = host in ("127.0.0.1", "localhost")
+    names = ("127.0.0.1", "localhost") if local else ()
     fonts: dict[str, Any] = dict(font=["system-ui", "sans-serif"])
     _, address, _ = page.launch(
         server_name=host,
@@ -75,6 +110,7 @@ def serve(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860) -> str:
         max_file_size=MAX_BYTES,
         run_history=False,
         footer_links=[],
+        app_kwargs=dict(middleware=[Middleware(OwnPage, names=names)]),
         css=CSS,
         theme=gr.themes.Default(**fonts, font_mono=["monospace"]),
     )

@@ -125,6 +125,8 @@ def _in_memory(item: Any, number: int) -> ImageSource:
 
 def _files(given: str | Path) -> list[Path]:
     """The files of a path or a glob."""
+    if not str(given).strip():  # Path takes it for the current folder
+        raise ValueError("an empty path: name a file, a folder or a glob")
     path = Path(given)
     if path.is_dir():
         if files := natural_order(image_files(path)):

@@ -182,6 +182,11 @@ def test_what_is_missing_is_said(student: KDEOV, files: Path) -> None:
     assert len(answers.split_words(many.removesuffix(",word 2000"))) == 2000
 
 
+def test_a_word_that_is_a_book_is_refused_at_once(student: KDEOV, files: Path) -> None:
+    answer = answers.find(student, files / "rgb.png", "a" * 10**7)
+    assert "10000000 letters, at most 300" in answer.sentence and answer.drawing is None
+
+
 def test_words_are_asked_once_and_as_they_are_written(
     student: KDEOV, files: Path
 ) -> None:
@@ -278,6 +283,25 @@ def test_large_files_and_files_that_were_not_uploaded_are_refused(
         asked = httpx.post(f"{api}/call/find", json=dict(data=given))
         with httpx.stream("GET", f"{api}/call/find/{asked.json()['event_id']}") as said:
             assert next(said.iter_lines()) == "event: error"
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "localhost:{port}"}, 200),
+        ({"Host": "evil.example"}, 403),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "http://127.0.0.1:{port}"}, 200),
+        ({"Origin": "null"}, 403),
+    ],
+)
+def test_requests_of_other_pages_are_refused(
+    address: str, headers: dict[str, str], status: int
+) -> None:
+    port = str(urlparse(address).port)
+    given = {k: v.replace("{port}", port) for k, v in headers.items()}
+    assert httpx.get(address, headers=given).status_code == status
 
 
 def sync_api() -> Any:
