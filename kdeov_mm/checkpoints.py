@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.logging import MMLogger, print_log
@@ -41,8 +42,10 @@ def load_model(
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: it is of another model, or has weights that are no numbers.
+        ValueError: it is of another model, or has weights that are no numbers; or there
+            is no such device.
     """
+    check_device(device)
     if not isinstance(config, Config):
         config = Config.fromfile(config, lazy_import=False)
     init_default_scope(config.get("default_scope", "mmdet"))
@@ -69,6 +72,21 @@ def load_model(
     model.dataset_meta = content.get("meta", {}).get("dataset_meta", {})
     model.cfg = config
     return model.to(device).eval()
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that torch does not know, or that is not here.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"--device {device}: expected cpu, or a GPU of this machine such as cuda:0 "
+            f"({str(error).splitlines()[0][:120]})"
+        ) from error
 
 
 def check_weights(

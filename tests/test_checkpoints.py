@@ -226,3 +226,11 @@ def test_a_checkpoint_with_a_program_is_not_resumed(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="runs as code|which mmengine runs"):
         tool.main([page, *arguments])
     assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("device", ["nope", "cuda:77", "", "meta:x"])
+def test_a_device_that_is_not_here_is_said(
+    device: str, load_config: Callable[..., Config]
+) -> None:
+    with pytest.raises(ValueError, match=rf"--device {device}: expected cpu, or a GPU"):
+        load_model(load_config("kdeov_n_shapes.py"), None, device)

@@ -30,9 +30,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
+from kdeov_mm.checkpoints import check_device
 from kdeov_mm.files import claim, locked, write_whole
 from kdeov_mm.inference.drawing import Drawings
 from kdeov_mm.inference.inferencer import KDEOVInferencer
@@ -95,13 +95,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--threshold lies in [0, 1], got {args.threshold}")
     if not 0 <= args.overlap < 1:
         parser.error(f"--overlap lies in [0, 1), got {args.overlap}")
-    # a device that torch knows, and that is there
     try:
-        kind = torch.device(args.device).type
-    except RuntimeError:
-        parser.error(f"--device {args.device} is none, e.g. cpu or cuda:0")
-    if kind == "cuda" and not torch.cuda.is_available():
-        parser.error(f"--device {args.device}: this machine has no such GPU")
+        check_device(args.device)
+    except ValueError as error:
+        parser.error(str(error))
     return args
 
 
