@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 COCO_LISTS = json.loads((ROOT / "kdeov_mm/datasets/coco_groups.json").read_text())
 COCO_GROUPS = {name: group for group, names in COCO_LISTS.items() for name in names}
 TABLE = json.loads(Path(__file__).with_suffix(".json").read_text())  # see Split
+MAX_DEPTH = 1000  # of brackets in a file; those of annotations are five deep
 COUNTS = {dataset: table["categories"] for dataset, table in TABLE.items()}
 STOCK = {n: tuple(v) for table in TABLE.values() for n, v in table["stock"].items()}
 MANIFEST, FORMAT = "splits.json", 1
@@ -252,11 +253,18 @@ def items(path: Path, prefix: str) -> Iterator[Any]:
 
 
 def blocks(path: Path, what: str) -> Iterator[bytes]:
-    """The bytes of a file; a terminal shows how far it was read."""
+    """The bytes of a file; a terminal shows how far it was read.
+
+    Brackets in brackets, by the thousand, are refused: they would take all memory.
+    """
+    depth = 0
     bar: Record = dict(desc=f"{path.name}, {what}", disable=None, leave=False)
     size = path.stat().st_size
     with path.open("rb") as file, tqdm.wrapattr(file, "read", size, **bar) as stream:
         while block := stream.read(2**16):
+            depth += sum(map(block.count, b"[{")) - sum(map(block.count, b"]}"))
+            if depth > MAX_DEPTH:
+                raise refusal(path, f"more than {MAX_DEPTH:,} brackets are open")
             yield block
 
 

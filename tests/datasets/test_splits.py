@@ -428,6 +428,15 @@ def test_a_file_that_is_not_json(text: str, tmp_path: Path) -> None:
     refused(tmp_path, "coco", "is not JSON: .*(error|rror)")
 
 
+def test_brackets_in_brackets_are_refused_before_they_take_memory(
+    tmp_path: Path,
+) -> None:
+    path, other = put(tmp_path, "coco")
+    other.unlink()
+    path.write_text('{"images": ' + "[" * 10**6)
+    refused(tmp_path, "coco", "more than 1,000 brackets are open")
+
+
 def test_no_source_at_all(tmp_path: Path) -> None:
     for dataset, page in (("coco", "cocodataset.org"), ("lvis", "lvisdataset.org")):
         with pytest.raises(FileNotFoundError, match=f"holds none of .*zip.*{page}"):
