@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -169,6 +170,30 @@ def test_resume_from_a_checkpoint_that_is_not_whole_says_so(
     assert str(path) in str(why.value)
     what = "does not exist" if harm == "missing" else "damaged"
     assert what in str(why.value) and ("last_checkpoint" in str(why.value)) != named
+
+
+def test_resume_takes_the_newest_whole_checkpoint_and_says_so(
+    config: Path, trained: Path, tmp_path: Path, capsys: Any
+) -> None:
+    for name in ("iter_1.pth", "iter_2.pth"):
+        shutil.copy(trained / name, tmp_path)
+    torn = tmp_path / "iter_2.pth"
+    torn.write_bytes(torn.read_bytes()[:1000])
+    (tmp_path / "last_checkpoint").write_text(str(torn))
+    train_in(tmp_path, config, "--resume")
+    assert STATES[0]["iter"] == 1
+    said = capsys.readouterr().err
+    assert "iter_2.pth is no checkpoint, or damaged" in said
+    assert f"It goes on from {tmp_path / 'iter_1.pth'}." in said
+
+
+def test_weights_alone_are_no_checkpoint_to_resume(
+    config: Path, trained: Path, tmp_path: Path
+) -> None:
+    state = torch.load(trained / "iter_2.pth", weights_only=True)["state_dict"]
+    torch.save(dict(state_dict=state), tmp_path / "w.pth")
+    with pytest.raises(SystemExit, match=r"no \['meta', 'optimizer'\].*load_from"):
+        train_in(tmp_path, config, "--resume", str(tmp_path / "w.pth"))
 
 
 def test_resume_without_a_checkpoint_begins_as_the_config_says(

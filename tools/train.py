@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -54,30 +55,61 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def resume_from(given: str, work_dir: Path) -> str | None:
     """The checkpoint to go on from, read once; None where there is nothing yet."""
-    checkpoint, advice = given, "Name another one: --resume CKPT."
     if given == "auto":
-        pointer = work_dir / "last_checkpoint"
-        if not pointer.exists():
-            print(f"--resume: no last_checkpoint in {work_dir}, so it begins anew.")
-            return None
-        checkpoint = pointer.read_text().strip()
-        advice = (
-            f"{pointer} names it. Go on from another one (--resume CKPT), or delete "
-            f"{pointer} to begin anew."
+        return latest_checkpoint(work_dir)
+    if "://" not in given:  # mmengine's to fetch
+        try:
+            check_resumable(given)
+        except (FileNotFoundError, ValueError) as error:
+            raise SystemExit(
+                f"--resume: {error}\nName another one: --resume CKPT."
+            ) from error
+    return given
+
+
+def latest_checkpoint(work_dir: Path) -> str | None:
+    """The one that ``last_checkpoint`` names, or else the newest that is whole."""
+    pointer = work_dir / "last_checkpoint"
+    if not pointer.exists():
+        print(f"--resume: no last_checkpoint in {work_dir}, so it begins anew.")
+        return None
+    named = pointer.read_text().strip()
+    # the named one, then the others, the newest first
+    others = sorted(work_dir.glob("*.pth"), key=lambda p: p.stat().st_mtime)[::-1]
+    errors = []
+    for path in dict.fromkeys([named, *map(str, others)]):
+        try:
+            check_resumable(path)
+        except (FileNotFoundError, ValueError) as error:
+            errors.append(str(error))
+            continue
+        if errors:
+            print(f"--resume: {errors[0]}. It goes on from {path}.", file=sys.stderr)
+        return path
+    raise SystemExit(
+        f"--resume: {errors[0]}\n{pointer} names it. Go on from another one (--resume "
+        f"CKPT), or delete {pointer} to begin anew."
+    )
+
+
+def check_resumable(path: str) -> None:
+    """Refuse what is no checkpoint of a training.
+
+    Raises:
+        FileNotFoundError, ValueError: it is not there, damaged, without what a training
+            goes on from, or has a config that mmengine would run as Python.
+    """
+    content = read_checkpoint(path)
+    if "config" in (content.get("meta") or {}):
+        raise ValueError(
+            f"{path} has a config in its meta['config'], which mmengine runs as code: "
+            "it is no checkpoint of tools/train.py"
         )
-    if "://" in checkpoint:  # mmengine's to fetch
-        return checkpoint
-    try:
-        meta = read_checkpoint(checkpoint).get("meta")
-        # an old form of checkpoint, whose config mmengine would run as Python
-        if "config" in (meta or {}):
-            raise ValueError(
-                f"{checkpoint} has a config in its meta['config'], which mmengine runs "
-                "as code: it is no checkpoint of tools/train.py"
-            )
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f"--resume: {error}\n{advice}") from error
-    return checkpoint
+    if missing := {"meta", "state_dict", "optimizer"} - {*content}:
+        raise ValueError(
+            f"{path} has no {sorted(missing)}: it is no checkpoint to go on from; "
+            "load_from=CKPT begins anew with its weights"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
