@@ -24,12 +24,8 @@ from .ov_head_module import GridHeadModule, HeadInput, OVHeadModule
 from .postprocess import CandidateLocations
 from .projection import GlobalProjection, MeanEmbedding, SpatialProjection
 from .random_vocabulary import RandomVocabulary
-from .segmentor import (
-    ClosedSegHead,
-    OpenSegHead,
-    PixelProjection,
-    SegStudent,
-)
+from .seg_heads import ClosedSegHead, OpenSegHead, PixelProjection
+from .segmentor import SegStudent
 from .student import words_of
 from .text_classifier import TextClassifier, TextEmbeds
 from .vild import ViLDBBoxHead, ViLDDetector, ViLDRoIHead

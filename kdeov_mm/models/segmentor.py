@@ -1,167 +1,30 @@
 """CLIP to segmentation: a small network whose pixels lie in CLIP's space."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
-import cv2
-import numpy as np
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import ConvModule
-from mmdet.registry import DATASETS, MODELS
+from mmdet.registry import MODELS
 from mmdet.structures import OptSampleList, SampleList
 from mmengine.model import BaseModel
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
-from ..datasets.segmentation import BACKGROUND, IGNORED, SegDataset
-from ..vocabulary import Vocabulary, Words, as_vocabulary
-from .distill.base import Distillation, RegionEmbeds, StudentBatch, joint_total
+from ..datasets.segmentation import BACKGROUND, IGNORED
+from ..vocabulary import Vocabulary, Words
+from .distill.base import Distillation, StudentBatch, joint_total
+from .label_maps import (
+    FullSize,
+    check_windows,
+    interpolated,
+    label_pixels,
+    pixel_regions,
+    starts,
+)
 from .pixels import as_if_alone
-from .projection import SpatialProjection
 from .student import Student, check_dims, training_progress, words_of
-from .text_classifier import TextClassifier, TextEmbeds
-
-CHUNK = 2**25  # scores that are in memory at once
-POINTS = 100  # pixels that stand for an object, at most
-
-
-@MODELS.register_module()
-class PixelProjection(nn.Module):
-    """Maps of several levels to one of pixel embeddings, at the finest of them.
-
-    The coarser levels are mixed at the size of the second, where convolutions are
-    cheap and see whole objects; the finest one adds edges. As in DeepLabv3+'s decoder
-    (Chen et al., 2018).
-
-    Args:
-        in_channels: of two levels or more, the finest first.
-        embed_dims: dimension D of the embeddings.
-        hidden_channels: of all convolutions but the last.
-        num_convs: 3x3 convolutions of the coarser levels.
-        norm_cfg, act_cfg: mm's.
-    """
-
-    def __init__(
-        self,
-        in_channels: Sequence[int],
-        embed_dims: int,
-        hidden_channels: int = 64,
-        num_convs: int = 2,
-        norm_cfg: dict[str, Any] | None = None,
-        act_cfg: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__()
-        if len(in_channels) < 2:
-            raise ValueError(
-                f"in_channels has the channels of two levels or more, got {in_channels}"
-            )
-        self.embed_dims = embed_dims
-        norm, act = norm_cfg or dict(type="BN"), act_cfg or dict(type="ReLU")
-        conv = partial(
-            ConvModule, out_channels=hidden_channels, norm_cfg=norm, act_cfg=act
-        )
-
-        def mixed(count: int, convs: int) -> nn.Sequential:
-            first = conv(count * hidden_channels, kernel_size=1)
-            rest = [
-                conv(hidden_channels, kernel_size=3, padding=1) for _ in range(convs)
-            ]
-            return nn.Sequential(first, *rest)
-
-        # each level, the coarser ones together, and these with the finest
-        self.levels = nn.ModuleList(conv(c, kernel_size=1) for c in in_channels)
-        self.coarse = mixed(len(in_channels) - 1, num_convs)
-        self.fine = mixed(2, 1)
-        self.project = SpatialProjection(hidden_channels, embed_dims, norm)
-
-    def forward(self, feats: Sequence[Tensor]) -> Tensor:
-        """L maps, the finest first -> (B, D, h, w) in float32, unit vectors."""
-        fine, *coarse = [level(feat) for level, feat in zip(self.levels, feats)]
-        coarse = [_interpolated(m, coarse[0].shape[-2:]) for m in coarse]
-        mixed = _interpolated(self.coarse(torch.cat(coarse, 1)), fine.shape[-2:])
-        mixed = self.fine(torch.cat([fine, mixed], 1))
-        return F.normalize(self.project(mixed).float(), dim=1)
-
-
-@MODELS.register_module()
-class OpenSegHead(nn.Module):
-    """Pixels against any words: cosine times a temperature, and a learnt background.
-
-    Args:
-        embed_dims: dimension D of the pixels and words.
-        background: a learnt vector for what is none of the words.
-        classifier: other arguments of :class:`TextClassifier`.
-    """
-
-    classes = None
-
-    def __init__(
-        self, embed_dims: int, background: bool = True, **classifier: Any
-    ) -> None:
-        super().__init__()
-        self.embed_dims = embed_dims
-        self.background = background
-        self.classifier = TextClassifier(
-            embed_dims, background=background, **classifier
-        )
-
-    def forward(
-        self, embeds: Tensor, words: Sequence[Words], text: TextEmbeds
-    ) -> Tensor:
-        """Pixels (B, D, h, w) and K classes -> logits (B, K, h, w), background last."""
-        batch_size, _, height, width = embeds.shape
-        logits = self.classifier(embeds.permute(0, 2, 3, 1).flatten(0, 2), text)
-        shape = (batch_size, height, width, logits.shape[1])
-        return logits.view(shape).permute(0, 3, 1, 2)
-
-
-@MODELS.register_module()
-class ClosedSegHead(nn.Module):
-    """The classes of the training, by a convolution; any of them can be asked.
-
-    Args:
-        embed_dims: dimension D of the pixels.
-        classes: their words; or a data set that has them, ``'VOCSegDataset'``.
-        background: one more channel, for what is none of them.
-    """
-
-    def __init__(
-        self, embed_dims: int, classes: str | Sequence[str], background: bool = True
-    ) -> None:
-        super().__init__()
-        self.embed_dims = embed_dims
-        if isinstance(classes, str):
-            # not `get`, which imports what a dotted name names
-            dataset: Any = DATASETS.module_dict.get(classes)
-            if not (isinstance(dataset, type) and issubclass(dataset, SegDataset)):
-                raise ValueError(f"{classes!r} is no data set of masks")
-            classes = dataset.METAINFO.get("classes", ())
-        self.classes = tuple(own[0] for own in as_vocabulary(classes).words)
-        self.background = background
-        self.conv = nn.Conv2d(embed_dims, len(self.classes) + background, 1)
-
-    def forward(
-        self, embeds: Tensor, words: Sequence[Words], text: TextEmbeds | None = None
-    ) -> Tensor:
-        """Pixels (B, D, h, w) and K classes -> logits (B, K, h, w), background last.
-
-        Raises:
-            ValueError: a word that was not learnt.
-        """
-        number = {name.casefold(): i for i, name in enumerate(self.classes)}
-        found = [[number.get(word.casefold()) for word in own] for own in words]
-        known = [next((i for i in its if i is not None), None) for its in found]
-        if unknown := [own[0] for own, i in zip(words, known) if i is None]:
-            raise ValueError(
-                f"this model knows {len(self.classes)} classes, "
-                f"{list(self.classes[:5])}, ..., and not {unknown[:5]}: ask it for "
-                "these, or train with seg_head.type='OpenSegHead'."
-            )
-        rows = [*known, *[len(number)] * self.background]
-        logits: Tensor = self.conv(embeds)
-        return logits if rows == [*range(logits.shape[1])] else logits[:, rows]
+from .text_classifier import TextEmbeds
 
 
 class ProjectedTeacher(NamedTuple):
@@ -399,7 +262,7 @@ class SegStudent(Student, BaseModel):
         last = logits.shape[1] - 1
         target = last if self.seg_head.background else IGNORED
         labels = labels.masked_fill(labels == BACKGROUND, target)
-        logits = _interpolated(logits, labels.shape[-2:])
+        logits = interpolated(logits, labels.shape[-2:])
         loss = F.cross_entropy(
             logits.float(), labels, ignore_index=IGNORED, reduction="none"
         )
@@ -472,8 +335,8 @@ class SegStudent(Student, BaseModel):
             return self.embed_pixels(inputs)
         # corners of the windows; the last ones end with the image
         total: Any = None
-        for top in _starts(height, window, step or window):
-            for left in _starts(width, window, step or window):
+        for top in starts(height, window, step or window):
+            for left in starts(width, window, step or window):
                 part = inputs[..., top : top + window, left : left + window]
                 embeds = self.embed_pixels(part)
                 stride = part.shape[-1] // embeds.shape[-1]
@@ -487,133 +350,3 @@ class SegStudent(Student, BaseModel):
                 total[..., rows, columns] += embeds
                 seen[rows, columns] += 1
         return total / seen
-
-
-def check_windows(cfg: dict[str, Any], divisor: int) -> None:
-    """Refuse windows that leave pixels out, or do not meet the pixels of the maps.
-
-    Raises:
-        ValueError: ``window`` or ``stride`` is no multiple of ``divisor``, or the
-            stride is larger than the window.
-    """
-    window: int = cfg.get("window") or divisor
-    stride: int = cfg.get("stride") or window
-    if window % divisor or stride % divisor or not 0 < stride <= window:
-        raise ValueError(
-            f"test_cfg: expected window and stride that are multiples of {divisor}, "
-            f"the stride no larger, got {window} and {stride}"
-        )
-
-
-def _starts(size: int, window: int, step: int) -> list[int]:
-    """Where windows begin: every ``step`` pixels, the last at the end of the image."""
-    last = max(size - window, 0)
-    return [*range(0, last, step), last]
-
-
-def _interpolated(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps (B, C, h, w) of another size (height, width)."""
-    if tuple(maps.shape[-2:]) == tuple(size):
-        return maps
-    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
-
-
-def pixel_regions(
-    embeds: Tensor, background: Tensor | None, stride: int
-) -> RegionEmbeds:
-    """What each pixel of a map is part of: connected pixels that are no background.
-
-    Args:
-        embeds: (B, D, h, w), with gradient.
-        background: (B, h, w), the probability of background; None: there is none, and
-            no part.
-        stride: pixels of the input from one to the next of the map.
-
-    Returns:
-        The h * w pixels of each image as locations. Of each part 100 pixels at most,
-        chosen at random, have its box, all others one of no size; the first of them has
-        its mean probability as ``sharpness``, the others 0.
-    """
-    batch_size, _, height, width = embeds.shape
-    boxes = np.zeros((batch_size, height * width, 4), np.float32)
-    sharpness = np.zeros((batch_size, height * width), np.float32)
-    sure = () if background is None else 1 - background.detach().float().cpu().numpy()
-    for i, objects in enumerate(sure):
-        mask = (objects > 0.5).astype(np.uint8)
-        _, parts, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
-        x, y, w, h = stats[:, :4].T
-        corners = np.stack([x, y, x + w, y + h], 1) * stride
-        # some pixels of each part in random order, the first of which stands for it;
-        # the first part is the background
-        parts = parts.reshape(-1)
-        order = np.lexsort((np.random.rand(len(parts)), parts))
-        ends = np.bincount(parts).cumsum()
-        for part in range(1, len(ends)):
-            own = order[ends[part - 1] : ends[part]]
-            boxes[i, own[:POINTS]] = corners[part]
-            sharpness[i, own[0]] = objects.reshape(-1)[own].mean()
-    # centres of the pixels (h * w, 2)
-    ys, xs = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    centres = (torch.stack([xs, ys], -1).reshape(-1, 2) + 0.5) * stride
-    device = embeds.device
-    return RegionEmbeds(
-        embeds.flatten(2).transpose(1, 2),
-        torch.from_numpy(boxes).to(device),
-        torch.from_numpy(sharpness).to(device),
-        centres.to(device),
-    )
-
-
-class FullSize(NamedTuple):
-    """From maps of a padded input to the pixels of the original image.
-
-    Attributes:
-        padded: height and width of the input.
-        inside: those of the image in it.
-        original: those of the original; None: ``inside``.
-    """
-
-    padded: Sequence[int]
-    inside: Sequence[int]
-    original: Sequence[int] | None = None
-
-    def __call__(self, maps: Tensor) -> Tensor:
-        """(C, h, w) -> (C, H, W)."""
-        height, width = self.inside
-        grown = _interpolated(maps[None], self.padded)[..., :height, :width]
-        return _interpolated(grown, (self.original or self.inside)[:2])[0]
-
-
-def label_pixels(
-    logits: Tensor, full_size: FullSize, background: int | None
-) -> PixelData:
-    """The best class of each pixel of the original image, and its share.
-
-    Classes are enlarged a few at a time: all scores of a large image and a long
-    vocabulary would not fit into memory.
-
-    Args:
-        logits: (K, h, w), one channel more with a background.
-        full_size: to the pixels of the original.
-        background: the channel that is background; None: there is none.
-    """
-    # as many classes at once as the image's size allows
-    height, width = (full_size.original or full_size.inside)[:2]
-    chunk = max(CHUNK // (height * width), 1)
-    # of the first classes, then what others change
-    best, label, total = _best(full_size(logits[:chunk]))
-    for first in range(chunk, len(logits), chunk):
-        value, which, share = _best(full_size(logits[first : first + chunk]))
-        label = torch.where(value > best, which + first, label)
-        best = torch.maximum(best, value)
-        total = torch.logaddexp(total, share)
-    if background is not None:
-        label = label.masked_fill(label == background, BACKGROUND)
-    confidence = (best - total).exp()
-    return PixelData(sem_seg=label[None], confidence=confidence[None])
-
-
-def _best(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of scores (C, H, W) the best, its channel, and the logarithm of their sum."""
-    value, which = maps.max(0)
-    return value, which, maps.logsumexp(0)

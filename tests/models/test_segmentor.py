@@ -24,15 +24,10 @@ from kdeov_mm.models import (
     RelationalDistance,
     SegStudent,
     TextEmbeds,
-    segmentor,
+    label_maps,
 )
-from kdeov_mm.models.segmentor import (
-    POINTS,
-    FullSize,
-    ProjectedTeacher,
-    label_pixels,
-    pixel_regions,
-)
+from kdeov_mm.models.label_maps import POINTS, FullSize, label_pixels, pixel_regions
+from kdeov_mm.models.segmentor import ProjectedTeacher
 
 from ..conftest import EMBED_DIMS, WORDS, make_sample
 
@@ -350,7 +345,7 @@ def test_regions_that_are_always_empty_are_refused(
 def test_a_long_vocabulary_is_labelled_as_if_at_once(monkeypatch: Any) -> None:
     logits = torch.randn(37, 6, 8) * 3
     full = FullSize((48, 64), (40, 60), (20, 30))
-    monkeypatch.setattr(segmentor, "CHUNK", 20 * 30 * 4)
+    monkeypatch.setattr(label_maps, "CHUNK", 20 * 30 * 4)
     found = label_pixels(logits, full, len(logits) - 1)
     shares = full(logits).softmax(0)
     best, label = shares.max(0)
