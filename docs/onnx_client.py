@@ -65,7 +65,8 @@ def prepare(image, about):
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"expected (H, W, 3) of uint8, got {image.shape}")
     height, width = image.shape[:2]
-    scale = about["size"] / max(height, width)
+    short = about.get("short_size", about["size"])
+    scale = min(about["size"] / max(height, width), short / min(height, width))
     small = [max(int(n * scale + 0.5), 1) for n in (height, width)]
     pixels = resize(image.astype(np.float64), *small).round()
     norm = about["normalisation"]

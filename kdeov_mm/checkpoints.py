@@ -118,15 +118,11 @@ def check_weights(
         key
         for key in own
         if key not in renamed
-        and not key.startswith("distill.")
+        and not key.startswith(("distill.", "clip_proj."))
         and not key.endswith("num_batches_tracked")
     ]
     other = [k for k in own if k in renamed and own[k].shape != renamed[k].shape]
-    broken = [
-        key
-        for key, value in held.items()
-        if value.is_floating_point() and not value.isfinite().all()
-    ]
+    broken = not_finite(held)
     if missing or other:
         raise ValueError(
             f"{where} is of another model: {len(missing)} of the {len(own)} weights "
@@ -139,6 +135,13 @@ def check_weights(
             f"{len(held)} tensors, e.g. {broken[:3]}: its training went wrong. Take an "
             "earlier checkpoint."
         )
+
+
+def not_finite(state: Mapping[str, Any]) -> list[str]:
+    """The names of a state dict's tensors with values that are no finite numbers."""
+    tensors = {str(k): v for k, v in state.items() if isinstance(v, Tensor)}
+    floats = {k: v for k, v in tensors.items() if v.is_floating_point()}
+    return [key for key, value in floats.items() if not value.isfinite().all()]
 
 
 def _renamed(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -411,7 +411,8 @@ def as_vocabulary(words: Asked | None) -> Vocabulary:
     ):
         return Vocabulary.load(words)
     # a file of another format is no word
-    if isinstance(words, str) and Path(words).suffix.lower() in NO_WORDS:
+    one = isinstance(words, str) and "," not in words
+    if one and Path(str(words)).suffix.lower() in NO_WORDS:
         raise ValueError(
             f"{words} is a file of another format: a vocabulary is .txt, .json or "
             ".safetensors; Vocabulary.from_matrix reads .npy."

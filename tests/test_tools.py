@@ -24,6 +24,7 @@ from mmengine.runner import Runner
 
 from kdeov_mm import KDEOV
 from kdeov_mm.files import locked
+from kdeov_mm.models import KDEOVDetector
 
 from .conftest import ROOT, run_env
 
@@ -192,7 +193,7 @@ def test_weights_alone_are_no_checkpoint_to_resume(
 ) -> None:
     state = torch.load(trained / "iter_2.pth", weights_only=True)["state_dict"]
     torch.save(dict(state_dict=state), tmp_path / "w.pth")
-    with pytest.raises(SystemExit, match=r"no \['meta', 'optimizer'\].*load_from"):
+    with pytest.raises(SystemExit, match=r"no \['meta'\].*load_from"):
         train_in(tmp_path, config, "--resume", str(tmp_path / "w.pth"))
 
 
@@ -220,6 +221,34 @@ def test_a_loss_that_is_no_number_ends_the_training(
     # nothing is saved of the step that went wrong
     (step, _), last = said.groups(), (tmp_path / "last_checkpoint").read_text()
     assert last.endswith(f"iter_{int(step) - 1}.pth") and last in str(ended.value)
+
+
+def test_weights_that_are_no_numbers_are_not_saved(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a finite loss a gradient may be NaN; the step itself would be saved."""
+    step = KDEOVDetector.train_step
+
+    def spoil(model: Any, *args: Any, **kwargs: Any) -> Any:
+        losses = step(model, *args, **kwargs)
+        if (tmp_path / "last_checkpoint").exists():
+            next(model.backbone.parameters()).data[0] = math.nan
+        return losses
+
+    monkeypatch.setattr(KDEOVDetector, "train_step", spoil)
+    with pytest.raises(SystemExit, match="after step 2 weights are no finite.*iter_1"):
+        train_in(tmp_path, config)
+    assert (tmp_path / "last_checkpoint").read_text().endswith("iter_1.pth")
+    assert [p.name for p in tmp_path.glob("*.pth")] == ["iter_1.pth"]
+
+
+@pytest.mark.parametrize("name", ["RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"])
+def test_the_first_process_of_any_launcher_is_known(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train.rank() == 0
+    monkeypatch.setenv(name, "3")
+    assert train.rank() == 3
 
 
 def test_two_trainings_do_not_share_a_folder(config: Path, tmp_path: Path) -> None:

@@ -4,14 +4,14 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
 import kdeov_mm  # noqa: F401  (registers modules, applies compat)
-from kdeov_mm.checkpoints import read_checkpoint
+from kdeov_mm.checkpoints import not_finite, read_checkpoint
 from kdeov_mm.files import locked
 
 
@@ -74,6 +74,8 @@ def latest_checkpoint(work_dir: Path) -> str | None:
         print(f"--resume: no last_checkpoint in {work_dir}, so it begins anew.")
         return None
     named = pointer.read_text().strip()
+    if "://" in named:  # mmengine's to fetch
+        return named
     # the named one, then the others, the newest first
     others = sorted(work_dir.glob("*.pth"), key=lambda p: p.stat().st_mtime)[::-1]
     errors = []
@@ -97,7 +99,8 @@ def check_resumable(path: str) -> None:
 
     Raises:
         FileNotFoundError, ValueError: it is not there, damaged, without what a training
-            goes on from, or has a config that mmengine would run as Python.
+            goes on from, has weights that are no numbers, or has a config that
+            mmengine would run as Python.
     """
     content = read_checkpoint(path)
     if "config" in (content.get("meta") or {}):
@@ -105,11 +108,13 @@ def check_resumable(path: str) -> None:
             f"{path} has a config in its meta['config'], which mmengine runs as code: "
             "it is no checkpoint of tools/train.py"
         )
-    if missing := {"meta", "state_dict", "optimizer"} - {*content}:
+    if missing := {"meta", "state_dict"} - {*content}:
         raise ValueError(
             f"{path} has no {sorted(missing)}: it is no checkpoint to go on from; "
             "load_from=CKPT begins anew with its weights"
         )
+    if broken := not_finite(content["state_dict"]):
+        raise ValueError(f"{path} has weights that are no numbers, e.g. {broken[:3]}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -143,17 +148,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     # one training at a time in a folder; of several processes the first speaks for all
     folder = Path(cfg.work_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    first = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
-    try:
-        with locked(folder) if first else nullcontext():
+    with ExitStack() as stack:
+        if rank() == 0:
+            try:
+                stack.enter_context(locked(folder))
+            except BlockingIOError as error:
+                raise SystemExit(
+                    f"train.py: another training writes to {folder}: wait for it, stop "
+                    "it, or name another --work-dir."
+                ) from error
+        try:
             Runner.from_cfg(cfg).train()
-    except BlockingIOError as error:
-        raise SystemExit(
-            f"train.py: another training writes to {folder}: wait for it, stop it, or "
-            "name another --work-dir."
-        ) from error
-    except FloatingPointError as error:
-        raise SystemExit(f"train.py: {error}") from error
+        except FloatingPointError as error:
+            raise SystemExit(f"train.py: {error}") from error
+
+
+def rank() -> int:
+    """The number of this process, of whichever launcher; 0 of a single one."""
+    names = ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+    return int(next((os.environ[n] for n in names if n in os.environ), 0))
 
 
 if __name__ == "__main__":

@@ -76,16 +76,23 @@ class OwnPage:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass a request on, or answer 403."""
-        headers = dict(scope.get("headers", ()))
-        host = urlsplit(f"//{headers.get(b'host', b'').decode('latin-1')}").hostname
-        origin = headers.get(b"origin", b"").decode("latin-1")
-        known = not self.names or host in self.names
-        own = not origin or urlsplit(origin).hostname == host
-        if scope["type"] == "http" and not (known and own):
+        if not self.names or scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        headers = {k: v.decode("latin-1") for k, v in scope["headers"]}
+        host, origin = headers.get(b"host", ""), headers.get(b"origin")
+        try:
+            known = urlsplit(f"//{host}").hostname in self.names
+            own = origin is None or urlsplit(origin).netloc == host
+        except ValueError:  # no host at all
+            known = own = False
+        if known and own:
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
             answer = PlainTextResponse("This page answers only itself.", 403)
             await answer(scope, receive, send)
         else:
-            await self.app(scope, receive, send)
+            await send(dict(type="websocket.close", code=1008))
 
 
 def serve(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860) -> str:
@@ -97,8 +104,8 @@ def serve(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860) -> str:
         OSError: the port is taken, or the host is none of this machine.
     """
     # fonts of the system: Gradio's own are loaded from the internet
-    local = host in ("127.0.0.1", "localhost")
-    names = ("127.0.0.1", "localhost") if local else ()
+    local = ("127.0.0.1", "localhost", "::1")
+    names = local if host in local else ()
     fonts: dict[str, Any] = dict(font=["system-ui", "sans-serif"])
     _, address, _ = page.launch(
         server_name=host,

@@ -57,9 +57,10 @@ class PackInputs(PackDetInputs):
                 "look at the file, and at the steps of the pipeline."
             )
         # nor has a label map other values, which would be classes, or end a GPU's work
-        labels = results.get("gt_seg_map", np.zeros(0, np.int16))
+        ours = "seg_table" in results  # of a SegDataset
+        labels = results["gt_seg_map"] if ours else np.zeros(0, np.int16)
         words = len(results.get("words", ()))
-        if labels.size and words and not -2 <= labels.min() <= labels.max() < words:
+        if labels.size and not -2 <= labels.min() <= labels.max() < words:
             raise ValueError(
                 f"{results.get('img_path')} has labels {labels.min()} to "
                 f"{labels.max()}, and {words} words: steps that fill what is not "

@@ -4,8 +4,9 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmdet.registry import HOOKS
-from mmengine.dist import broadcast, is_main_process
+from mmengine.dist import all_reduce, broadcast, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import is_model_wrapper
@@ -69,6 +70,26 @@ class TrainingRecordHook(Hook):
         checkpoint["meta"].update(resumed=self.before, began_with=self.weights)
 
 
+def refuse_broken_weights(runner: Runner, step: int) -> None:
+    """End a training whose weights are not finite, in all processes together.
+
+    Raises:
+        FloatingPointError: says which checkpoint is the last.
+    """
+    state = runner.model.state_dict().values()
+    finite = [value.isfinite().all() for value in state if value.is_floating_point()]
+    good = torch.stack(finite).all().float() if finite else torch.ones(1)
+    all_reduce(good, "min")
+    if not good:
+        kept = runner.message_hub.get_info("last_ckpt", None)
+        raise FloatingPointError(
+            f"after step {step} weights are no finite numbers, though the loss was: a "
+            f"gradient was not. The training ends; the last checkpoint is "
+            f"{kept or 'not written yet'}. Look at the first steps with "
+            "tools/doctor.py CONFIG, and lower the learning rate."
+        )
+
+
 @register_backend("atomic")
 class AtomicBackend(LocalBackend):
     """Local files, written atomically."""
@@ -103,9 +124,10 @@ class AtomicCheckpointHook(CheckpointHook):
     def _save_checkpoint_with_step(
         self, runner: Runner, step: int, meta: dict[str, Any]
     ) -> None:
-        # weights after a loss that is no number are not saved over good ones
+        # neither a loss nor weights that are no numbers are saved over good ones
         if isinstance(runner.train_loop, ResumableTrainLoop):
             runner.train_loop.look_at_losses()
+        refuse_broken_weights(runner, step)
         # the statistics of norms (and other buffers) that only other processes have are
         # in no checkpoint: all go on with those of the first
         for buffer in runner.model.buffers():

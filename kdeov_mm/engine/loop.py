@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from ..datasets.sampler import STEP, ResumableSampler, SeededDataset, seed_from
 
 LOOK_EVERY = 25  # steps on a GPU; the log's interval, which waits as well
+OVERFLOWS = 10  # steps in a row that a scaler of half precision may leave out
 RECORD = "data_sequence"  # what the order of the data depends on, in a checkpoint
 
 
@@ -43,6 +44,7 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         # which to go on: one without workers, which is not used
         super().__init__(runner, DataLoader(loader.dataset), **kwargs)
         self.dataloader = loader
+        self._in_a_row = 0  # steps whose loss was no number
         self._seen: list[tuple[int, dict[str, Tensor], list[Any]]] = []
 
     def run(self) -> nn.Module:
@@ -123,20 +125,28 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         if total is None:
             return
         # not the pictures, which would stay in memory
-        samples = data_batch.get("data_samples", ())
-        ids = [sample.metainfo.get("img_id") for sample in samples]
-        values = {key: value.detach() for key, value in losses.items()}
+        samples = data_batch.get("data_samples") if isinstance(data_batch, dict) else ()
+        samples = samples if isinstance(samples, (list, tuple)) else ()
+        ids = [getattr(s, "metainfo", {}).get("img_id") for s in samples]
+        values = {k: v.detach() for k, v in losses.items() if isinstance(v, Tensor)}
         self._seen.append((self._iter, values, ids))
         if total.device.type == "cpu" or len(self._seen) == LOOK_EVERY:
             self.look_at_losses()
 
     def look_at_losses(self) -> None:
-        """As :meth:`check_losses`, of the steps since the last look."""
+        """As :meth:`check_losses`, of the steps since the last look.
+
+        Where a scaler of half precision leaves out a step that overflows, one such step
+        is no harm, but many in a row are.
+        """
         seen, self._seen = self._seen, []
+        scaler = getattr(self.runner.optim_wrapper, "loss_scaler", None)
+        allowed = OVERFLOWS if scaler is not None and scaler.is_enabled() else 0
         for step, losses, ids in seen:
-            values = {key: float(value) for key, value in losses.items()}
-            wrong = {k: v for k, v in values.items() if not math.isfinite(v)}
-            if wrong:
+            self._in_a_row = 0 if losses["loss"].isfinite() else self._in_a_row + 1
+            if self._in_a_row > allowed:
+                values = {key: float(value) for key, value in losses.items()}
+                wrong = {k: v for k, v in values.items() if not math.isfinite(v)}
                 kept = self.runner.message_hub.get_info("last_ckpt", None)
                 raise FloatingPointError(
                     f"step {step + 1}: {wrong} of images {ids}. The training ends; the "

@@ -349,6 +349,7 @@ def metadata(
 ) -> dict[str, str]:
     """What a client needs to know, as strings of JSON."""
     names = [own[0] for own in vocabulary.words] if vocabulary else []
+    scale = input_scale(model.cfg)
     about = dict(
         made_by=f"kdeov_mm {version('kdeov_mm')}",
         form=VOCABULARY if vocabulary is None else FOLDED,
@@ -356,7 +357,8 @@ def metadata(
         encoder=model.text_encoder.made_by,
         embed_dims=model.text_encoder.embed_dims,
         normalisation=normalisation(model.data_preprocessor),
-        size=size or max(input_scale(model.cfg)),
+        size=size or scale[0],
+        short_size=size or scale[1],
         stride=model.data_preprocessor.pad_size_divisor,
         config=model.cfg.pretty_text,
     )

@@ -294,6 +294,8 @@ def test_large_files_and_files_that_were_not_uploaded_are_refused(
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "http://127.0.0.1:{port}"}, 200),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://127.0.0.1:1"}, 403),
+        ({"Host": "[::1"}, 403),
     ],
 )
 def test_requests_of_other_pages_are_refused(

@@ -9,7 +9,7 @@ import torch
 import torch.distributed.nn.functional as dist_functional
 import torch.nn.functional as F
 from mmdet.registry import MODELS
-from mmengine.dist import all_gather, get_rank, get_world_size
+from mmengine.dist import all_gather, all_reduce, get_rank, get_world_size
 from torch import Tensor, nn
 
 
@@ -171,8 +171,13 @@ def joint_rows(rows: Tensor) -> tuple[Tensor, int]:
         return rows, 0
     # all rows in tensors of one size, then without what filled them up
     counts = [int(n) for n in all_gather(torch.tensor(len(rows), device=rows.device))]
+    # where the rows of one process have a gradient, those of all take part in it
+    learns = torch.tensor(float(rows.requires_grad), device=rows.device)
+    all_reduce(learns, "max")
+    if learns and not rows.requires_grad:
+        rows = rows.detach().requires_grad_()
     filled = F.pad(rows, (0, 0, 0, max(counts) - len(rows)))
-    gather = dist_functional.all_gather if rows.requires_grad else all_gather
+    gather = dist_functional.all_gather if learns else all_gather
     parts = [part[:n] for part, n in zip(gather(filled.contiguous()), counts)]
     return torch.cat(parts), sum(counts[: get_rank()])
 

@@ -133,3 +133,42 @@ def test_relations_count_a_region_as_often_as_it_has_locations() -> None:
     torch.testing.assert_close(
         RelationalDistance()(student, teacher), slow, rtol=1e-4, atol=1e-5
     )
+
+
+LEARNT = """
+import sys, torch, torch.distributed as dist, torch.nn.functional as F
+dist.init_process_group("gloo")
+import kdeov_mm
+from kdeov_mm.models import ContrastiveDistance
+torch.manual_seed(0)
+students, teachers = torch.randn(4, 8), torch.randn(4, 5)
+project = torch.nn.Linear(5, 8, bias=False)
+project.weight.data.copy_(torch.randn(8, 5))
+distance = ContrastiveDistance(same=2.0)
+rank, split = dist.get_rank(), int(sys.argv[2])
+mine = slice(0, split) if rank == 0 else slice(split, 4)
+targets = F.normalize(project(teachers[mine]), dim=-1)
+if not len(targets):
+    targets = targets.detach()  # as of a student that asked its teacher nothing
+loss = distance(students[mine].requires_grad_(), targets).sum()
+(loss + 0 * project.weight.sum()).backward()
+dist.all_reduce(project.weight.grad)
+torch.save(project.weight.grad, f"{sys.argv[1]}/{rank}.pt")
+"""
+
+
+@pytest.mark.parametrize("split", [2, 4])
+def test_learnt_targets_have_the_gradient_of_the_joint_batch(
+    split: int, tmp_path: Path
+) -> None:
+    """Also where one of two processes has none: it takes part, and nothing waits."""
+    run_two_processes(LEARNT, tmp_path, str(split))
+    torch.manual_seed(0)
+    students, teachers = torch.randn(4, 8), torch.randn(4, 5)
+    project = torch.nn.Linear(5, 8, bias=False)
+    project.weight.data.copy_(torch.randn(8, 5))
+    targets = F.normalize(project(teachers), dim=-1)
+    ContrastiveDistance(same=2.0)(students, targets).sum().backward()
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(found, project.weight.grad, rtol=1e-4, atol=1e-5)
