@@ -121,8 +121,8 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         Raises:
             FloatingPointError: names step, terms and images, and what to do.
         """
-        total = losses.get("loss")
-        if total is None:
+        total = losses.get("loss") if isinstance(losses, dict) else None
+        if not isinstance(total, Tensor):
             return
         # not the pictures, which would stay in memory
         samples = data_batch.get("data_samples") if isinstance(data_batch, dict) else ()

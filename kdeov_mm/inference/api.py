@@ -75,7 +75,6 @@ class KDEOV:
         self.model = model.eval()
         self.batch_size = batch_size
         self.scale = input_scale(model.cfg)
-        self.size = max(self.scale)
 
     @classmethod
     def from_config(
@@ -111,6 +110,15 @@ class KDEOV:
             )
         check_parts(config, checkpoint)
         return cls(load_model(Config(config), checkpoint, device))
+
+    @property
+    def size(self) -> int:
+        """The longer side of the inputs in pixels; one that is set is of both sides."""
+        return self.scale[0]
+
+    @size.setter
+    def size(self, side: int) -> None:
+        self.scale = (side, side)
 
     @property
     def sizes(self) -> tuple[int, ...]:

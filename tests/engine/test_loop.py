@@ -202,7 +202,7 @@ def toy(folder: Path, steps: int = 3, begin: int = 0, **options: Any) -> Runner:
         work_dir=str(folder),
         train_dataloader=options.pop("loader", None) or loader | options,
         train_cfg=dict(type="ResumableTrainLoop", max_iters=begin + steps),
-        optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.001)),
+        optim_wrapper=dict(optimizer=dict(type="SGD", lr=1e-7)),
         default_hooks=dict(
             checkpoint=dict(
                 type="AtomicCheckpointHook",
