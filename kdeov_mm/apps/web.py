@@ -1,9 +1,10 @@
 """The local web page: an image and words in, boxes out; a folder searched by words."""
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from PIL import Image
@@ -11,7 +12,7 @@ from PIL import Image
 from ..inference.api import KDEOV
 from ..inference.images import read_image
 from ..models import SegStudent
-from .answers import Answer, FolderSearch, duration, find, segment, split_words
+from .answers import FolderSearch, duration, find, segment, split_words
 
 try:
     import gradio as gr
@@ -124,32 +125,78 @@ def serve(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860) -> str:
     return address
 
 
-def _find_tab(model: KDEOV, examples: Sequence[tuple[Path, str]]) -> None:
-    def answer(
-        upload: dict[str, Any] | None, words: str, typed: float | None
-    ) -> Answer:
-        # a request could name any file of this machine
-        path = Path(upload["path"]) if upload else None
-        if path and not _is_given(path, [file for file, _ in examples]):
-            raise gr.Error("This is no image of this page.")
-        return find(model, path, words, min(max(typed or 0.0, 0.0), 1.0))
+class Question(NamedTuple):
+    """The left side of a tab: an image, words and a threshold.
 
+    Attributes:
+        inputs: image, words and threshold.
+        events: of whoever asks: button, Enter and slider.
+        tried: the examples, which ask by themselves; None where there are none.
+        allowed: files of the examples.
+    """
+
+    inputs: list[Any]
+    events: list[Any]
+    tried: Any
+    allowed: list[Path]
+
+    def answered_by(self, answer: Callable[..., Any], outputs: Any, name: str) -> None:
+        """Let all who ask be answered.
+
+        Args:
+            answer: path of the image or None, words, threshold -> the outputs.
+            outputs: what shows them.
+            name: of the question, for programs.
+        """
+
+        def ask(upload: dict[str, Any] | None, words: str, typed: float | None) -> Any:
+            # a request could name any file of this machine
+            path = Path(upload["path"]) if upload else None
+            if path and not _is_given(path, self.allowed):
+                raise gr.Error("This is no image of this page.")
+            return answer(path, words, min(max(typed or 0.0, 0.0), 1.0))
+
+        # the model serves one request at a time
+        asked: dict[str, Any] = dict(
+            fn=ask,
+            inputs=self.inputs,
+            outputs=outputs,
+            preprocess=False,  # Gradio's own reading of images has no message for users
+            concurrency_id="model",
+            trigger_mode="always_last",
+            api_name=name,
+        )
+        gr.on(self.events, **asked)
+        if self.tried:
+            self.tried.load_input_event.then(**asked)
+
+
+def _question(
+    verb: str, hint: str, threshold: float, examples: Sequence[tuple[Path, str]]
+) -> Question:
+    """A column in which an image, words and a threshold are given."""
+    with gr.Column(scale=2):
+        sources: list[Any] = ["upload", "clipboard"]
+        image = gr.Image(label="Image", sources=sources, height=300, elem_id="image")
+        words = gr.Textbox(label="Words", info=hint, max_lines=6)
+        slider = gr.Slider(0, 1, threshold, step=0.01, label="Threshold", buttons=[])
+        button = gr.Button(verb, variant="primary")
+        samples = [[str(path), text] for path, text in examples]
+        tried = samples and gr.Examples(
+            samples, [image, words], label="Examples", visible_columns=[0]
+        )
+    return Question(
+        [image, words, slider],
+        [button.click, words.submit, slider.change],
+        tried or None,
+        [file for file, _ in examples],
+    )
+
+
+def _find_tab(model: KDEOV, examples: Sequence[tuple[Path, str]]) -> None:
     with gr.Row():
-        # what is asked
-        with gr.Column(scale=2):
-            sources: list[Any] = ["upload", "clipboard"]
-            image = gr.Image(
-                label="Image", sources=sources, height=300, elem_id="image"
-            )
-            hint = "Separated by commas or lines. Enter finds them."
-            words = gr.Textbox(label="Words", info=hint, max_lines=6)
-            threshold = gr.Slider(0, 1, 0.3, step=0.01, label="Threshold", buttons=[])
-            button = gr.Button("Find", variant="primary")
-            samples = [[str(path), text] for path, text in examples]
-            tried = samples and gr.Examples(
-                samples, [image, words], label="Examples", visible_columns=[0]
-            )
-        # what is answered
+        hint = "Separated by commas or lines. Enter finds them."
+        question = _question("Find", hint, 0.3, examples)
         with gr.Column(scale=3):
             alt = "The image with the boxes that were found"
             drawing = gr.Image(
@@ -163,63 +210,21 @@ def _find_tab(model: KDEOV, examples: Sequence[tuple[Path, str]]) -> None:
                 column_widths=["36%", *["12.8%"] * 5],
                 wrap=True,
             )
-    # button, Enter and slider ask the same; the model serves one request at a time
-    asked: dict[str, Any] = dict(
-        fn=answer,
-        inputs=[image, words, threshold],
-        outputs=[drawing, table, sentence],
-        preprocess=False,  # Gradio's own reading of images has no message for users
-        concurrency_id="model",
-        trigger_mode="always_last",
-        api_name="find",
-    )
-    gr.on([button.click, words.submit, threshold.change], **asked)
-    if tried:
-        tried.load_input_event.then(**asked)
+    outputs = [drawing, table, sentence]
+    question.answered_by(partial(find, model), outputs, "find")
 
 
 def _mask_tab(model: KDEOV, examples: Sequence[tuple[Path, str]]) -> None:
-    def answer(
-        upload: dict[str, Any] | None, words: str, typed: float | None
-    ) -> tuple[Any, str]:
-        path = Path(upload["path"]) if upload else None
-        if path and not _is_given(path, [file for file, _ in examples]):
-            raise gr.Error("This is no image of this page.")
-        return segment(model, path, words, min(max(typed or 0.0, 0.0), 1.0))
-
     with gr.Row():
-        # what is asked
-        with gr.Column(scale=2):
-            sources: list[Any] = ["upload", "clipboard"]
-            image = gr.Image(
-                label="Image", sources=sources, height=300, elem_id="image"
-            )
-            hint = "Separated by commas or lines. Enter colours them."
-            words = gr.Textbox(label="Words", info=hint, max_lines=6)
-            threshold = gr.Slider(0, 1, 0.0, step=0.01, label="Threshold", buttons=[])
-            button = gr.Button("Colour", variant="primary")
-            samples = [[str(path), text] for path, text in examples]
-            if samples:
-                gr.Examples(
-                    samples, [image, words], label="Examples", visible_columns=[0]
-                )
-        # what is answered
+        hint = "Separated by commas or lines. Enter colours them."
+        question = _question("Colour", hint, 0.0, examples)
         with gr.Column(scale=3):
             alt = "The image, each pixel coloured by its word"
             drawing = gr.Image(
                 label="Masks", height=520, buttons=["download"], alt_text=alt
             )
             sentence = gr.Textbox(label="Result")
-    gr.on(
-        [button.click, words.submit, threshold.change],
-        answer,
-        [image, words, threshold],
-        [drawing, sentence],
-        preprocess=False,
-        concurrency_id="model",
-        trigger_mode="always_last",
-        api_name="segment",
-    )
+    question.answered_by(partial(segment, model), [drawing, sentence], "segment")
 
 
 def _is_given(path: Path, examples: Sequence[Path]) -> bool:

@@ -57,7 +57,7 @@ class PackInputs(PackDetInputs):
                 "look at the file, and at the steps of the pipeline."
             )
         # nor has a label map other values, which would be classes, or end a GPU's work
-        ours = "seg_table" in results  # of a SegDataset
+        ours = "seg_table" in results and "gt_seg_map" in results  # of a SegDataset
         labels = results["gt_seg_map"] if ours else np.zeros(0, np.int16)
         words = len(results.get("words", ()))
         if labels.size and not -2 <= labels.min() <= labels.max() < words:

@@ -351,8 +351,10 @@ class KDEOV:
         text = self.model.embed_words(vocabulary, device)
         cfg = dict(self.model.test_cfg, scores=scores)
         if window is not None:
-            # windows begin where all maps have a pixel
-            cfg.update(window=-(-window // 32) * 32, stride=window * 2 // 96 * 32 or 32)
+            # in steps of the coarsest map, and a third of them overlaps
+            step = self.model.data_preprocessor.pad_size_divisor
+            side = -(-window // step) * step
+            cfg.update(window=side, stride=max(side * 2 // 3 // step, 1) * step)
 
         def ask(inputs: Tensor, samples: SampleList) -> SampleList:
             for sample in samples:

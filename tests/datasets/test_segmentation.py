@@ -204,6 +204,11 @@ def test_a_fill_value_of_another_package_is_named(folder: Path) -> None:
         simple(folder, pipeline=steps)[0]
 
 
+def test_images_can_be_asked_without_their_labels(folder: Path) -> None:
+    steps = [STEPS[0], dict(type="PackInputs")]
+    assert "gt_sem_seg" not in simple(folder, pipeline=steps)[0]["data_samples"]
+
+
 def stock_dataset(stock: Path, name: str, **changes: Any) -> Any:
     places: dict[str, Any] = dict(
         VOCSegDataset=dict(

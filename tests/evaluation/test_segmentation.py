@@ -2,12 +2,15 @@
 
 import json
 import math
+import re
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from mmengine.structures import PixelData
 
 from kdeov_mm.datasets.segmentation import BACKGROUND, IGNORED
@@ -109,5 +112,9 @@ def test_another_size_is_refused() -> None:
         count_pixels(torch.zeros(4, 4).long(), torch.zeros(4, 5).long(), 3)
 
 
-def test_the_table_of_classes_is_printed(capsys: Any) -> None:
-    assert run(SegMetric("p", classwise=True), maps(2))["mIoU"] > 0
+def test_the_table_of_classes_is_printed(capfd: Any) -> None:
+    MMLogger.get_instance(f"table {time.time_ns()}")
+    run(SegMetric("p", classwise=True), maps(2))
+    printed = "".join(capfd.readouterr())
+    for name in CLASSES:
+        assert re.search(rf"\|\s+{name}\s+\|\s+[\d.na]+\s+\|\s+[\d.na]+\s+\|", printed)
