@@ -202,12 +202,14 @@ class SegDataset(BaseSegDataset):
                 "line. docs/data.md says what to download."
             )
         # an empty line is no image
-        records = [r for r in super().load_data_list() if Path(r["img_path"]).stem]
-        records = [r for r in records if Path(r["img_path"]).name != self.img_suffix]
+        every = super().load_data_list()
+        records = [r for r in every if Path(r["img_path"]).name != self.img_suffix]
         # without a list, images of another suffix would be left out in silence
         files = [] if self.ann_file else [*Path(folder).rglob("*.*")]
         left = {f.suffix for f in files if f.suffix.lower() in IMG_EXTENSIONS}
         left -= {Path(f"a{self.img_suffix}").suffix}
+        if Path(self.data_prefix["seg_map_path"]).is_relative_to(folder):
+            left -= {Path(f"a{self.seg_map_suffix}").suffix}  # masks among them
         if left or not records:
             raise MaskError(
                 f"{folder} has {len(records)} images {self.img_suffix}, and files "

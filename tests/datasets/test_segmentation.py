@@ -204,6 +204,13 @@ def test_a_fill_value_of_another_package_is_named(folder: Path) -> None:
         simple(folder, pipeline=steps)[0]
 
 
+def test_masks_may_lie_among_the_images(folder: Path) -> None:
+    for file in (folder / "masks").glob("*.png"):
+        file.rename(folder / "images" / file.name)
+    prefix = dict(img_path="images", seg_map_path="images")
+    assert len(simple(folder, data_prefix=prefix)) == 4
+
+
 def test_images_can_be_asked_without_their_labels(folder: Path) -> None:
     steps = [STEPS[0], dict(type="PackInputs")]
     assert "gt_sem_seg" not in simple(folder, pipeline=steps)[0]["data_samples"]
