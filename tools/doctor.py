@@ -56,7 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         advice = ADVICE[finding.name]
         print(f"  Likely cause: {advice['cause']}\n  Fix: {advice['fix']}")
     wrong = sum(finding.name not in accepted for finding in findings)
-    print(f"\n{wrong} things are wrong." if wrong else "\nNothing is wrong.")
+    print(
+        f"\n{wrong} things are wrong."
+        if wrong
+        else "\nNothing is wrong in what was looked at."
+    )
     return 1 if wrong else 0
 
 

@@ -6,6 +6,7 @@ are held. kdeov_mm is not imported, because torch needs more memory than that.
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import shutil
 from collections import Counter
@@ -31,6 +32,19 @@ LISTS_OF_CATEGORIES = {"neg_category_ids", "not_exhaustive_category_ids"}
 MAX_ABSENT = 0.1  # of the ids listed for minival; 191 of 5,000 are in stock files
 dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 Record = dict[str, Any]  # a category, an image, an output's entry in the manifest
+
+
+def annotations_module() -> Any:
+    """The data sets' check of boxes, read from its file: it needs no torch."""
+    path = ROOT / "kdeov_mm/datasets/annotations.py"
+    spec = importlib.util.spec_from_file_location("annotations", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+box_fault = annotations_module().box_fault
 
 
 class Split(NamedTuple):
@@ -223,6 +237,9 @@ def read_records(path: Path, key: str, **known: Container[int]) -> Iterator[Reco
         if lacking := [n for n in ("id", *known) if type(fields.get(n)) is not int]:
             reason = f"one of its {key!r} has no whole number {lacking[0]!r}, only "
             raise refusal(path, f"{reason}{list(fields)}")
+        if key == "annotations" and (fault := box_fault(record.get("bbox"))):
+            reason = f"annotation {record['id']} has no box x, y, width, height"
+            raise refusal(path, f"{reason}: {fault}")
         if unknown := [n for n in known if record[n] not in known[n]]:
             reason = f"one of its {key!r} has unknown {unknown[0]} "
             raise refusal(path, f"{reason}{record[unknown[0]]}")

@@ -22,6 +22,7 @@ default_hooks = dict(
     sampler_seed=dict(type="DistSamplerSeedHook"),
     visualization=dict(type="DetVisualizationHook"),
     record=dict(type="TrainingRecordHook"),  # for the leak report
+    data=dict(type="DataCheckHook"),  # of metrics and small objects
 )
 custom_hooks = [
     dict(

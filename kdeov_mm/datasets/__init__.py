@@ -1,6 +1,7 @@
 """Data sets that carry their words, and the built-in worlds."""
 
-from .coco import COCOByName, OVCocoDataset, ShapesDataset
+from .annotations import AnnotationError, AnnotationFile
+from .coco import OVCocoDataset, ShapesDataset
 from .image_text import (
     CaptionDataset,
     CropDataset,
@@ -22,6 +23,7 @@ from .segmentation import (
     VOCSegDataset,
 )
 from .transforms import KeepOriginal, LoadCaptions, LoadWords, PackInputs
+from .voc import OVXMLDataset
 
 __all__ = [
     "ADE20KDataset",
@@ -32,7 +34,8 @@ __all__ = [
     "SegDataset",
     "ShapesSegDataset",
     "VOCSegDataset",
-    "COCOByName",
+    "AnnotationError",
+    "AnnotationFile",
     "CaptionDataset",
     "CropDataset",
     "CropToBox",
@@ -43,6 +46,7 @@ __all__ = [
     "LoadWords",
     "OVCocoDataset",
     "OVLVISDataset",
+    "OVXMLDataset",
     "PackInputs",
     "ResumableSampler",
     "SeededDataset",

@@ -1,52 +1,32 @@
 """Data sets whose labels and words cannot drift apart."""
 
 import json
+import logging
+from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mmdet.datasets import CocoDataset
-from mmdet.datasets.api_wrappers import COCO
 from mmdet.registry import DATASETS
+from mmengine.fileio import get
+from mmengine.logging import print_log
 
 from ..vocabulary import Vocabulary, as_metainfo, asked_groups
 from . import shapes
+from .annotations import (
+    AnnotationError,
+    AnnotationFile,
+    Record,
+    category_ids,
+    collected_later,
+    picture_size,
+)
 
 # OVR-CNN's 48 base and 17 novel classes; the other 15 are in neither
 _LISTS = json.loads(Path(__file__).with_name("coco_groups.json").read_text())
 COCO_GROUPS: dict[str, tuple[str, ...]] = {g: tuple(n) for g, n in _LISTS.items()}
 COCO_BASE, COCO_NOVEL = COCO_GROUPS["base"], COCO_GROUPS["novel"]
-
-
-class COCOByName(COCO):
-    """COCO index whose category ids are in the order of the names asked.
-
-    The stock one has them in the file's order, so label i need not be class i: a
-    silent permutation.
-    """
-
-    def get_cat_ids(
-        self, cat_names: Any = (), sup_names: Any = (), cat_ids: Any = ()
-    ) -> list[int]:
-        """Ids of ``cat_names``, one each, in that order.
-
-        Raises:
-            ValueError: a name is missing from the file, or there twice.
-        """
-        if not cat_names:
-            return super().get_cat_ids(cat_names, sup_names, cat_ids)
-        # a name that is there twice could belong to either
-        by_name: dict[str, list[int]] = {}
-        for category in self.dataset["categories"]:
-            by_name.setdefault(category["name"], []).append(category["id"])
-        wrong = [n for n in cat_names if len(by_name.get(n, ())) != 1]
-        if wrong:
-            raise ValueError(
-                f"{len(wrong)} of {len(cat_names)} classes are not exactly once among "
-                f"the categories of the annotation file: {wrong[:5]}. The file has "
-                f"{list(by_name)[:5]}, ...; make metainfo.classes and the file agree."
-            )
-        return [by_name[name][0] for name in cat_names]
 
 
 @DATASETS.register_module()
@@ -61,7 +41,17 @@ class OVCocoDataset(CocoDataset):
             its groups (``'base'``, ``'novel'``, ...), or a file of
             :meth:`kdeov_mm.vocabulary.Vocabulary.load`.
         synonyms: carry the synonyms of the vocabulary's file too.
+        checked: images that are opened at once, spread over the data set, to see that
+            they are there and as large as the file says; None: all. Those of a remote
+            storage (``backend_args``) are not.
         kwargs: those of ``mmdet.CocoDataset``.
+
+    Attributes:
+        checks: notes on what the check of the file put right or dropped.
+        looked: what opening images showed; None where none was opened.
+
+    Raises:
+        AnnotationError: what :class:`.annotations.AnnotationFile` refuses.
     """
 
     METAINFO = dict(
@@ -72,15 +62,16 @@ class OVCocoDataset(CocoDataset):
             n for n in CocoDataset.METAINFO["classes"] if n in {*COCO_BASE, *COCO_NOVEL}
         ),
     )
-    COCOAPI = COCOByName
 
     def __init__(
         self,
         *args: Any,
         vocabulary: str | None = None,
         synonyms: bool = False,
+        checked: int | None = 100,
         **kwargs: Any,
     ) -> None:
+        self.checked = checked
         # the classes are those of the vocabulary, or of the metainfo
         self.synonyms: dict[str, tuple[str, ...]] = {}
         if vocabulary is not None:
@@ -119,6 +110,56 @@ class OVCocoDataset(CocoDataset):
         names = groups[vocabulary]
         palette = dict(zip(meta["classes"], meta["palette"]))
         return dict(classes=names, palette=[palette[n] for n in names])
+
+    @collected_later()
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """mmdet's records of all images, from the checked file."""
+        # the file: what is wrong with it is said before the work begins
+        data = get(self.ann_file, backend_args=self.backend_args)
+        file = AnnotationFile(data, self.ann_file)
+        if not file.labelled and not self.test_mode:
+            raise AnnotationError(f"{file.path} has no 'annotations' to train on.")
+        names = self.metainfo["classes"]
+        file.check_names(names)
+        file.fill_sizes(lambda image: picture_size(self._path(image)))
+        # some of the images, then the boxes on them
+        self.looked = None
+        if not self.backend_args:
+            self.looked = file.look_at_images(self._path, self.checked)
+        file.check_boxes()
+        self.checks = file.notes
+        for note in file.notes:
+            print_log(f"{file.path}: {note.text}", "current", logging.WARNING)
+        # labels by name; mmdet's would be in the order of the file
+        images, boxes = file.content["images"], file.content["annotations"]
+        self.cat_ids = category_ids(file.content["categories"], names)
+        self.cat2label = {id_: label for label, id_ in enumerate(self.cat_ids)}
+        self.cat_img_map: dict[int, list[int]] = defaultdict(list)
+        of_image: dict[int, list[Record]] = {image["id"]: [] for image in images}
+        for box in boxes:
+            self.cat_img_map[box["category_id"]].append(box["image_id"])
+            # mmdet leaves out what is narrower than a pixel, or to be ignored; both are
+            # objects of the evaluation, the one small, the other a crowd
+            x, y, width, height = box["bbox"]
+            if width < 1 or height < 1 or box.get("ignore"):
+                sides = [max(width, 1), max(height, 1)]
+                box = dict(box, bbox=[x, y, *sides], ignore=False)
+            of_image[box["image_id"]].append(box)
+        # mmdet's records
+        records = []
+        for image in images:
+            raw = dict(image, img_id=image["id"], file_name=self.file_name(image))
+            boxes = of_image[image["id"]]
+            record = dict(raw_img_info=raw, raw_ann_info=boxes)
+            records.append(self.parse_data_info(record))
+        return records
+
+    def file_name(self, image: Record) -> str:
+        """The file of an image's record, below ``data_prefix.img``."""
+        return image["file_name"]
+
+    def _path(self, image: Record) -> Path:
+        return Path(self.data_prefix["img"], self.file_name(image))
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

@@ -10,6 +10,7 @@ from mmdet.registry import DATASETS
 
 from ..vocabulary import as_metainfo, frequency_groups
 from . import shapes
+from .annotations import Record
 from .coco import OVCocoDataset
 
 # LVIS v1's classes in the order of their ids, and whether each is in more than 100
@@ -63,11 +64,15 @@ class OVLVISDataset(OVCocoDataset):
             )
         return records
 
+    def file_name(self, image: Record) -> str:
+        """The end of the address, with the folder of COCO's part."""
+        if "coco_url" not in image:
+            return image["file_name"]
+        return "/".join(image["coco_url"].split("/")[-2:])
+
     def parse_data_info(self, raw_data_info: dict) -> Any:
         """mmdet's record of an image, with its verified and unfinished labels."""
         image = raw_data_info["raw_img_info"]
-        if "coco_url" in image:
-            image["file_name"] = "/".join(image["coco_url"].split("/")[-2:])
         record = super().parse_data_info(raw_data_info)
         # a test asks about all words; the metric knows the file's lists
         if "neg_category_ids" in image and not self.test_mode:

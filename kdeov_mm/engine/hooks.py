@@ -1,18 +1,22 @@
 """Hooks of mmengine."""
 
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmdet.evaluation import CocoMetric, LVISMetric
 from mmdet.registry import HOOKS
 from mmengine.dist import all_reduce, broadcast, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
+from torch import Tensor
 
 from ..clip import CachedTeacher
+from ..datasets import OVCocoDataset
 from ..evaluation.leaks import training_record, weight_files
 from ..files import write_whole
 from ..models.pretrained import read_weights
@@ -68,6 +72,108 @@ class TrainingRecordHook(Hook):
     ) -> None:
         """Write both; a ``resumed`` of None says that nothing was resumed."""
         checkpoint["meta"].update(resumed=self.before, began_with=self.weights)
+
+
+@HOOKS.register_module()
+class DataCheckHook(Hook):
+    """Looks for data that make a training, or its figures, mean nothing.
+
+    Before validation and testing: mmdet's own COCO and LVIS metrics number classes in
+    their file's order, our data sets in that of the words. In the first steps of a
+    training: objects that are too small for the finest level of a detector to learn.
+
+    Args:
+        steps: training steps whose objects are looked at.
+    """
+
+    def __init__(self, steps: int = 10) -> None:
+        self.steps = steps
+        self.sides: list[Tensor] = []
+
+    def before_val(self, runner: Runner) -> None:
+        """Refuse a metric that names classes otherwise.
+
+        Raises:
+            ValueError: names both orders.
+        """
+        loop = runner.val_loop
+        check_stock_metrics(loop.dataloader.dataset, loop.evaluator.metrics)
+
+    def before_test(self, runner: Runner) -> None:
+        """Refuse a metric that names classes otherwise; as ``before_val``."""
+        loop = runner.test_loop
+        check_stock_metrics(loop.dataloader.dataset, loop.evaluator.metrics)
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
+        """Warn once where most objects are too small."""
+        if len(self.sides) == self.steps or not isinstance(data_batch, dict):
+            return
+        samples = data_batch.get("data_samples") or ()
+        boxes = [s.gt_instances.bboxes for s in samples if "gt_instances" in s]
+        self.sides.append(
+            torch.cat([short_sides(b) for b in boxes or [torch.empty(0)]])
+        )
+        if len(self.sides) == self.steps and (what := too_small(torch.cat(self.sides))):
+            runner.logger.warning(f"In the first {self.steps} steps, {what}")
+
+
+def short_sides(boxes: Any) -> Tensor:
+    """(n,) the shorter sides of boxes (n, 4) xyxy, in pixels of the input."""
+    boxes = getattr(boxes, "tensor", boxes).reshape(-1, 4)
+    return (boxes[:, 2:] - boxes[:, :2]).min(1).values
+
+
+def too_small(sides: Tensor, stride: int = 8) -> str | None:
+    """What to say of objects that are too small for a detector; None where few are.
+
+    Args:
+        sides: (n,) shorter sides in pixels of the input.
+        stride: of the finest level. A box narrower than 1.5 strides has at most one
+            of its locations in it, or none.
+    """
+    small = int((sides < 1.5 * stride).sum())
+    if 2 * small <= len(sides):
+        return None
+    return (
+        f"{small} of {len(sides)} objects are narrower than {1.5 * stride:g} pixels of "
+        f"the input, 1.5 strides of the finest level ({stride}): few locations lie in "
+        "them, and little is learnt, though losses fall. Train on larger images (the "
+        "scale of Resize), or on cut-outs of them."
+    )
+
+
+def check_stock_metrics(dataset: Any, metrics: Sequence[Any]) -> None:
+    """Refuse mmdet's metrics where they would name our data set's labels otherwise.
+
+    Raises:
+        ValueError: a metric numbers the classes in the order of its file, and the data
+            set in that of its words; names both.
+    """
+    while hasattr(dataset, "dataset"):
+        dataset = dataset.dataset
+    ours = getattr(dataset, "cat_ids", None)
+    if not isinstance(dataset, OVCocoDataset) or not ours:
+        return
+    for metric in metrics:
+        if not isinstance(metric, CocoMetric):  # LVISMetric is one, too
+            continue
+        if isinstance(metric, LVISMetric):
+            theirs = metric._lvis_api.get_cat_ids()
+        elif metric._coco_api is not None:
+            names = dataset.metainfo["classes"]
+            theirs = metric._coco_api.get_cat_ids(cat_names=names)
+        else:  # it takes the samples' own labels
+            continue
+        if list(theirs) != list(ours):
+            raise ValueError(
+                f"{type(metric).__name__} numbers the classes in the order of its file "
+                f"(categories {list(theirs)[:5]}, ...), the data set in the order of "
+                f"its words (categories {list(ours)[:5]}, ...): each class would be "
+                "compared with another. Take OpenVocabularyMetric (classwise=True has "
+                "the AP of each class), or list the classes in the file's order."
+            )
 
 
 def refuse_broken_weights(runner: Runner, step: int) -> None:

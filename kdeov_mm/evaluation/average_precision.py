@@ -189,8 +189,11 @@ def average_precision(
     predictions: Predictions,
     rules: Rules,
     groups: Mapping[str, Sequence[str]] | None = None,
+    table: Array | None = None,
 ) -> dict[str, float]:
     """The metrics of :func:`summary`, and by LVIS's rules ``APr``, ``APc``, ``APf``.
+
+    ``table`` is that of :func:`precision_table`, where it is there already.
 
     >>> box = dict(image_id=7, category_id=1, bbox=[10, 10, 20, 20])
     >>> cat = dict(id=1, name="cat")
@@ -201,7 +204,8 @@ def average_precision(
     {'AP': 0.5, 'AP50': 1.0, 'AP75': 0.0}
     """
     # (10, 101, K), of which groups are columns
-    table = precision_table(ground_truth, predictions, rules)
+    if table is None:
+        table = precision_table(ground_truth, predictions, rules)
     metrics = summary(ground_truth, table, groups or {})
     for kind in "rcf" if rules.federated else "":
         members = [frequency == kind for frequency in ground_truth.frequency]
@@ -246,6 +250,31 @@ def summary(
         metrics[f"{group}_AP"] = _mean_precision(part)
         metrics[f"{group}_AP50"] = _mean_precision(part[0])
     return metrics
+
+
+def class_metrics(
+    ground_truth: GroundTruth, table: Array
+) -> dict[str, dict[str, float]]:
+    """``AP``, ``AP50`` and the number of ``objects`` of each class, by its name.
+
+    Args:
+        ground_truth: what the table was made with.
+        table: of :func:`precision_table`.
+
+    Returns:
+        Class name -> metrics, in the order of ``ground_truth.names``; AP in [0, 1], NaN
+        where a class has no object.
+    """
+    labels = ground_truth.pairs % len(ground_truth.names)
+    objects = np.bincount(labels, minlength=len(ground_truth.names)).tolist()
+    return {
+        name: dict(
+            AP=_mean_precision(table[:, :, k]),
+            AP50=_mean_precision(table[0, :, k]),
+            objects=objects[k],
+        )
+        for k, name in enumerate(ground_truth.names)
+    }
 
 
 def _mean_precision(table: Array) -> float:

@@ -2,14 +2,16 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmdet.registry import METRICS
-from mmengine.fileio import load
+from mmengine.fileio import get
 from mmengine.logging import print_log
 from torch import Tensor
 
+from ..datasets.annotations import AnnotationError, AnnotationFile, collected_later
 from .average_precision import (
     ALL,
     RULES,
@@ -17,6 +19,8 @@ from .average_precision import (
     Predictions,
     Rules,
     average_precision,
+    class_metrics,
+    precision_table,
 )
 from .protocol_metric import ProtocolMetric
 from .reliability import reliability
@@ -34,10 +38,15 @@ class OpenVocabularyMetric(ProtocolMetric):
     has the model's own cap beside the rules, as its samples say it: ``max_per_img``,
     boxes per image, -1 or None for no cap.
 
+    The file is checked as the data sets check it, and the same objects count; one
+    without annotations, a test server's, gives no metrics. Metrics of each class, by
+    the first rules, are in ``out_file``, and in the log where ``classwise`` is set.
+
     Args:
         ann_file: COCO- or LVIS-format annotation file.
         protocol: data and vocabulary in words, printed with the metrics.
         rules: one or several of ``'coco'``, ``'lvis'`` and ``'lvis-fixed'``.
+        classwise: log a table of the metrics of each class.
         reliability: also false positives where a class is verified to be absent, and
             calibration, by the first rules; needs as much time again.
         kwargs: those of :class:`ProtocolMetric`.
@@ -50,6 +59,7 @@ class OpenVocabularyMetric(ProtocolMetric):
         ann_file: str,
         protocol: str,
         rules: str | Sequence[str] = ("coco",),
+        classwise: bool = False,
         reliability: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -57,8 +67,20 @@ class OpenVocabularyMetric(ProtocolMetric):
         rules = (rules,) if isinstance(rules, str) else tuple(rules)
         if not rules or set(rules) - {*RULES}:
             raise ValueError(f"rules are some of {[*RULES]}, got {rules}")
-        self.annotations = load(ann_file)
+        # the same check as the data sets', so that both count the same objects
+        with collected_later():
+            self.file = AnnotationFile(get(ann_file), ann_file)
+            if not self.file.unsized:
+                self.file.check_boxes()
+        if not self.file.labelled:
+            print_log(
+                f"{ann_file} has no 'annotations': predictions are made, and no "
+                "figures of them.",
+                "current",
+                logging.WARNING,
+            )
         self.rules = rules
+        self.classwise = classwise
         self.reliability = reliability
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
@@ -68,7 +90,8 @@ class OpenVocabularyMetric(ProtocolMetric):
             arrays = (_numpy(boxes[key]) for key in ("bboxes", "scores", "labels"))
             cap = sample.get("max_per_img", "not known")
             cap = None if cap == -1 else cap
-            self.results.append((sample["img_id"], *arrays, cap))
+            size = tuple(sample.get("ori_shape", ()))[1::-1]
+            self.results.append((sample["img_id"], *arrays, cap, size))
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Metrics in [0, 1], also logged with the protocol's name.
@@ -79,15 +102,10 @@ class OpenVocabularyMetric(ProtocolMetric):
         """
         # annotations of the classes that were asked; results of an image once
         names, groups = self.class_names, self.groups
-        ground_truth = GroundTruth(self.annotations, names)
         results = self.unique(results)
-        if len(results) != len(ground_truth.images):
-            print_log(
-                f"{len(results)} images were tested, the annotation file has "
-                f"{len(ground_truth.images)}: what is in the others counts as missed.",
-                "current",
-                level=logging.WARNING,
-            )
+        if not self.file.labelled:
+            return {}
+        ground_truth = self._ground_truth(results)
         predictions = _predictions(results, ground_truth, names)
         for kind in "rcf":  # LVIS's rules have metrics of their own for them
             groups.pop(kind, None)
@@ -97,8 +115,13 @@ class OpenVocabularyMetric(ProtocolMetric):
         lines: list[str] = []
         metrics: dict[str, float] = {}
         by_rules = {}
+        by_class: dict[str, dict[str, float]] = {}  # by the first rules
         for rule in self.rules:
-            values = average_precision(ground_truth, predictions, RULES[rule], groups)
+            table = precision_table(ground_truth, predictions, RULES[rule])
+            by_class = by_class or class_metrics(ground_truth, table)
+            values = average_precision(
+                ground_truth, predictions, RULES[rule], groups, table
+            )
             by_rules[RULES[rule].name] = values
             rules = f"{RULES[rule].name}, {_describe_cap(cap, RULES[rule])}"
             lines += self.section(size, values, rules)
@@ -109,7 +132,9 @@ class OpenVocabularyMetric(ProtocolMetric):
         content: dict[str, Any] = dict(
             images=len(results), words=len(names), boxes=number, max_per_img=cap
         )
-        content.update(max_boxes_of_an_image=most, metrics=by_rules)
+        content.update(max_boxes_of_an_image=most, metrics=by_rules, classes=by_class)
+        if self.classwise:
+            lines += _class_table(by_class)
         # false positives and calibration, by the first rules
         if self.reliability:
             groups = {"all": tuple(ground_truth.names), **groups}
@@ -122,13 +147,41 @@ class OpenVocabularyMetric(ProtocolMetric):
         self.report(lines, **content)
         return metrics
 
+    def _ground_truth(self, results: list) -> GroundTruth:
+        """Annotations of the classes that were asked; warns of images not tested."""
+        # the images as they were loaded; of predictions alone, those beside the file
+        sizes = {result[0]: result[5] for result in results if result[5]}
+        for image in () if self.file.unsized else self.file.content["images"]:
+            said, size = (image["width"], image["height"]), sizes.get(image["id"])
+            if size and size != said:
+                raise AnnotationError(
+                    f"{self.file.path} says that image {image['id']} has "
+                    f"{said[0]} x {said[1]} pixels, it was loaded with {size[0]} x "
+                    f"{size[1]}: its boxes would lie beside the objects."
+                )
+        if not sizes:
+            folder = Path(self.file.path).parent / "images"
+            self.file.look_at_images(lambda i: folder / str(i.get("file_name")), 100)
+        # sizes that the file does not say
+        self.file.fill_sizes(lambda image: sizes.get(image["id"], (10**9, 10**9)))
+        self.file.check_boxes()
+        ground_truth = GroundTruth(self.file.content, self.class_names)
+        if len(results) != len(ground_truth.images):
+            print_log(
+                f"{len(results)} images were tested, the annotation file has "
+                f"{len(ground_truth.images)}: what is in the others counts as missed.",
+                "current",
+                level=logging.WARNING,
+            )
+        return ground_truth
+
 
 def _predictions(
     results: list, ground_truth: GroundTruth, names: Sequence[str]
 ) -> Predictions:
     """Boxes as xywh, labels as category ids, by name."""
     # lists of N_b boxes per image -> all N
-    images, boxes, scores, labels, _ = zip(*results)
+    images, boxes, scores, labels, *_ = zip(*results)
     index = np.concatenate(labels).astype(int)  # (N,) into names
     if len(index) and not 0 <= index.min() <= index.max() < len(names):
         raise ValueError(
@@ -146,6 +199,16 @@ def _predictions(
         xywh,
         np.concatenate([np.zeros(0), *scores]),
     )
+
+
+def _class_table(classes: dict[str, dict[str, float]]) -> list[str]:
+    """Metrics of each class as lines, those of most objects first."""
+    width = max(map(len, classes))
+    lines = [f"  {'class':<{width}} objects     AP   AP50"]
+    for name, row in sorted(classes.items(), key=lambda item: -item[1]["objects"]):
+        figures = f"{row['AP']:6.4f} {row['AP50']:6.4f}"
+        lines.append(f"  {name:<{width}} {row['objects']:>7} {figures}")
+    return lines
 
 
 def _describe_cap(cap: int | str | None, rules: Rules) -> str:

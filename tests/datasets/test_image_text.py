@@ -537,7 +537,7 @@ def test_crowds_and_small_boxes_are_left_out(tmp_path: Path) -> None:
 
 
 def test_a_box_without_pixels_is_left_out(tmp_path: Path) -> None:
-    coco = make_coco()
+    coco = make_coco(images=30)
     number = len(coco["annotations"])
     for n, box in enumerate(([5, 5, 0, 9], [-30, 5, 20, 20], [100, 5, 20, 20])):
         coco["annotations"][n].update(bbox=box)

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from kdeov_mm.datasets import COCOByName, OVLVISDataset
+from kdeov_mm.datasets import OVLVISDataset
+from kdeov_mm.datasets.annotations import category_ids
 from kdeov_mm.datasets.coco import COCO_GROUPS
 from kdeov_mm.evaluation import RULES, GroundTruth, Predictions
 from kdeov_mm.evaluation.average_precision import precision_table
@@ -226,7 +227,7 @@ def test_coco(
     same(tmp_path / name, expected(source, groups, images))
     kept = json.loads((tmp_path / name).read_text())
     assert {a["iscrowd"] for a in kept["annotations"]} == {0, 1}
-    ids = COCOByName(tmp_path / name).get_cat_ids(COCO_GROUPS["base"])
+    ids = category_ids(kept["categories"], COCO_GROUPS["base"])
     assert ids == [COCO_IDS[COCO_CLASSES.index(n)] for n in COCO_GROUPS["base"]]
     fewer = len(kept["images"]) < len(source["images"])
     assert fewer == (images is boxed_only)
@@ -362,6 +363,8 @@ WRONG: list[tuple[str, Callable[[Record], object], str]] = [
     ("coco", change("annotations", image_id=5.0), "has no whole number 'image_id'"),
     ("coco", change("annotations", image_id=-5), "unknown image_id -5"),
     ("coco", change("annotations", category_id=12), "unknown category_id 12"),
+    ("coco", change("annotations", bbox=["1", 2, 3, 4]), "has no box.*'1' is no num"),
+    ("coco", change("annotations", bbox=[1, 2, 3]), "has no box.*3 numbers in place"),
     ("coco", lambda s: s["images"].append(s["images"][0]), "twice among its 'images'"),
     (
         "coco",

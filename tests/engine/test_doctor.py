@@ -280,9 +280,9 @@ def test_objects_are_compared_with_those_of_the_same_images(
     left: int, lost: bool
 ) -> None:
     """One crowded image among those that were not looked at changes nothing."""
-    box = dict(bbox=[0, 0, 9, 9], bbox_label=0)
+    box = dict(bbox=[0, 0, 20, 20], bbox_label=0)
     infos = [dict(img_id=i, instances=[box] * n) for i, n in enumerate((2, 2, 100))]
-    samples = [make_sample([[0, 0, 9, 9]] * left, [0] * left) for _ in range(2)]
+    samples = [make_sample([[0, 0, 20, 20]] * left, [0] * left) for _ in range(2)]
     for i, sample in enumerate(samples):
         sample.set_metainfo(dict(img_id=i))
     dataset = MagicMock(spec=["get_data_info", "__len__"])

@@ -12,7 +12,6 @@ image_size = 256
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True),
-    dict(type="LoadWords", words=words),
     dict(type="Resize", scale=(image_size, image_size), keep_ratio=True),
     dict(
         type="RandomAffine",
@@ -30,7 +29,6 @@ test_pipeline = [  # boxes are loaded after Resize: mmdet.VOCMetric wants the fi
     dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=(image_size, image_size), keep_ratio=True),
     dict(type="LoadAnnotations", with_bbox=True),
-    dict(type="LoadWords", words=words),
     dict(type="PackInputs"),
 ]
 train_dataloader = dict(
@@ -39,7 +37,7 @@ train_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type="ResumableSampler", shuffle=True),
     dataset=dict(
-        type="XMLDataset",
+        type="OVXMLDataset",
         data_root=data_root,
         ann_file="train.txt",
         img_subdir="images",
@@ -55,7 +53,7 @@ val_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
-        type="XMLDataset",
+        type="OVXMLDataset",
         data_root=data_root,
         ann_file="test.txt",
         img_subdir="images",

@@ -1,15 +1,17 @@
 """Checks of the data: words, labels, pixels, objects."""
 
-import json
 import xml.etree.ElementTree as ET
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from mmengine.config import Config
 
+from ...datasets import AnnotationFile
 from ...vocabulary import asked_groups, clean_name
+from ..hooks import short_sides, too_small
 from .finding import Checks, Finding, Stop, examples
 
 # an image's id and one of its boxes, xyxy in whole pixels
@@ -71,6 +73,24 @@ def labelled_boxes(dataset: Any) -> Iterator[tuple[BoxKey, int]]:
             yield (str(info["img_id"]), x1, y1, x2, y2), box["bbox_label"]
 
 
+def check_files(data: ExaminedData) -> Checks:
+    """What the check of annotation files dropped or changed, and what it looked at."""
+    for part in innermost(data.dataset):
+        looked = getattr(part, "looked", None)
+        if looked is None:
+            yield f"{data.name} data: the sizes of its images were not compared."
+        else:
+            opened, total, missing = looked
+            yield (
+                f"{data.name} data: {opened} of {total} images were opened, to compare "
+                f"their size with the file's; {missing} are not there."
+            )
+        # a few are accidents; many are a habit of the tool that wrote them
+        for note in getattr(part, "checks", ()):
+            text = f"{data.name} data: {note.text}"
+            yield Finding("boxes changed", text) if note.many else text
+
+
 def check_labels(data: ExaminedData) -> Checks:
     """Compare labels with the names in the annotation files."""
     words = data.words
@@ -99,6 +119,9 @@ def check_labels(data: ExaminedData) -> Checks:
         f"{compared} labels compared with their files; {len(unnamed)} boxes in the "
         f"files have no word{examples(unnamed)}."
     )
+    labels = sum(1 for part in parts for _ in labelled_boxes(part))
+    if labels and not compared:
+        yield f"{data.name} data: none of {labels} boxes was compared with a file."
     # findings: too few words, or another order
     if without_word:
         what = f"{without_word} boxes have labels beyond the {len(words)} words."
@@ -113,7 +136,12 @@ def names_in_files(dataset: Any) -> dict[BoxKey, set[str]]:
     names: dict[BoxKey, set[str]] = defaultdict(set)
     # COCO: one file, boxes as xywh
     if str(getattr(dataset, "ann_file", "")).endswith(".json"):
-        content = json.loads(Path(dataset.ann_file).read_text())
+        file = AnnotationFile(Path(dataset.ann_file).read_bytes(), dataset.ann_file)
+        infos = map(dataset.get_data_info, range(len(dataset)))
+        sizes = {info["img_id"]: (info["width"], info["height"]) for info in infos}
+        file.fill_sizes(lambda image: sizes.get(image["id"], (10**9, 10**9)))
+        file.check_boxes()
+        content = file.content
         categories = {c["id"]: clean_name(c["name"]) for c in content["categories"]}
         for box in content["annotations"]:
             x, y, width, height = box["bbox"]
@@ -128,11 +156,12 @@ def names_in_files(dataset: Any) -> dict[BoxKey, set[str]]:
         for thing in ET.parse(info["xml_path"]).iter("object"):
             # it counts pixels from 1, mmdet from 0
             x1, y1, x2, y2 = (
-                int(float(thing.findtext(f"bndbox/{side}") or 0)) - 1
+                round(float(thing.findtext(f"bndbox/{side}") or 0) - 1)
                 for side in ("xmin", "ymin", "xmax", "ymax")
             )
+            corners = (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
             name = clean_name(thing.findtext("name") or "")
-            names[str(info["img_id"]), x1, y1, x2, y2].add(name)
+            names[(str(info["img_id"]), *corners)].add(name)
     return names
 
 
@@ -210,3 +239,7 @@ def check_objects(train: ExaminedData) -> Checks:
     # crops and mosaics change their number, but hardly halve it
     if left < 0.5 * expected or not in_files:
         yield Finding("objects lost", f"{objects} pipeline.")
+    # so small that no location learns them
+    sides = [short_sides(s.gt_instances.bboxes) for s in samples]
+    if what := too_small(torch.cat(sides)):
+        yield Finding("small objects", what)

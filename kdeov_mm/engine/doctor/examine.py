@@ -52,6 +52,7 @@ def _all_checks(cfg: Config, num_batches: int) -> Checks:
     # data: labels, pixels, held-out classes, objects
     for data in examined.values():
         with stage("data set"):
+            yield from data_checks.check_files(data)
             yield from data_checks.check_labels(data)
         yield from data_checks.check_pixels(cfg, data)
     train = examined["train"]
