@@ -3,7 +3,6 @@
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from operator import attrgetter
 from pathlib import Path
@@ -120,10 +119,9 @@ def test_the_lines_for_another_backbone_fit_its_config(
     assert model.data_preprocessor.mean.flatten().tolist()[0] == pytest.approx(123.675)
 
 
-def test_the_lists_and_the_count_of_the_page(raccoons: Path, tmp_path: Path) -> None:
+def test_the_lists_of_the_page(raccoons: Path, tmp_path: Path) -> None:
     """The shell's lines, as a stranger types them, in an empty folder."""
-    lines = block("bash", 'ln -s "$RACCOON"') + block("bash", "python - configs")
-    lines = lines.replace("python - configs", f'"{sys.executable}" - {ROOT}/configs')
+    lines = block("bash", 'ln -s "$RACCOON"')
     lines = lines.replace("160", "5").replace("+161", "+6")
     done = subprocess.run(
         ["bash", "-euc", lines],
@@ -133,7 +131,6 @@ def test_the_lists_and_the_count_of_the_page(raccoons: Path, tmp_path: Path) -> 
         env=run_env(RACCOON=str(raccoons)),
     )
     assert done.returncode == 0, done.stderr
-    assert "5 images, 5 boxes, words ('raccoon',)" in done.stdout
     test = (tmp_path / "data/raccoon/test.txt").read_text().split()
     assert test == ["r-5", "r-6", "r-7"]
 
