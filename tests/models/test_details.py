@@ -10,8 +10,21 @@ from torch import Tensor
 
 from kdeov_mm.clip import CLIPImageTeacher
 from kdeov_mm.clip.teacher import _resized, undo_normalisation
-from kdeov_mm.models import CosineDistance, Distillation
+from kdeov_mm.models import (
+    CandidateLocations,
+    CosineDistance,
+    Distillation,
+    RandomVocabulary,
+)
 from kdeov_mm.models.distill.base import Needs
+from kdeov_mm.models.distill.regions import RegionPicker
+from kdeov_mm.models.label_maps import check_windows
+from kdeov_mm.models.postprocess import _parts
+from kdeov_mm.models.seg_heads import PixelProjection
+from kdeov_mm.models.text_classifier import (
+    TextClassifier,
+    initial_logit_scale,
+)
 
 from ..conftest import EMBED_DIMS, make_sample
 
@@ -179,3 +192,42 @@ def test_a_batch_twice_over_has_the_same_loss(
 
 
 COSINE = dict(cosine=dict(type="CosineDistance"))
+
+
+# --------------------------------------------------------------------- borders
+
+BORDERS: dict[str, tuple[Callable[[Any], Any], Any, Sequence[Any]]] = {
+    "temperature": (initial_logit_scale, 0.01, [0.0099, 0.0, float("nan")]),
+    "background": (lambda n: TextClassifier(n, background=True), 1, [0]),
+    "words": (lambda n: RandomVocabulary(*n), (1, 1), [(1, 0), (1, 2)]),
+    "absent": (lambda n: RandomVocabulary(federated=n), 0, [-1]),
+    "warmup": (lambda w: RegionPicker(warmup=w), 0, [1, -1e-3]),
+    "levels": (lambda n: PixelProjection([8] * n, 4), 2, [1]),
+    "locations": (lambda n: CandidateLocations(torch.randn(3, 4), n), 1, [0]),
+    "probes": (lambda n: CandidateLocations(torch.randn(3, 4), 1, n), 1, [0, -1]),
+    "windows": (
+        lambda n: check_windows(dict(window=n[0], stride=n[1]), 32),
+        (64, 64),
+        [(64, 96), (64, -32), (48, 32), (64, 48)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BORDERS)
+def test_the_last_good_value_is_taken_and_the_next_refused(name: str) -> None:
+    make, good, bad = BORDERS[name]
+    make(good)
+    for value in bad:
+        with pytest.raises(ValueError):
+            make(value)
+
+
+@pytest.mark.parametrize(
+    ("size", "ends"), [(1, [2, 3, 6]), (2, [2, 3, 6]), (3, [3, 6]), (4, [6]), (9, [6])]
+)
+def test_parts_end_where_a_class_ends(size: int, ends: list[int]) -> None:
+    """Three classes, of two, one and three words; a part has at least `size` of them."""
+    owner = torch.tensor([0, 0, 1, 2, 2, 2])
+    assert [*_parts(6, owner, size)] == [*zip([0, *ends], ends)]
+    every = [*range(0, 6, size), 6]
+    assert [*_parts(6, None, size)] == [*zip(every, every[1:])]
