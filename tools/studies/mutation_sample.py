@@ -10,9 +10,9 @@ tests pass through which line, and how long they take (--work keeps it for the n
 seed). Then each mutant meets the tests of its line, those of its function and those of
 its module, the quickest first, until one fails. Prints the diff of each survivor.
 
-Survivors that mean the same, and are left: `<` for `!=` where a value has one side only,
-`is` for `==` of small numbers; how many boxes, words or rows are taken at once (a loop
-takes the rest); limits of random trials; counts and examples inside a message; the
+Survivors that mean the same, and are left: `<` for `!=` where a value has one side
+only, `is` for `==` of small numbers; how many boxes, words or rows are taken at once (a
+loop takes the rest); limits of random trials; counts and examples inside a message; the
 indent of a file.
 """
 
