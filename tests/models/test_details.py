@@ -16,8 +16,8 @@ from kdeov_mm.models import (
     Distillation,
     RandomVocabulary,
 )
-from kdeov_mm.models.distill.base import Needs
-from kdeov_mm.models.distill.regions import RegionPicker
+from kdeov_mm.models.distill.base import Needs, RegionEmbeds
+from kdeov_mm.models.distill.regions import RegionPicker, _random_squares
 from kdeov_mm.models.label_maps import check_windows
 from kdeov_mm.models.postprocess import _parts
 from kdeov_mm.models.seg_heads import PixelProjection
@@ -140,6 +140,29 @@ def test_a_box_is_sharp_where_its_sides_are_sure(
     logits = torch.cat([*head.head_module.trunk(feats)[-1]], 1)  # (B, N, 4, bins)
     wanted = logits.softmax(-1).amax(-1).mean(-1)
     torch.testing.assert_close(located.regions.sharpness, wanted)
+
+
+def test_own_boxes_are_larger_than_four_pixels_and_cut_at_the_border() -> None:
+    boxes = [[0.0, 0, 4, 60], [10, 10, 14.1, 40], [-9, 50, 30, 99], [40, 0, 60, 4]]
+    regions = RegionEmbeds(
+        None, torch.tensor([boxes]), torch.tensor([[0.9, 0.8, 0.7, 0.6]]), None, None
+    )
+    found = RegionPicker().own_boxes(make_sample(shape=(64, 56)), regions, 0)
+    torch.testing.assert_close(
+        found, torch.tensor([[10.0, 10, 14.1, 40], [0, 50, 30, 64]])
+    )
+
+
+def test_random_squares_are_a_tenth_to_a_half_of_the_shorter_side() -> None:
+    squares = _random_squares((60, 200), 4000)
+    sides = (squares[:, 2:] - squares[:, :2]) / 60
+    torch.testing.assert_close(sides[:, 0], sides[:, 1])
+    assert sides.amin().item() == pytest.approx(0.1, abs=2e-3)
+    assert sides.amax().item() == pytest.approx(0.5, abs=2e-3)
+    assert (squares >= 0).all() and (squares[:, 2:] <= torch.tensor([200, 60])).all()
+    wanted = torch.tensor([0.0, 0, 200, 60])
+    reached = torch.cat([squares[:, :2].amin(0), squares[:, 2:].amax(0)])
+    torch.testing.assert_close(reached, wanted, atol=1, rtol=0)
 
 
 # -------------------------------------------------------------------- factors
