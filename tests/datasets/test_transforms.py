@@ -11,6 +11,7 @@ from mmengine.dataset import Compose
 
 from kdeov_mm.clip.cached_teacher import PIXEL_STEPS
 from kdeov_mm.datasets import KeepOriginal, LoadWords, PackInputs
+from kdeov_mm.datasets.transforms import _visible_parts
 
 from ..conftest import ROOT
 
@@ -146,3 +147,14 @@ def test_every_label_of_a_box_has_a_word() -> None:
     for words in ((), "word"):
         with pytest.raises(ValueError, match="a list of words"):
             LoadWords(words)
+
+
+@pytest.mark.parametrize("entry", [(0, 1), (1, 0), (2, 0), (2, 1)])
+def test_each_way_to_turn_an_image_is_refused(entry: tuple[int, int]) -> None:
+    results = KeepOriginal()(
+        dict(img=np.zeros((8, 8, 3), np.uint8), gt_bboxes=[[1.0, 1, 5, 5]])
+    )
+    _visible_parts(results)
+    results["homography_matrix"][entry] = 1e-3
+    with pytest.raises(ValueError, match="rotate or shear"):
+        _visible_parts(results)

@@ -1,6 +1,7 @@
 """Details that a wrong line would change without an error: each by its value."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
@@ -254,3 +255,10 @@ def test_parts_end_where_a_class_ends(size: int, ends: list[int]) -> None:
     assert [*_parts(6, owner, size)] == [*zip([0, *ends], ends)]
     every = [*range(0, 6, size), 6]
     assert [*_parts(6, None, size)] == [*zip(every, every[1:])]
+
+
+def test_what_a_head_needs_does_not_change() -> None:
+    """It is compared with what a store holds, and is a key."""
+    with pytest.raises(FrozenInstanceError):
+        Needs().images = True  # type: ignore[misc]
+    assert {Needs(): 1}[Needs()] == 1

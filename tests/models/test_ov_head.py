@@ -221,6 +221,26 @@ def test_batched_equals_single(lively: KDEOVDetector) -> None:
         torch.testing.assert_close(together.bboxes, alone.bboxes, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_the_last_product_is_folded_where_that_is_right_and_cheaper(
+    build_detector: Build, train: bool
+) -> None:
+    """Of C channels and D dimensions where C * K <= D * (C + K); not in training."""
+    plain = {"bbox_head.head_module.l2_norm": False}
+    module = build_detector(**plain).bbox_head.head_module.train(train)
+    channels = module.cls_preds[0][-1].project.in_channels
+    assert channels > EMBED_DIMS
+    most = channels * EMBED_DIMS // (channels - EMBED_DIMS)
+    feats = make_feats()
+    for words, width in ((most, channels), (most + 1, EMBED_DIMS)):
+        text = make_text(words)
+        output = module.split_last(head_input(feats, text))
+        assert output.hidden[0].shape[1] == (EMBED_DIMS if train else width)
+        wanted = module.classify(module.embed(feats)[0], text)
+        for got, level in zip(output.logits(), wanted, strict=True):
+            torch.testing.assert_close(got, level, atol=1e-3, rtol=1e-3)
+
+
 # ------------------------------------------------------------------------ loss
 
 
