@@ -212,7 +212,12 @@ def test_every_part_of_a_config_trains_and_tests_a_step(
     figures = runner.test()
     numbers = ("rank", "/images", "/captions")  # and no shares
     shares = {k: v for k, v in figures.items() if not k.endswith(numbers)}
-    assert shares and all(0 <= v <= 1 or math.isnan(v) for v in shares.values())
+    # of a student that finds next to nothing, some have no value: a recall that is not
+    # reached, calibration without boxes, the background of data without one
+    empty = ("FPPI@R0.3", "FPPI@R0.5", "FPPI@R0.7", "_ECE", "_right@0.7", "_background")
+    wrong = {k: v for k, v in shares.items() if not 0 <= v <= 1}
+    assert shares and [k for k in wrong if not k.endswith(empty)] == []
+    assert all(map(math.isnan, wrong.values()))
 
 
 def fill_store(cfg: Config, folder: Path) -> None:

@@ -7,10 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 from mmdet.registry import DATASETS
-from PIL import Image
+from PIL import Image, ImageOps
 
 from kdeov_mm.datasets import MaskError, SegDataset
-from kdeov_mm.datasets.segmentation import BACKGROUND, IGNORED, read_mask
+from kdeov_mm.datasets.segmentation import (
+    BACKGROUND,
+    IGNORED,
+    displayed_size,
+    read_mask,
+)
 
 STEPS = [dict(type="LoadImageFromFile"), dict(type="LoadLabelMap")]
 CLASSES = ("cat", "dog", "tree")
@@ -196,6 +201,15 @@ def test_a_turned_photo_has_the_mask_of_what_is_shown(folder: Path) -> None:
         simple(folder)
     Image.fromarray(np.ones((30, 20), np.uint8)).save(folder / "masks/1.png")
     assert simple(folder)[1]["gt_seg_map"].shape == (30, 20)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sizes_are_those_that_are_shown(orientation: int, tmp_path: Path) -> None:
+    image, exif = Image.new("RGB", (20, 30)), Image.Exif()
+    exif[274] = orientation
+    image.save(tmp_path / "a.jpg", exif=exif)
+    shown = ImageOps.exif_transpose(Image.open(tmp_path / "a.jpg"))
+    assert displayed_size(tmp_path / "a.jpg") == (shown.height, shown.width)
 
 
 def test_a_fill_value_of_another_package_is_named(folder: Path) -> None:

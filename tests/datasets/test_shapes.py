@@ -1,11 +1,13 @@
 """Laws of the built-in world."""
 
+import hashlib
 import json
 from collections import Counter
 
 import cv2
 import numpy as np
 import pytest
+from pycocotools import mask as mask_utils
 
 from kdeov_mm.datasets import shapes
 from kdeov_mm.datasets.shapes_files import write_world
@@ -37,6 +39,76 @@ def test_base_has_every_seen_concept_and_no_held_out_one():
     combo = {w for n in shapes.COMBO_CLASSES for w in n.split()}
     assert not combo & held_out
     assert all(set(n.split()) & held_out for n in shapes.NOVEL_CLASSES)
+
+
+# what the shipped teacher and all results are of: another world has another name
+DIGESTS = {"360": "a3e742ce0396fd08", "1203": "66f6287f5403d478"}
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_classes_groups_and_colours_stay_as_they_are(name):
+    world = shapes.WORLDS[name]
+    odds = None if world.odds is None else np.round(world.odds * 1e6).astype(int)
+    told = [world.classes, world.groups, world.frequency, world.palette, world.repeats]
+    text = json.dumps([*told, None if odds is None else odds.tolist()])
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == DIGESTS[name]
+
+
+# of each scene the pixels times fixed random numbers
+SCENES = {
+    "360": [
+        3.4,
+        -33.7,
+        -38.9,
+        -41.3,
+        -37.4,
+        -16.9,
+        -99.0,
+        -28.9,
+        -29.7,
+        11.7,
+        7.9,
+        7.6,
+    ],
+    "1203": [
+        -11.9,
+        -87.9,
+        -78.1,
+        -23.5,
+        -63.2,
+        -60.6,
+        -80.2,
+        -63.6,
+        -14.3,
+        -25.0,
+        -16.3,
+        -52.5,
+        -24.0,
+        -40.7,
+        -16.6,
+        -36.2,
+        74.4,
+        -102.5,
+        -11.4,
+        -71.7,
+        1.3,
+        -95.5,
+        -18.4,
+        -55.6,
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_scenes_are_the_same_everywhere(name):
+    """Whatever the versions of numpy and OpenCV: a grey level in some pixels is 0.1."""
+    weights = np.random.default_rng(0).standard_normal((160, 160, 3)) / 277
+    found = []
+    for i in range(len(SCENES[name])):
+        rng = shapes.scene_rng(0, 1, i)
+        scene = shapes.draw_scene(rng, shapes.WORLDS[name], long_tail=i % 2 == 1)
+        found.append((scene.image * weights).sum())
+    assert found == pytest.approx(SCENES[name], abs=0.3)
 
 
 def test_same_seed_gives_the_same_bytes(world, tmp_path):
@@ -131,6 +203,31 @@ def test_lvis_fields_say_what_the_images_hold(world):
         assert image["coco_url"].endswith(image["file_name"])
         assert not any(image["id"] in images[c] for c in image["neg_category_ids"])
         assert image["not_exhaustive_category_ids"] == []
+
+
+# what is said of the scenes, without what is measured in them
+RECORDS = {"360": "4e319ef40b5bfcb9", "1203": "79ace3dcb33696dd"}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_captions_and_labels_stay_as_they_are(name, tmp_path):
+    write_world(tmp_path / "w", num_train=9, num_val=4, world=name)
+    digest = hashlib.sha256()
+    for file in sorted(tmp_path.glob("w/annotations/*.json")):
+        content = json.loads(file.read_text())
+        for ann in content["annotations"]:
+            for key in ("segmentation", "area", "bbox"):
+                ann.pop(key, None)
+        digest.update(json.dumps(content).encode())
+    assert digest.hexdigest()[:16] == RECORDS[name]
+
+
+def test_boxes_and_areas_are_those_of_the_outlines(world):
+    for ann in load(world, "instances_train_all")["annotations"]:
+        mask = mask_utils.decode(ann["segmentation"])
+        assert mask.shape == (160, 160) and ann["area"] == mask.sum()
+        assert ann["bbox"] == [*cv2.boundingRect(mask)]
+        assert ann["iscrowd"] == 0
 
 
 def test_captions_and_semantic_maps_agree_with_the_boxes(world):

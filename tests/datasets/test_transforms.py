@@ -10,7 +10,8 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 
 from kdeov_mm.clip.cached_teacher import PIXEL_STEPS
-from kdeov_mm.datasets import KeepOriginal, PackInputs
+from kdeov_mm.datasets import KeepOriginal, LoadWords, PackInputs
+from kdeov_mm.datasets.transforms import _visible_parts
 
 from ..conftest import ROOT
 
@@ -120,3 +121,40 @@ def test_a_picture_that_is_no_number_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="a.npy has pixels that are no finite"):
         PackInputs()(dict(img=image, img_path="a.npy"))
     assert PackInputs()(dict(img=np.nan_to_num(image)))["inputs"].shape == (3, 8, 8)
+
+
+def test_every_label_of_a_map_has_a_word() -> None:
+    """From -2, what is not labelled, to the last word."""
+
+    def pack(*labels: int) -> Any:
+        image, labelled = np.zeros((1, 2, 3), np.uint8), np.array([labels], np.int16)
+        more = dict(seg_table=0, gt_seg_map=labelled, words=("a", "b"))
+        return PackInputs()(dict(img=image, **more))["data_samples"]
+
+    for good in ((-2, 1), (0, 0), (1, 1), (-2, -2)):
+        assert pack(*good).gt_sem_seg.sem_seg.flatten().tolist() == [*good]
+    for bad in ((-3, 0), (0, 2), (2, 2), (-3, -3)):
+        with pytest.raises(ValueError, match=f"labels {bad[0]} to {bad[1]}, and 2"):
+            pack(*bad)
+
+
+def test_every_label_of_a_box_has_a_word() -> None:
+    step = LoadWords(["a", "b"])
+    given = dict(instances=[dict(bbox_label=0), dict(bbox_label=1)])
+    assert step(given)["words"] == (("a",), ("b",))
+    with pytest.raises(ValueError, match="label 2, but LoadWords got 2"):
+        step(dict(instances=[dict(bbox_label=2)]))
+    for words in ((), "word"):
+        with pytest.raises(ValueError, match="a list of words"):
+            LoadWords(words)
+
+
+@pytest.mark.parametrize("entry", [(0, 1), (1, 0), (2, 0), (2, 1)])
+def test_each_way_to_turn_an_image_is_refused(entry: tuple[int, int]) -> None:
+    results = KeepOriginal()(
+        dict(img=np.zeros((8, 8, 3), np.uint8), gt_bboxes=[[1.0, 1, 5, 5]])
+    )
+    _visible_parts(results)
+    results["homography_matrix"][entry] = 1e-3
+    with pytest.raises(ValueError, match="rotate or shear"):
+        _visible_parts(results)

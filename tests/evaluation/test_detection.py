@@ -614,13 +614,16 @@ def test_an_image_that_comes_twice_counts_once(tmp_path: Path) -> None:
     assert metric.evaluate(8)["ov/AP50"] == pytest.approx(1)
 
 
-def test_a_label_without_a_word_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("label", [-1, 5])
+def test_a_label_without_a_word_is_refused(tmp_path: Path, label: int) -> None:
     file = load(OVCocoDataset, make_coco(), tmp_path / "a.json").ann_file
     metric = OpenVocabularyMetric(file, "a test")
     metric.dataset_meta = dict(classes=NAMES)
-    found = dict(bboxes=torch.ones(1, 4), scores=torch.ones(1), labels=-torch.ones(1))
+    found = dict(
+        bboxes=torch.ones(1, 4), scores=torch.ones(1), labels=label * torch.ones(1)
+    )
     metric.process({}, [dict(img_id=1, pred_instances=found)])
-    with pytest.raises(ValueError, match="labels from -1 to -1 for 5 words"):
+    with pytest.raises(ValueError, match=f"labels from {label} to {label} for 5 words"):
         metric.evaluate(1)
 
 

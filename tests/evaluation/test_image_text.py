@@ -1,6 +1,7 @@
 """Retrieval recall and zero-shot accuracy are those of the definition."""
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -368,6 +369,14 @@ def test_of_fewer_words_than_guesses_one_is_right() -> None:
     ranking = torch.rand(20, 3).argsort(1)
     rates = zero_shot_accuracy(ranking, torch.arange(20) % 3, 3)
     assert rates[5].tolist() == [1, 1, 1]
+
+
+def test_images_may_all_be_of_one_class() -> None:
+    """Of the first one, or of the last."""
+    ranking = torch.tensor([[0, 2, 1], [2, 0, 1]])
+    for label, wanted in ((0, [0.5, math.nan, math.nan]), (2, [math.nan] * 2 + [0.5])):
+        rates = zero_shot_accuracy(ranking, torch.tensor([label] * 2), 3, (1,))
+        assert rates[1].tolist() == pytest.approx(wanted, nan_ok=True)
 
 
 def test_without_images_no_class_has_an_accuracy() -> None:

@@ -14,7 +14,7 @@ from kdeov_mm.datasets import OVLVISDataset
 from kdeov_mm.datasets.coco import COCO_BASE, COCO_NOVEL
 from kdeov_mm.engine import TrainingRecordHook
 from kdeov_mm.evaluation import LABEL_SETS, describe_leaks, leak_report
-from kdeov_mm.evaluation.leaks import overlap
+from kdeov_mm.evaluation.leaks import overlap, weight_files
 
 from ..conftest import ROOT, load_tool
 
@@ -322,3 +322,16 @@ def test_captions_that_were_learnt_are_read_for_novel_names(tmp_path: Path) -> N
     report = leak_report(write(tmp_path / "c.pth", cfg=cfg), COCO_NOVEL)
     assert report["captions"] == {"data/coco/annotations/captions_train2017.json": None}
     assert "not there to be read" in describe_leaks(report)
+
+
+def test_files_of_weights_are_found_wherever_they_stand() -> None:
+    """In lists and tuples too; those of CLIP are not the student's."""
+    model = dict(
+        backbone=dict(init_cfg=[dict(checkpoint="a.pth"), dict(checkpoint="b.pth")]),
+        necks=({"pretrained": "c.pth"}, dict(pretrained=None)),
+        text_encoder=dict(pretrained="clip.pth"),
+        teacher=[dict(checkpoint="clip.pth")],
+    )
+    assert weight_files(dict(model=model)) == ["a.pth", "b.pth", "c.pth"]
+    assert weight_files(dict(model={}, load_from="d.pth")) == ["d.pth"]
+    assert weight_files({}) == []

@@ -160,6 +160,43 @@ def test_honest_scores_are_calibrated_and_boasts_are_not() -> None:
     assert sum(b["boxes"] for b in boast["bins"]) == len(scores)
 
 
+def test_each_score_is_in_one_bin() -> None:
+    scores = np.array([0.0, 0.0999, 0.1, 0.55, 0.65, 0.7499, 0.75, 0.95, 1.0])
+    right = np.array([0, 1, 0, 1, 1, 0, 1, 1, 1]) == 1
+    curve = calibration(scores, right)
+    assert [b["boxes"] for b in curve["bins"]] == [2, 1, 0, 0, 0, 1, 1, 2, 0, 2]
+    assert [b["low"] for b in curve["bins"]] == pytest.approx(np.arange(10) / 10)
+    assert [b["high"] for b in curve["bins"]] == pytest.approx(np.arange(1, 11) / 10)
+    assert [b["right"] for b in curve["bins"]] == [0.5, 0, 0, 0, 0, 1, 1, 0.5, 0, 1]
+    assert curve["bins"][7]["score"] == pytest.approx((0.7499 + 0.75) / 2)
+    # 0.65 is near 0.7, 0.75 is not
+    assert (curve["boxes_at_0.7"], curve["at_0.7"]) == (2, 0.5)
+    # sums of score minus right, by bin: what 9 boxes are off by, on average
+    off = [0.0999 - 1, 0.1, 0.55 - 1, 0.65 - 1, 1.4999 - 1, 1.95 - 2]
+    assert curve["ece"] == pytest.approx(np.abs(off).sum() / 9)
+
+
+def test_a_threshold_is_the_score_of_the_box_that_reaches_the_recall() -> None:
+    """Of ten objects 3, 5 and 7; a wrong box of the same score counts."""
+    right, wrong = np.arange(1, 8) / 10, np.array([0.7, 0.5, 0.3, 0.1, 0.1])
+    at = false_positives(right, wrong, objects=10, questions=5)["at_recall"]
+    assert at["0.3"] == dict(threshold=0.5, per_image=0.4)
+    assert at["0.5"] == dict(threshold=0.3, per_image=0.6)
+    assert at["0.7"] == dict(threshold=0.1, per_image=1.0)
+    fewer = false_positives(right[1:], wrong, objects=10, questions=5)["at_recall"]
+    assert fewer["0.5"]["threshold"] == 0.3
+    for nothing in (
+        fewer["0.7"],
+        *(
+            false_positives(right, wrong, *numbers)["at_recall"]["0.3"]
+            for numbers in ((0, 5), (10, 0))
+        ),
+    ):
+        assert nothing == dict(threshold=None, per_image=None)
+    one = false_positives(right[:1], wrong, objects=1, questions=1)["at_recall"]
+    assert {value["threshold"] for value in one.values()} == {0.1}
+
+
 def test_no_boxes_at_all_have_no_calibration() -> None:
     empty = calibration(np.zeros(0), np.zeros(0, bool))
     assert empty["at_0.7"] is None and empty["ece"] is None

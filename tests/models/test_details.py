@@ -1,6 +1,7 @@
 """Details that a wrong line would change without an error: each by its value."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
@@ -10,8 +11,21 @@ from torch import Tensor
 
 from kdeov_mm.clip import CLIPImageTeacher
 from kdeov_mm.clip.teacher import _resized, undo_normalisation
-from kdeov_mm.models import CosineDistance, Distillation
-from kdeov_mm.models.distill.base import Needs
+from kdeov_mm.models import (
+    CandidateLocations,
+    CosineDistance,
+    Distillation,
+    RandomVocabulary,
+)
+from kdeov_mm.models.distill.base import Needs, RegionEmbeds
+from kdeov_mm.models.distill.regions import RegionPicker, _random_squares
+from kdeov_mm.models.label_maps import check_windows
+from kdeov_mm.models.postprocess import _parts
+from kdeov_mm.models.seg_heads import PixelProjection
+from kdeov_mm.models.text_classifier import (
+    TextClassifier,
+    initial_logit_scale,
+)
 
 from ..conftest import EMBED_DIMS, make_sample
 
@@ -129,6 +143,29 @@ def test_a_box_is_sharp_where_its_sides_are_sure(
     torch.testing.assert_close(located.regions.sharpness, wanted)
 
 
+def test_own_boxes_are_larger_than_four_pixels_and_cut_at_the_border() -> None:
+    boxes = [[0.0, 0, 4, 60], [10, 10, 14.1, 40], [-9, 50, 30, 99], [40, 0, 60, 4]]
+    regions = RegionEmbeds(
+        None, torch.tensor([boxes]), torch.tensor([[0.9, 0.8, 0.7, 0.6]]), None, None
+    )
+    found = RegionPicker().own_boxes(make_sample(shape=(64, 56)), regions, 0)
+    torch.testing.assert_close(
+        found, torch.tensor([[10.0, 10, 14.1, 40], [0, 50, 30, 64]])
+    )
+
+
+def test_random_squares_are_a_tenth_to_a_half_of_the_shorter_side() -> None:
+    squares = _random_squares((60, 200), 4000)
+    sides = (squares[:, 2:] - squares[:, :2]) / 60
+    torch.testing.assert_close(sides[:, 0], sides[:, 1])
+    assert sides.amin().item() == pytest.approx(0.1, abs=2e-3)
+    assert sides.amax().item() == pytest.approx(0.5, abs=2e-3)
+    assert (squares >= 0).all() and (squares[:, 2:] <= torch.tensor([200, 60])).all()
+    wanted = torch.tensor([0.0, 0, 200, 60])
+    reached = torch.cat([squares[:, :2].amin(0), squares[:, 2:].amax(0)])
+    torch.testing.assert_close(reached, wanted, atol=1, rtol=0)
+
+
 # -------------------------------------------------------------------- factors
 
 
@@ -179,3 +216,49 @@ def test_a_batch_twice_over_has_the_same_loss(
 
 
 COSINE = dict(cosine=dict(type="CosineDistance"))
+
+
+# --------------------------------------------------------------------- borders
+
+BORDERS: dict[str, tuple[Callable[[Any], Any], Any, Sequence[Any]]] = {
+    "temperature": (initial_logit_scale, 0.01, [0.0099, 0.0, float("nan")]),
+    "background": (lambda n: TextClassifier(n, background=True), 1, [0]),
+    "words": (lambda n: RandomVocabulary(*n), (1, 1), [(1, 0), (1, 2)]),
+    "absent": (lambda n: RandomVocabulary(federated=n), 0, [-1]),
+    "warmup": (lambda w: RegionPicker(warmup=w), 0, [1, -1e-3]),
+    "levels": (lambda n: PixelProjection([8] * n, 4), 2, [1]),
+    "locations": (lambda n: CandidateLocations(torch.randn(3, 4), n), 1, [0]),
+    "probes": (lambda n: CandidateLocations(torch.randn(3, 4), 1, n), 1, [0, -1]),
+    "windows": (
+        lambda n: check_windows(dict(window=n[0], stride=n[1]), 32),
+        (64, 64),
+        [(64, 96), (64, -32), (48, 32), (64, 48)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BORDERS)
+def test_the_last_good_value_is_taken_and_the_next_refused(name: str) -> None:
+    make, good, bad = BORDERS[name]
+    make(good)
+    for value in bad:
+        with pytest.raises(ValueError):
+            make(value)
+
+
+@pytest.mark.parametrize(
+    ("size", "ends"), [(1, [2, 3, 6]), (2, [2, 6]), (3, [3, 6]), (4, [6]), (9, [6])]
+)
+def test_parts_end_where_a_class_ends(size: int, ends: list[int]) -> None:
+    """Three classes, of two, one and three words."""
+    owner = torch.tensor([0, 0, 1, 2, 2, 2])
+    assert [*_parts(6, owner, size)] == [*zip([0, *ends], ends)]
+    every = [*range(0, 6, size), 6]
+    assert [*_parts(6, None, size)] == [*zip(every, every[1:])]
+
+
+def test_what_a_head_needs_does_not_change() -> None:
+    """It is compared with what a store holds, and is a key."""
+    with pytest.raises(FrozenInstanceError):
+        Needs().images = True  # type: ignore[misc]
+    assert {Needs(): 1}[Needs()] == 1

@@ -1,5 +1,6 @@
 """Scores by embedding . text, for any words; the loss of verified words."""
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -220,6 +221,26 @@ def test_batched_equals_single(lively: KDEOVDetector) -> None:
         torch.testing.assert_close(together.bboxes, alone.bboxes, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_the_last_product_is_folded_where_that_is_right_and_cheaper(
+    build_detector: Build, train: bool
+) -> None:
+    """Of C channels and D dimensions where C * K <= D * (C + K); not in training."""
+    plain = {"bbox_head.head_module.l2_norm": False}
+    module = build_detector(**plain).bbox_head.head_module.train(train)
+    channels = module.cls_preds[0][-1].project.in_channels
+    assert channels > EMBED_DIMS
+    most = channels * EMBED_DIMS // (channels - EMBED_DIMS)
+    feats = make_feats()
+    for words, width in ((most, channels), (most + 1, EMBED_DIMS)):
+        text = make_text(words)
+        output = module.split_last(head_input(feats, text))
+        assert output.hidden[0].shape[1] == (EMBED_DIMS if train else width)
+        wanted = module.classify(module.embed(feats)[0], text)
+        for got, level in zip(output.logits(), wanted, strict=True):
+            torch.testing.assert_close(got, level, atol=1e-3, rtol=1e-3)
+
+
 # ------------------------------------------------------------------------ loss
 
 
@@ -261,20 +282,28 @@ def test_the_class_loss_of_half_logits_is_summed_in_full_precision(
     assert torch.equal(half, full)
 
 
-def test_without_boxes_only_the_class_loss_counts(head: OVHead) -> None:
-    losses, locations = loss_and_regions(
-        head, make_feats(), make_text(3), [make_sample(), make_sample()]
+@pytest.mark.parametrize("boxes", [True, False], ids=["boxes", "no-boxes"])
+def test_losses_are_the_parents_without_its_factor_of_the_batch(
+    head: OVHead, boxes: bool
+) -> None:
+    text = make_text(3)
+    located = head.embed(make_feats())
+    first = make_sample(*TRUTH) if boxes else make_sample()
+    samples = [first, make_sample()]
+    losses = head.losses(located, text, samples)
+    parent = copy.copy(head)
+    parent.num_classes = parent.assigner.num_classes = 3
+    wanted = YOLOv8Head.loss_by_feat(
+        parent,
+        head.head_module.classify(located.embeds, text),
+        located.sides,
+        located.side_logits,
+        [s.gt_instances for s in samples],
+        [s.metainfo for s in samples],
     )
-    assert losses["loss_cls"] > 0 and losses["loss_cls"].isfinite()
-    assert losses["loss_bbox"] == 0 and losses["loss_dfl"] == 0
-    assert locations.boxes.isfinite().all()
-
-
-def test_with_boxes_every_loss_counts(head: OVHead) -> None:
-    losses, _ = loss_and_regions(
-        head, make_feats(), make_text(3), [make_sample(*TRUTH), make_sample()]
-    )
-    assert all(value > 0 and value.isfinite() for value in losses.values())
+    for name, value in losses.items():
+        torch.testing.assert_close(value, wanted[name] / 2)
+    assert all((value > 0) == (boxes or k == "loss_cls") for k, value in losses.items())
 
 
 def test_the_class_loss_asks_for_the_labelled_word(head: OVHead) -> None:
