@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -197,6 +198,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         )
     try:
         content = CheckpointLoader.load_checkpoint(str(path), "cpu")
+    except UnpicklingError as error:
+        # torch's own message says how to switch its safety off
+        raise ValueError(
+            f"{path} is no checkpoint, or damaged, or it holds more than tensors and "
+            "plain data, which could run code: ask its maker for the state_dict alone."
+        ) from error
     except BROKEN as error:
         raise ValueError(f"{path} is no checkpoint, or damaged: {error}") from error
     return content if isinstance(content, dict) else {}

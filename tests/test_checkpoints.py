@@ -144,6 +144,15 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, harm: str) -> None:
         read_checkpoint(path)
 
 
+def test_what_could_run_code_is_refused_and_nobody_is_told_to_trust_it(
+    tmp_path: Path,
+) -> None:
+    torch.save(dict(state_dict={}, meta=dict(x=MODELS.build)), tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="which could run code: ask its maker") as why:
+        read_checkpoint(tmp_path / "a.pth")
+    assert "weights_only" not in str(why.value)
+
+
 def test_a_missing_checkpoint_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="gone.pth does not exist; train one"):
         read_checkpoint(tmp_path / "gone.pth")

@@ -71,7 +71,7 @@ def leak_report(
     read = CheckpointLoader.load_checkpoint if fetched else read_checkpoint
     try:
         record = training_record(read(str(checkpoint)))
-    except (AttributeError, TypeError, RecursionError) as error:
+    except (AttributeError, MemoryError, RecursionError, TypeError) as error:
         raise ValueError(
             f"{checkpoint} has a record of its training that cannot be read: {error}"
         ) from error
