@@ -27,6 +27,7 @@ except ImportError as error:
     ) from error
 
 MAX_WAITING = 1000  # questions in the queue
+MAX_SESSIONS = 100  # whose inputs Gradio keeps in memory
 CSS = "#image img {width: 100%; height: 100%; object-fit: contain}"  # small ones grow
 
 
@@ -125,6 +126,7 @@ def serve(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860) -> str:
         prevent_thread_lock=True,
         quiet=True,
         max_file_size=MAX_BYTES,
+        state_session_capacity=MAX_SESSIONS,
         run_history=False,
         footer_links=[],
         app_kwargs=dict(middleware=guards),
