@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from torch import Tensor, nn
 
+from .clip.source import CLIPSource
 from .files import BROKEN
 from .models.pretrained import take_pretrained
 
@@ -27,6 +29,20 @@ NAMES = dict(true=True, false=False, null=None, inf=float("inf"), nan=float("nan
 SCOPES = ("mmengine", "mmcv", "mmdet", "mmyolo", "kdeov_mm")
 # operators, which no registry has; mmcv evaluates a suppression's name as an expression
 OPERATORS = ("nms", "soft_nms", "RoIAlign", "RoIPool")
+# registries of what a model is made of
+REGISTRIES = ("model", "task util", "weight initializer")
+# parts of mmdet that open files, ask hubs or evaluate text as they are built, and those
+# that no model of ours has
+REFUSED = (
+    "mmdet.models.dense_heads.atss_vlfusion_head",
+    "mmdet.models.detectors",
+    "mmdet.models.language_models",
+    "mmdet.models.mot",
+    "mmdet.models.task_modules.tracking",
+    "mmdet.models.trackers",
+    "mmyolo.models.detectors",
+)
+MAX_TEXT = 2 * 2**20  # letters of a checkpoint's config
 PLAIN = (ast.Constant, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.UnaryOp, ast.BinOp)
 
 
@@ -182,6 +198,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         )
     try:
         content = CheckpointLoader.load_checkpoint(str(path), "cpu")
+    except UnpicklingError as error:
+        # torch's own message says how to switch its safety off
+        raise ValueError(
+            f"{path} is no checkpoint, or damaged, or it holds more than tensors and "
+            "plain data, which could run code: ask its maker for the state_dict alone."
+        ) from error
     except BROKEN as error:
         raise ValueError(f"{path} is no checkpoint, or damaged: {error}") from error
     return content if isinstance(content, dict) else {}
@@ -223,11 +245,42 @@ def read_config(config: Any, strict: bool = False) -> dict[str, Any] | None:
     return values or None
 
 
+def own_config(content: Mapping[str, Any], where: str | Path) -> Config:
+    """The config that a checkpoint brings, if it is one of registered parts alone.
+
+    All that builds a model from a checkpoint without a config comes through here.
+
+    Args:
+        content: of :func:`read_checkpoint`.
+        where: the checkpoint, for messages.
+
+    Raises:
+        ValueError: it has none, one that cannot be read, or one that
+            :func:`check_parts` refuses.
+    """
+    meta = content.get("meta")
+    text = meta.get("cfg") if isinstance(meta, Mapping) else None
+    if isinstance(text, str) and len(text) > MAX_TEXT:
+        raise ValueError(f"{where} has a config of {len(text)} letters: too long.")
+    try:
+        config = read_config(text, strict=True)
+        if config and isinstance(config.get("model"), Mapping):
+            check_parts(config, where)
+            return Config(config)
+    # nested too deeply, or in itself; or with names that mmengine keeps for itself
+    except (RecursionError, MemoryError, KeyError, TypeError) as error:
+        raise ValueError(f"{where} has a config that cannot be read: {error}") from None
+    raise ValueError(
+        f"{where} holds no config: use KDEOV.from_config(CONFIG, CHECKPOINT)."
+    )
+
+
 def check_parts(config: Mapping[str, Any], where: str | Path) -> None:
     """Refuse a checkpoint's config that names more than registered parts.
 
-    mmengine imports what a dotted ``type``, a scope or ``custom_imports`` names, and a
-    model hub's encoder is downloaded: a file from a stranger could run any code.
+    mmengine imports what a dotted ``type``, a scope or ``custom_imports`` names, some
+    parts of mmdet evaluate or fetch what they are given, and a model hub's encoder is
+    downloaded: a file from a stranger could run any code, or tell where it is opened.
 
     Args:
         config: of :func:`read_config`.
@@ -244,12 +297,13 @@ def check_parts(config: Mapping[str, Any], where: str | Path) -> None:
     scope = config.get("default_scope", "mmdet")
     if scope not in SCOPES:
         wrong.append(f"default_scope {scope!r}")
-    wrong += _foreign(config.get("model"), "model", _registered())
+    wrong += _foreign(config.get("model"), "model", {*_registered_parts()})
     if wrong:
         raise ValueError(
             f"{where} brings a config that names what is no registered part of "
-            f"{', '.join(SCOPES)}: {'; '.join(wrong[:3])}. Building it could run code "
-            "of the file's author. Where you trust it, give the config file instead: "
+            f"{', '.join(SCOPES)}, or no CLIP of this machine: {'; '.join(wrong[:3])}. "
+            "Building it could run code of the file's author, or fetch what it names. "
+            "Where you trust it, give the config file instead: "
             "KDEOV.from_config(CONFIG, CHECKPOINT)."
         )
 
@@ -259,30 +313,51 @@ def _foreign(value: Any, place: str, known: set[str]) -> Iterator[str]:
     if isinstance(value, Mapping):
         for key, v in value.items():
             scope, _, name = str(v).rpartition(".")
-            refused = isinstance(v, str) and v.startswith("hf-hub:")
+            refused = False
             if key == "type":
                 refused = name not in known or scope not in ("", *SCOPES)
             elif key == "_scope_":
                 refused = v not in SCOPES
+            # what a training begins with is not opened
+            elif key not in ("init_cfg", "pretrained") and isinstance(v, str):
+                refused = "://" in v or "hub:" in v
             if refused:
                 yield f"{place}.{key} {v!r}"
+            elif key == "init_cfg":
+                types = {"type": v.get("type")} if isinstance(v, Mapping) else v
+                yield from _foreign(types, f"{place}.{key}", known)
             else:
                 yield from _foreign(v, f"{place}.{key}", known)
+        if isinstance(value.get("model"), str):  # of an encoder or a teacher
+            yield from _fetched(value, place)
     elif isinstance(value, (list, tuple)):
         for i, v in enumerate(value):
             yield from _foreign(v, f"{place}[{i}]", known)
 
 
-def _registered() -> set[str]:
-    """The names that parts are registered by."""
-    names = set(OPERATORS)
+def _fetched(encoder: Mapping[str, Any], place: str) -> Iterator[str]:
+    """What a hub has of a CLIP."""
+    try:
+        CLIPSource(encoder["model"], encoder.get("pretrained")).check_towers()
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        yield f"{place}.model: {error}"
+
+
+def _registered_parts() -> dict[str, Any]:
+    """Parts of models by the names that they are registered by."""
+    parts: dict[str, Any] = dict.fromkeys(OPERATORS)
+    refused = set()
     for package in ("mmengine", "mmdet", "mmyolo"):
         rooms = vars(importlib.import_module(f"{package}.registry")).values()
         for registry in rooms:
-            if isinstance(registry, Registry):
+            if isinstance(registry, Registry) and registry.name in REGISTRIES:
                 registry.import_from_location()
-                names.update(registry.module_dict)
-    return names
+                parts.update(registry.module_dict)
+    for name, part in parts.items():
+        home = f"{getattr(part, '__module__', '')}."
+        if any(home.startswith(f"{place}.") for place in REFUSED):
+            refused.add(name)
+    return {name: part for name, part in parts.items() if name not in refused}
 
 
 class _Plain(ast.NodeTransformer):

@@ -1,8 +1,13 @@
 """Checkpoints: their config is read as data, and what is none is refused."""
 
+import ast
+import dataclasses
+import inspect
 import json
 import math
+import socket
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +16,14 @@ import pytest
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from PIL import Image
 
 from kdeov_mm import KDEOV
 from kdeov_mm.checkpoints import (
+    _registered_parts,
     check_parts,
     load_model,
+    own_config,
     read_checkpoint,
     read_config,
 )
@@ -136,6 +144,15 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, harm: str) -> None:
         read_checkpoint(path)
 
 
+def test_what_could_run_code_is_refused_and_nobody_is_told_to_trust_it(
+    tmp_path: Path,
+) -> None:
+    torch.save(dict(state_dict={}, meta=dict(x=MODELS.build)), tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="which could run code: ask its maker") as why:
+        read_checkpoint(tmp_path / "a.pth")
+    assert "weights_only" not in str(why.value)
+
+
 def test_a_missing_checkpoint_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="gone.pth does not exist; train one"):
         read_checkpoint(tmp_path / "gone.pth")
@@ -185,27 +202,129 @@ FOREIGN: dict[str, dict[str, Any]] = {
     "a list": {"model.backbone.type": ["os.system"]},
     "imports in a list": {"custom_imports": ["antigravity"]},
     "imports as text": {"custom_imports": dict(imports="antigravity")},
+    "an evaluated value": {
+        "model.test_cfg.assigner": dict(
+            type="CameraMotionCompensation", warp_mode="__import__('antigravity')"
+        )
+    },
+    "a language model": {"model.backbone": dict(type="BertModel", name="some/one")},
+    "a teacher's file": {
+        "model.neck": dict(
+            type="KnowledgeDistillationSingleStageDetector", teacher_config="a.py"
+        )
+    },
+    "a runner": {"model.type": "mmengine.Runner"},
+    "a hook": {"model.backbone.type": "CheckpointHook"},
+    "a function": {"model.backbone.type": "default_collate"},
+    "a reader of files": {"model.backbone.type": "mmcv.LoadImageFromFile"},
+    "another package": {"model.backbone.type": "torchvision.resnet18"},
+    "a hub's teacher": {"model.teacher.model": "hf-hub:someone/thing"},
+    "a hub's tokenizer": {
+        "model.text_encoder.model": "roberta-ViT-B-32",
+        "model.text_encoder.pretrained": "random",
+    },
+    "SigLIP's tokenizer": {"model.text_encoder.model": "ViT-B-16-SigLIP"},
+    "no CLIP": {"model.text_encoder.model": "someone/thing"},
+    "an address": {"model.text_encoder.vocabulary": "https://example.org/v.json"},
 }
+# texts and dictionaries that are no config
+ODD: dict[str, Any] = {
+    "deep": "model = " + "[" * 9999 + "]" * 9999,
+    "minus": "model = " + "-" * 99999 + "1",
+    "long": "model = dict(a='" + "a" * 2**21 + "')",
+    "a list": dict(model=["os.system"]),
+    "assigned": "model = dict()\nx = __import__('antigravity')",
+    "star": "model = dict(**__import__('antigravity').x)",
+    "text": "model = 'os.system'",
+    "reserved": dict(model=dict(type="KDEOVDetector"), filename="/etc/passwd"),
+    "in itself": dict(model={}),
+}
+ODD["in itself"]["model"]["x"] = ODD["in itself"]["model"]
 
 
 @pytest.mark.parametrize("changes", FOREIGN.values(), ids=[*FOREIGN])
 def test_a_config_of_a_stranger_names_registered_parts_alone(
-    changes: dict[str, Any],
-    load_config: Callable[..., Config],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket.socket, "connect", None)
+    monkeypatch.setattr(socket, "getaddrinfo", None)
+    cfg = Config.fromfile(ROOT / "configs/kdeov/kdeov_n_shapes.py", lazy_import=False)
+    cfg.merge_from_dict(changes)
+    (entry, *_) = changes
+    with pytest.raises(ValueError, match=entry.split(".")[0]) as error:
+        own_config(dict(meta=dict(cfg=cfg.to_dict())), "theirs.pth")
+    assert "KDEOV.from_config" in str(error.value)
+    assert "antigravity" not in sys.modules
+
+
+@pytest.mark.parametrize("config", ODD.values(), ids=[*ODD])
+def test_an_odd_config_is_refused_and_not_run(config: Any) -> None:
+    with pytest.raises(ValueError, match=r"theirs\.pth|give the config file"):
+        own_config(dict(meta=dict(cfg=config)), "theirs.pth")
+    assert "antigravity" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "tool", ["detect", "segment", "export_onnx", "search_images", "web", "api"]
+)
+def test_every_tool_that_builds_from_a_file_comes_through_this_door(
+    tool: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = dict(model=dict(type="antigravity.geohash"))
+    path = str(tmp_path / "theirs.pth")
+    torch.save(dict(meta=dict(cfg=config), state_dict={}), path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    images, out = str(tmp_path / "a.png"), str(tmp_path / "out")
+    arguments = {
+        "detect": [path, images, "--words", "a", "--out", out],
+        "segment": [path, images, "--words", "a", "--out", out],
+        "export_onnx": [path, f"{out}.onnx", "--words", "a"],
+        "search_images": ["a", str(tmp_path), "--checkpoint", path],
+        "web": [path, "--images", str(tmp_path)],
+    }
+    if tool == "api":
+        with pytest.raises(ValueError, match=r"model\.type 'antigravity\.geohash'"):
+            KDEOV.from_checkpoint(path)
+    else:
+        assert load_tool(tool).main(arguments[tool]) in (1, 2)
+        assert "model.type 'antigravity.geohash'" in capsys.readouterr().err
+    assert "antigravity" not in sys.modules
+
+
+def test_parts_that_are_let_in_open_nothing_as_they_are_built() -> None:
+    """Of mm packages: calls that read files, ask hubs or evaluate text."""
+    calls = {"from_pretrained", "fromfile", "import_module", "load", "load_checkpoint"}
+    calls |= {"urlopen", "load_state_dict_from_url"}
+    # weights are not initialised
+    for name, part in _registered_parts().items():
+        file = inspect.getsourcefile(part) if inspect.isclass(part) else None
+        if file is None or not part.__module__.startswith("mm"):
+            continue
+        tree = ast.parse(textwrap.dedent(inspect.getsource(part)))
+        for function in ast.walk(tree):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            if function.name == "init_weights" or name == "Pretrained":
+                continue
+            used = [n.func for n in ast.walk(function) if isinstance(n, ast.Call)]
+            names = {f.attr for f in used if isinstance(f, ast.Attribute)} & calls
+            plain = {f.id for f in used if isinstance(f, ast.Name)}
+            names |= plain & {*calls, "eval", "exec"}
+            assert not names, (name, function.name)
+
+
+def test_a_tag_in_a_checkpoint_is_not_downloaded(
+    load_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = load_config("kdeov_n_shapes.py")
     state = MODELS.build(cfg.model).state_dict()
-    cfg.merge_from_dict(changes)
-    meta = dict(cfg=cfg.to_dict())
-    torch.save(dict(meta=meta, state_dict=state), tmp_path / "theirs.pth")
-    monkeypatch.setattr("kdeov_mm.inference.api.load_model", None)  # nothing is built
-    (entry,) = changes
-    with pytest.raises(ValueError, match=entry.split(".")[0]) as error:
-        KDEOV.from_checkpoint(tmp_path / "theirs.pth")
-    assert "KDEOV.from_config" in str(error.value)
-    assert "antigravity" not in sys.modules
+    torch.save(dict(meta=dict(cfg=cfg.to_dict()), state_dict=state), tmp_path / "a.pth")
+    student = KDEOV.from_checkpoint(tmp_path / "a.pth")
+    source = student.model.text_encoder.source
+    named = dataclasses.replace(source, model="RN50-quickgelu", pretrained="openai")
+    monkeypatch.setattr(socket.socket, "connect", None)
+    with pytest.raises(FileNotFoundError, match="what a checkpoint names is not"):
+        named.weights_file()
 
 
 def test_every_config_of_ours_names_registered_parts_alone() -> None:

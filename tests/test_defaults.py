@@ -71,6 +71,7 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         "ViLDDetector.predict": dict(rescale=True),
     },
     "clip": {
+        "CLIPSource": dict(fetch=True),
         "CLIPImageTeacher": dict(batch_size=512),
         "CLIPImageTeacher.embed_crops": dict(scales=(1.0, 1.5)),
     },
@@ -78,7 +79,7 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         "Rules": dict(
             federated=False, per_pair=10**9, per_image=10**9, per_class=10**9
         ),
-        "OpenVocabularyMetric": dict(reliability=False),
+        "OpenVocabularyMetric": dict(classwise=False, reliability=False),
         "retrieval_recall": dict(ks=(1, 5, 10), block=(2048, 8192)),
         "zero_shot_accuracy": dict(ks=(1, 5)),
         "RetrievalMetric": dict(ks=(1, 5, 10)),
@@ -87,7 +88,8 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         "SegMetric": dict(classwise=False),
     },
     "datasets": {
-        "OVCocoDataset": dict(synonyms=False),
+        "OVCocoDataset": dict(synonyms=False, checked=100),
+        "OVXMLDataset": dict(checked=100),
         "CaptionDataset": dict(exclude=False),
         "ImageFolderDataset": dict(synonyms=False),
         "CropDataset": dict(min_size=1.0),

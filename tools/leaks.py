@@ -38,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     novel = asked_groups(DATASETS.build(data).metainfo).get("novel")
     if not novel:
         parser.error(f"the test data of {args.config} name no novel classes")
-    report = leak_report(args.checkpoint, novel, args.pretraining)
+    try:
+        report = leak_report(args.checkpoint, novel, args.pretraining)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     print(describe_leaks(report))
     # None: its training is not known
     return {True: 0, False: 1, None: 2}[report["clean"]]

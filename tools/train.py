@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 
 import kdeov_mm  # noqa: F401  (registers modules, applies compat)
 from kdeov_mm.checkpoints import not_finite, read_checkpoint
+from kdeov_mm.engine.heartbeat import HeartbeatHook
 from kdeov_mm.files import locked
 
 
@@ -158,7 +159,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                     "it, or name another --work-dir."
                 ) from error
         try:
-            Runner.from_cfg(cfg).train()
+            runner = Runner.from_cfg(cfg)
+            runner.register_hook(HeartbeatHook())
+            runner.train()
         except FloatingPointError as error:
             raise SystemExit(f"train.py: {error}") from error
 

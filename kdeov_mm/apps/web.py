@@ -19,12 +19,15 @@ try:
     from gradio.utils import get_upload_folder
     from starlette.middleware import Middleware
     from starlette.responses import PlainTextResponse
+
+    from .guard import MAX_BYTES, Guard
 except ImportError as error:
     raise ImportError(
         'the web page needs gradio: pip install "kdeov_mm[web]"'
     ) from error
 
-MAX_BYTES = 10 * 2**20  # of an uploaded file
+MAX_WAITING = 1000  # questions in the queue
+MAX_SESSIONS = 100  # whose inputs Gradio keeps in memory
 CSS = "#image img {width: 100%; height: 100%; object-fit: contain}"  # small ones grow
 
 
@@ -58,7 +61,9 @@ def build_page(
         elif folder is not None:
             with gr.Tab("Search"):
                 _search_tab(FolderSearch(model, folder))
-    return page
+        page.examples = [file for file, _ in examples]
+    # one after the other, and none beside the queue
+    return page.queue(max_size=MAX_WAITING, api_open=False)
 
 
 class OwnPage:
@@ -107,6 +112,11 @@ def serve(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860) -> str:
     # fonts of the system: Gradio's own are loaded from the internet
     local = ("127.0.0.1", "localhost", "::1")
     names = local if host in local else ()
+    given = partial(_is_given, examples=page.examples)  # type: ignore[attr-defined]
+    guards = [
+        Middleware(OwnPage, names=names),
+        Middleware(Guard, page=page, is_given=given),
+    ]
     fonts: dict[str, Any] = dict(font=["system-ui", "sans-serif"])
     _, address, _ = page.launch(
         server_name=host,
@@ -116,9 +126,10 @@ def serve(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860) -> str:
         prevent_thread_lock=True,
         quiet=True,
         max_file_size=MAX_BYTES,
+        state_session_capacity=MAX_SESSIONS,
         run_history=False,
         footer_links=[],
-        app_kwargs=dict(middleware=[Middleware(OwnPage, names=names)]),
+        app_kwargs=dict(middleware=guards),
         css=CSS,
         theme=gr.themes.Default(**fonts, font_mono=["monospace"]),
     )
@@ -132,13 +143,11 @@ class Question(NamedTuple):
         inputs: image, words and threshold.
         events: of whoever asks: button, Enter and slider.
         tried: the examples, which ask by themselves; None where there are none.
-        allowed: files of the examples.
     """
 
     inputs: list[Any]
     events: list[Any]
     tried: Any
-    allowed: list[Path]
 
     def answered_by(self, answer: Callable[..., Any], outputs: Any, name: str) -> None:
         """Let all who ask be answered.
@@ -150,10 +159,8 @@ class Question(NamedTuple):
         """
 
         def ask(upload: dict[str, Any] | None, words: str, typed: float | None) -> Any:
-            # a request could name any file of this machine
+            # the guard let none but uploads and examples in
             path = Path(upload["path"]) if upload else None
-            if path and not _is_given(path, self.allowed):
-                raise gr.Error("This is no image of this page.")
             return answer(path, words, min(max(typed or 0.0, 0.0), 1.0))
 
         # the model serves one request at a time
@@ -189,7 +196,6 @@ def _question(
         [image, words, slider],
         [button.click, words.submit, slider.change],
         tried or None,
-        [file for file, _ in examples],
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import open_clip
 import torch
+from huggingface_hub import try_to_load_from_cache
 from mmengine.logging import print_log
 from torch import nn
 
@@ -28,6 +29,7 @@ OPENAI = {  # OpenAI's names -> open_clip's, with the activation of OpenAI's wei
     "ViT-L/14": "ViT-L-14-quickgelu",
     "ViT-L/14@336px": "ViT-L-14-336-quickgelu",
 }
+HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 RANDOM = "random"  # ``pretrained`` of a CLIP that has learnt nothing
 
 
@@ -43,10 +45,12 @@ class CLIPSource:
         pretrained: a local weights file or an open_clip tag (``'openai'``; open_clip
             downloads it); or ``'random'``: random weights, the same each time, to try
             an architecture without a download.
+        fetch: open_clip may download a tag; False for what strangers name.
     """
 
     model: str
     pretrained: str | None = None
+    fetch: bool = True
 
     @classmethod
     def named(cls, name: str, pretrained: str | None = "openai") -> "CLIPSource":
@@ -90,6 +94,33 @@ class CLIPSource:
     def is_random(self) -> bool:
         """Whether its weights are random ones."""
         return self.folder is None and self.pretrained == RANDOM
+
+    def check_towers(self) -> None:
+        """Refuse a CLIP of which a hub has the architecture or the tokenizer.
+
+        Raises:
+            FileNotFoundError, ValueError: it is one, or is not here; says what.
+        """
+        named = self.folder is None and not self.model.endswith(".json")
+        if named and self.model not in open_clip.list_models():
+            raise ValueError(f"'{self.model}' is no CLIP of open_clip.list_models()")
+        # towers and tokenizers that it takes from a hub
+        config = self.model_config()
+        text, vision = (config.get(f"{part}_cfg") or {} for part in ("text", "vision"))
+        hub = [text.get(key) for key in ("hf_model_name", "hf_tokenizer_name")]
+        hub += [name for name in [str(vision.get("timm_model_name"))] if ":" in name]
+        if self.folder is None and "siglip" in self.model.lower():
+            hub.append("SigLIP's tokenizer")
+        if any(hub):
+            raise ValueError(f"CLIP '{self.model}' needs {[*filter(None, hub)]}")
+
+    def _downloaded(self) -> Path | None:
+        """The weights of a tag, where an earlier download from a hub has left them."""
+        tag = open_clip.get_pretrained_cfg(self.model, self.pretrained or "")
+        repository, _, name = tag.get("hf_hub", "").rpartition("/")
+        names = (f"{Path(name).stem}.safetensors", name) if name else HUB_FILES
+        found = (try_to_load_from_cache(repository, n) for n in names if repository)
+        return next((Path(file) for file in found if isinstance(file, str)), None)
 
     @property
     def architecture(self) -> str:
@@ -137,6 +168,15 @@ class CLIPSource:
                 f"the weights '{self.pretrained}' were trained with quick_gelu="
                 f"{quick[0]}, but '{self.model}' has {quick[1]}: use "
                 f"'{self.model}-quickgelu' for OpenAI's weights, the plain name else."
+            )
+        if found := self._downloaded():
+            return found
+        if not self.fetch:
+            raise FileNotFoundError(
+                f"the weights '{self.pretrained}' of CLIP '{self.model}' are not on "
+                "this machine, and what a checkpoint names is not fetched: give its "
+                "config too (--config, KDEOV.from_config), or fetch them once, "
+                f"open_clip.create_model('{self.model}', '{self.pretrained}')."
             )
         return Path(open_clip.download_pretrained(tag))
 

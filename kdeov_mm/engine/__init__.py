@@ -1,5 +1,6 @@
 """What runs around a training: loop, hooks, filling the store, the doctor."""
 
+from .heartbeat import HeartbeatHook
 from .hooks import AtomicCheckpointHook, EmbeddingCacheHook, TrainingRecordHook
 from .loop import ResumableTrainLoop, TestSuiteLoop
 from .visualizer import SegVisualizer

@@ -10,10 +10,11 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
-from mmengine.runner import load_checkpoint
+from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from torch import Tensor
 from tqdm import tqdm
 
+from ..checkpoints import check_weights, read_checkpoint
 from ..clip import CLIPImageTeacher, EmbeddingStore
 from ..clip.cached_teacher import (
     data_fingerprint,
@@ -127,7 +128,9 @@ class Embedder:
                 f"{len(self.pickers)} such heads, --proposals is {proposals}."
             )
         if proposals is not None:
-            load_checkpoint(self.student, str(proposals), map_location="cpu")
+            content = read_checkpoint(proposals)
+            check_weights(self.student, content, proposals)
+            _load_checkpoint_to_model(self.student, content)
 
     def manifest(self) -> dict[str, Any]:
         """What the store depends on."""

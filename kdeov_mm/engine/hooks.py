@@ -220,12 +220,30 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def before_train(self, runner: Runner) -> None:
         """Remove what a killed training left unfinished."""
+        self._refuse_others(runner)
         super().before_train(runner)
         if type(self.file_backend) is LocalBackend:
             self.backend_args = dict(backend="atomic")
             if is_main_process():
                 for path in Path(self.out_dir).glob("*.pth.*.tmp"):
                     path.unlink()
+
+    def _refuse_others(self, runner: Runner) -> None:
+        """Forget what a checkpoint names for removal and no training of here wrote.
+
+        mmengine removes the best checkpoint, a folder too, when there is a better one.
+        """
+        info = runner.message_hub.runtime_info
+        work_dir = Path(runner.work_dir)
+        own = {work_dir.resolve()}
+        if self.out_dir:
+            own.add(Path(self.out_dir, work_dir.resolve().name).resolve())
+        for key in [key for key in info if str(key).startswith("best_ckpt")]:
+            path = Path(str(info[key]))
+            if path.resolve().parent not in own or not path.name.startswith("best_"):
+                del info[key]
+        steps = info.get("keep_ckpt_ids") or []
+        info["keep_ckpt_ids"] = [step for step in steps if isinstance(step, int)]
 
     def _save_checkpoint_with_step(
         self, runner: Runner, step: int, meta: dict[str, Any]

@@ -18,7 +18,7 @@ from mmengine.fileio import load
 from mmengine.runner import CheckpointLoader
 from open_clip import IMAGENET_CLASSNAMES
 
-from ..checkpoints import read_config
+from ..checkpoints import read_checkpoint, read_config
 from ..vocabulary import clean_name
 
 # those of ImageNet are labels of images, all others boxes
@@ -56,26 +56,42 @@ def leak_report(
         name there. ``began_with``: files of weights. ``unclear``: what is not known.
         ``clean``: False where a novel class was found, None where something is unclear.
         ``captions``: file of captions that were learnt -> :func:`named_in_captions`,
-        None where the file is not there. Captions are no labels: they do not count.
+        None where the file is not there, or has none. Captions are no labels: they do
+        not count.
 
     Raises:
-        ValueError: ``declared`` names a label set that is not known.
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: ``declared`` names a label set that is not known, or the checkpoint
+            is damaged.
     """
     if unknown := [name for name in declared or () if name not in LABEL_SETS]:
         raise ValueError(f"label sets {unknown} are not known; known: {[*LABEL_SETS]}")
-    record = training_record(
-        CheckpointLoader.load_checkpoint(str(checkpoint), map_location="cpu")
-    )
+    # an address is mmengine's to fetch
+    fetched = "://" in str(checkpoint)
+    read = CheckpointLoader.load_checkpoint if fetched else read_checkpoint
+    try:
+        record = training_record(read(str(checkpoint)))
+    except (AttributeError, MemoryError, RecursionError, TypeError) as error:
+        raise ValueError(
+            f"{checkpoint} has a record of its training that cannot be read: {error}"
+        ) from error
     leaks, unclear = _leaks(novel, record, "trained_on", declared)
     # a leak is certain; that there is none only where nothing is unclear
     clean = False if any(leaks.values()) else None if unclear else True
     report = dict(checkpoint=str(checkpoint), novel=len(novel), found=leaks)
     captions = {
-        file: named_in_captions(file, novel) if Path(file).is_file() else None
+        file: _named(file, novel) if Path(file).is_file() else None
         for file in record["captions"]
     }
     report.update(began_with=record["files"], unclear=unclear, clean=clean)
     return dict(report, captions=captions)
+
+
+def _named(file: str, novel: Sequence[str]) -> dict[str, int] | None:
+    try:
+        return named_in_captions(file, novel)
+    except (AttributeError, LookupError, TypeError, ValueError):  # of something else
+        return None
 
 
 def named_in_captions(file: str | Path, novel: Sequence[str]) -> dict[str, int]:
@@ -95,7 +111,8 @@ def named_in_captions(file: str | Path, novel: Sequence[str]) -> dict[str, int]:
             names |= dict.fromkeys((form, f"{form}s", f"{form}es", *plurals), name)
     # images of each class: one to three words in a row are a name
     images: dict[str, set[Any]] = {}
-    for annotation in load(str(file))["annotations"]:
+    # mmengine would unpickle a file that a checkpoint calls *.pkl
+    for annotation in load(str(file), file_format="json")["annotations"]:
         words = re.findall(r"[^\W_]+", annotation["caption"].lower())
         rows = (words[i : i + n] for n in (1, 2, 3) for i in range(len(words) - n + 1))
         for row in rows:

@@ -1,6 +1,7 @@
 """KDEOV: images and words in one object."""
 
 import copy
+import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from mmengine.structures import PixelData
 from PIL import Image
 from torch import Tensor
 
-from ..checkpoints import check_parts, load_model, read_checkpoint, read_config
+from ..checkpoints import load_model, own_config, read_checkpoint
 from ..datasets.segmentation import BACKGROUND
 from ..models import FoldedDetector, SegStudent, TextEmbeds
 from ..vocabulary import Asked, Vocabulary, Words, as_vocabulary
@@ -94,22 +95,26 @@ class KDEOV:
     def from_checkpoint(cls, checkpoint: str | Path, device: str = "cpu") -> "KDEOV":
         """Build from a checkpoint of ``tools/train.py`` alone, which holds its config.
 
-        The config is read as data and not run.
+        The config is read as data and not run, and a CLIP whose weights it names by a
+        tag is not downloaded.
 
         Raises:
             FileNotFoundError: there is no such checkpoint.
             ValueError: it is damaged, holds no config, one that cannot be read, or one
                 that names other parts than those of mm packages and this one.
         """
-        meta = read_checkpoint(checkpoint).get("meta")
-        config = read_config((meta or {}).get("cfg"), strict=True)
-        if not config or "model" not in config:
+        config = own_config(read_checkpoint(checkpoint), checkpoint)
+        try:
+            student = cls(load_model(config, checkpoint, device))
+        # of a config of ours the traceback would help its author; this one is a file
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{checkpoint} holds no config: use KDEOV.from_config(CONFIG, "
-                "CHECKPOINT)."
-            )
-        check_parts(config, checkpoint)
-        return cls(load_model(Config(config), checkpoint, device))
+                f"{checkpoint} holds a config that builds no model: {error}"
+            ) from error
+        for clip in (student.model.text_encoder, student.model.teacher):
+            if clip is not None:
+                clip.source = dataclasses.replace(clip.source, fetch=False)
+        return student
 
     @property
     def size(self) -> int:

@@ -1,6 +1,8 @@
 """The local page: what it answers, and what a browser shows of it."""
 
+import contextlib
 import importlib
+import json
 import os
 import re
 import shutil
@@ -271,18 +273,91 @@ def address(
     page.close()
 
 
-def test_large_files_and_files_that_were_not_uploaded_are_refused(
-    address: str, files: Path
+IMAGE = {"_type": "gradio.FileData"}
+NOT_GIVEN = [
+    dict(path=str(ROOT / "docs/demo.jpg")),
+    dict(path=str(ROOT / "docs/demo.jpg"), meta=IMAGE),
+    dict(path="https://example.org/a.png", meta=IMAGE),
+    dict(path="a\0.png"),
+    dict(path=3),
+    "a.png",
+    {},
+]
+BAD: dict[str, tuple[Any, int, str]] = {
+    **{f"file {i}": ([x, "a", 0.1], 400, "no image") for i, x in enumerate(NOT_GIVEN)},
+    "few": ([None], 400, "Expected 3 inputs, got 1"),
+    "many": ([None, "a", 0.1, 1], 400, "Expected 3 inputs, got 4"),
+    "number": ([None, 3, 0.1], 400, "Words: expected text"),
+    "list": ([None, ["a"], 0.1], 400, "Words: expected text"),
+    "text": ([None, "a", "b"], 400, "Threshold: expected a number"),
+    "nan": ('{"data": [null, "a", NaN]}', 400, "Threshold: expected a number"),
+    "no list": ({"a": 1}, 400, "a list of its inputs"),
+    "no dict": ("[]", 400, "a list of its inputs"),
+    "no json": ("{{{", 400, "this is none"),
+    "deep": ("[" * 99999, 400, "this is none"),
+    "long": ([None, "a" * 2**21, 0.1], 413, "too large"),
+}
+
+
+@pytest.mark.parametrize(("asked", "status", "said"), BAD.values(), ids=[*BAD])
+def test_a_bad_question_is_answered_with_a_sentence(
+    address: str,
+    asked: Any,
+    status: int,
+    said: str,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    api = f"{address}gradio_api"
-    large = {"files": ("large.png", bytes(11 * 2**20))}
-    assert httpx.post(f"{api}/upload", files=large).status_code == 413
-    other = dict(path=str(ROOT / "docs/demo.jpg"))
-    for meta in ({}, dict(meta={}), dict(meta={"_type": "gradio.FileData"})):
-        given = [{**other, **meta}, ASKED, 0.1]
-        asked = httpx.post(f"{api}/call/find", json=dict(data=given))
-        with httpx.stream("GET", f"{api}/call/find/{asked.json()['event_id']}") as said:
-            assert next(said.iter_lines()) == "event: error"
+    places = {"call/find": asked if isinstance(asked, str) else dict(data=asked)}
+    # as the page asks it
+    if isinstance(asked, list):
+        (index,) = (n for n, name in web_page(address).items() if name == "find")
+        places["queue/join"] = dict(data=asked, fn_index=index, session_hash="x")
+    for place, content in places.items():
+        body = content if isinstance(content, str) else json.dumps(content)
+        answer = httpx.post(f"{address}gradio_api/{place}", content=body)
+        assert answer.status_code == status and said in answer.json()["detail"]
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def web_page(address: str) -> dict[int, str]:
+    """The questions of the page by their numbers."""
+    config = httpx.get(f"{address}config").json()
+    return {d["id"]: d["api_name"] for d in config["dependencies"]}
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("call/nothing", 404),
+        ("call/v2/find", 404),
+        ("run/find", 404),
+        ("component_server", 404),
+        ("upload", 400),
+    ],
+)
+def test_other_requests_are_refused(
+    address: str, path: str, status: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    answer = httpx.post(f"{address}gradio_api/{path}", json=dict(data=[]))
+    assert answer.status_code == status
+    elsewhere = httpx.get(f"{address}gradio_api/file=https://example.org/a.png")
+    assert elsewhere.status_code == 403
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_uploads_have_a_limit_whatever_they_say_of_themselves(address: str) -> None:
+    url = f"{address}gradio_api/upload"
+    half = [("files", (f"{i}.png", bytes(6 * 2**20))) for i in range(2)]
+    assert httpx.post(url, files=half).status_code == 413
+
+    def chunks() -> Iterator[bytes]:
+        yield b"--x\r\nContent-Disposition: form-data; name=f; filename=a\r\n\r\n"
+        yield from (bytes(2**20) for _ in range(12))
+
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    # it may hang up on who still sends
+    with contextlib.suppress(httpx.TransportError):
+        assert httpx.post(url, content=chunks(), headers=kind).status_code == 413
 
 
 @pytest.mark.parametrize(
@@ -417,6 +492,24 @@ def test_a_browser_is_told_what_a_file_is_and_tries_an_example(
     names = [shapes.CLASSES[label] for label in scene.labels]
     expect(words).to_have_value(", ".join(names))
     assert {row[0] for row in rows_of(page)} <= {*names}
+
+
+def test_words_that_look_like_a_page_are_shown_as_text(
+    browser_page: Any, files: Path
+) -> None:
+    page, expect = browser_page, sync_api().expect
+    odd = "<img src=x onerror=document.title='owned'>"
+    script = "<script>document.title='owned'</script>"
+    page.locator("input[type=file]").first.set_input_files(files / "rgb.png")
+    page.locator("#image img").wait_for()
+    words = page.get_by_role("textbox", name="Words").first
+    words.fill(f"{odd}\n{script}\n<b>bold</b>")
+    words.press("Enter")
+    expect(page.get_by_label("Result").first).to_have_value(said(BOXES))
+    shown = {row[0] for row in rows_of(page)}
+    assert shown and shown <= {odd, script, "<b>bold</b>"}
+    expect(page).to_have_title("kdeov_mm: words in, boxes out")
+    assert page.locator("img[src=x]").count() == 0
 
 
 def test_a_browser_searches_a_folder(browser_page: Any, gallery: Path) -> None:

@@ -60,3 +60,15 @@ def test_what_a_killed_training_left_is_removed(tmp_path: Path) -> None:
     left.write_bytes(b"half")
     toy(tmp_path, steps=2).train()
     assert not left.exists() and state(tmp_path) == (["iter_2"], "iter_2")
+
+
+def test_a_checkpoint_names_no_files_of_others_for_removal(tmp_path: Path) -> None:
+    """mmengine removes the last best checkpoint, file or folder, for a better one."""
+    mine, theirs = tmp_path / "run/best_a_iter_1.pth", tmp_path / "precious/best_a.pth"
+    for path, kept in ((mine, True), (theirs, False), (tmp_path / "run", False)):
+        runner = toy(tmp_path / "run", steps=2)
+        info = runner.message_hub.runtime_info
+        info.update(best_ckpt=str(path), keep_ckpt_ids=[1, "x/../../precious", {}])
+        runner.train()
+        assert ("best_ckpt" in info) == kept
+        assert info["keep_ckpt_ids"] == [1, 2]

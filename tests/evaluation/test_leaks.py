@@ -1,6 +1,8 @@
 """Which novel classes had labels in what a checkpoint was trained on."""
 
 import json
+import os
+import pickle
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -335,3 +337,40 @@ def test_files_of_weights_are_found_wherever_they_stand() -> None:
     assert weight_files(dict(model=model)) == ["a.pth", "b.pth", "c.pth"]
     assert weight_files(dict(model={}, load_from="d.pth")) == ["d.pth"]
     assert weight_files({}) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"annotations": [3]}', None])
+def test_captions_that_a_checkpoint_names_are_read_as_json_alone(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    """Not as a pickle, whatever the file is called."""
+    file = tmp_path / "captions.pkl"
+    file.write_bytes(content if content is not None else pickle.dumps(Ran(tmp_path)))
+    cfg = dict(
+        model=dict(global_head=dict(contrast=dict(type="InfoNCE"))),
+        train_dataloader=dict(type="LoadCaptions", ann_file=str(file)),
+    )
+    report = leak_report(write(tmp_path / "a.pth", cfg=cfg), COCO_NOVEL)
+    assert report["captions"] == {str(file): None}
+    assert not (tmp_path / "ran").exists()
+
+
+class Ran:
+    """A pickle that makes a folder where it is read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.folder / "ran"),)
+
+
+def test_the_tool_says_what_is_no_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tool, config = load_tool("leaks"), str(ROOT / "configs/kdeov/kdeov_n_ovcoco.py")
+    (tmp_path / "a.pth").write_bytes(b"PK" * 40)
+    for name in ("a", "gone"):
+        with pytest.raises(SystemExit) as end:
+            tool.main([config, str(tmp_path / f"{name}.pth")])
+        assert end.value.code == 2 and f"{name}.pth" in capsys.readouterr().err
