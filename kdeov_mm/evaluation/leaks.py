@@ -18,7 +18,8 @@ from mmengine.fileio import load
 from mmengine.runner import CheckpointLoader
 from open_clip import IMAGENET_CLASSNAMES
 
-from ..checkpoints import read_config
+from ..border import items_of, taken_apart
+from ..checkpoints import read_checkpoint, read_config
 from ..vocabulary import clean_name
 
 # those of ImageNet are labels of images, all others boxes
@@ -61,12 +62,21 @@ def leak_report(
     Raises:
         ValueError: ``declared`` names a label set that is not known.
     """
-    if unknown := [name for name in declared or () if name not in LABEL_SETS]:
+    novel = items_of("class names", novel)
+    if not all(isinstance(name, str) for name in novel):
+        raise ValueError(f"expected a list of class names, got {novel!r:.80}")
+    declared = None if declared is None else items_of("label sets", declared)
+    if unknown := [n for n in declared or () if n not in [*LABEL_SETS]]:
         raise ValueError(f"label sets {unknown} are not known; known: {[*LABEL_SETS]}")
-    record = training_record(
+    # an address is mmengine's to fetch
+    content = (
         CheckpointLoader.load_checkpoint(str(checkpoint), map_location="cpu")
+        if "://" in str(checkpoint)
+        else read_checkpoint(checkpoint)
     )
-    leaks, unclear = _leaks(novel, record, "trained_on", declared)
+    with taken_apart(f"{checkpoint} says of its training what cannot be read"):
+        record = training_record(content)
+        leaks, unclear = _leaks(novel, record, "trained_on", declared)
     # a leak is certain; that there is none only where nothing is unclear
     clean = False if any(leaks.values()) else None if unclear else True
     report = dict(checkpoint=str(checkpoint), novel=len(novel), found=leaks)
@@ -95,12 +105,14 @@ def named_in_captions(file: str | Path, novel: Sequence[str]) -> dict[str, int]:
             names |= dict.fromkeys((form, f"{form}s", f"{form}es", *plurals), name)
     # images of each class: one to three words in a row are a name
     images: dict[str, set[Any]] = {}
-    for annotation in load(str(file))["annotations"]:
-        words = re.findall(r"[^\W_]+", annotation["caption"].lower())
-        rows = (words[i : i + n] for n in (1, 2, 3) for i in range(len(words) - n + 1))
-        for row in rows:
-            if (named := names.get("".join(row))) is not None:
-                images.setdefault(named, set()).add(annotation["image_id"])
+    with taken_apart(f"{file} holds no captions in COCO's format"):
+        for annotation in load(str(file))["annotations"]:
+            image = annotation["image_id"]
+            words = re.findall(r"[^\W_]+", annotation["caption"].lower())
+            starts = ((i, n) for n in (1, 2, 3) for i in range(len(words) - n + 1))
+            for i, n in starts:
+                if (named := names.get("".join(words[i : i + n]))) is not None:
+                    images.setdefault(named, set()).add(image)
     return {n: len(i) for n, i in sorted(images.items(), key=lambda x: -len(x[1]))}
 
 
