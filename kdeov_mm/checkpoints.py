@@ -146,7 +146,7 @@ def check_device(device: str | torch.device) -> None:
         torch.empty(0, device=known)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"device {device}: expected cpu, or a GPU of this machine such as cuda:0 "
+            f"--device {device}: expected cpu, or a GPU of this machine such as cuda:0 "
             f"({str(error).splitlines()[0][:120]})"
         ) from error
 

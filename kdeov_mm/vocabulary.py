@@ -85,8 +85,8 @@ def check_words(words: Iterable[str]) -> None:
             )
         if word.lower().endswith((*VOCABULARIES, *NO_WORDS)):
             raise ValueError(
-                f"{word!r:.80} is the name of a file, and no word: a vocabulary is one "
-                f"of {[*VOCABULARIES]}; Vocabulary.from_matrix reads .npy."
+                f"{word!r:.80} is a file of another format, no word: a vocabulary is "
+                f"one of {[*VOCABULARIES]}; Vocabulary.from_matrix reads .npy."
             )
 
 
@@ -123,7 +123,7 @@ class Vocabulary:
     def __post_init__(self) -> None:
         # frozen: the checked values are set once, here
         object.__setattr__(self, "names", _listed(self.names))
-        words = items_of("synonyms", self.words) or [(n,) for n in self.names]
+        words = items_of("lists of synonyms", self.words) or [(n,) for n in self.names]
         if len(words) != len(self.names):
             raise ValueError(
                 f"expected a list of words for each of {len(self.names)} names, got "

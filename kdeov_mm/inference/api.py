@@ -529,7 +529,7 @@ def normalisation(preprocessor: Any) -> dict[str, Any]:
 def _as_arrays(images: Any) -> list[np.ndarray]:
     """One image, a list, or a batch -> arrays (H, W, 3) uint8 RGB."""
     if isinstance(images, (np.ndarray, Tensor)):
-        images = images if images.ndim == 4 else [images]
+        images = [*images] if images.ndim == 4 else [images]
     elif isinstance(images, (str, Path, Image.Image)):
         images = [images]
     return [as_rgb(image) for image in items_of("images", images)]
