@@ -117,7 +117,7 @@ def check_resumable(path: str) -> None:
             "it is no checkpoint of tools/train.py"
         )
     missing = {"meta", "state_dict"} - {*content}
-    missing |= {"epoch", "iter"} - {*(content.get("meta") or {})}
+    missing = missing or {"epoch", "iter"} - {*(content["meta"] or {})}
     if missing or not isinstance(content["state_dict"], Mapping):
         raise ValueError(
             f"{path} has no {sorted(missing)}: it is no checkpoint to go on from; "
