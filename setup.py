@@ -28,6 +28,7 @@ ONNX = ["onnx", "onnxruntime", "onnxscript"]
 DEV = [
     "pytest",
     "pytest-xdist",
+    "hypothesis",
     "ruff",
     "mypy",
     "tensorboard",

@@ -19,6 +19,7 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from torch import Tensor, nn
 
+from .border import built, path_of, whole_number
 from .clip.source import CLIPSource
 from .files import BROKEN
 from .models.pretrained import take_pretrained
@@ -62,9 +63,9 @@ def load_model(
             is no such device.
     """
     check_device(device)
-    if not isinstance(config, Config):
-        config = Config.fromfile(config, lazy_import=False)
-    init_default_scope(config.get("default_scope", "mmdet"))
+    config = config_of(config)
+    with built("the config's default_scope"):
+        init_default_scope(config.get("default_scope", "mmdet"))
     if checkpoint is None:
         # random weights are what a wrong path would give, so they are announced
         print_log(
@@ -72,7 +73,7 @@ def load_model(
             "current",
             level=logging.WARNING,
         )
-        model = MODELS.build(config.model)
+        model = build_model(config)
         # a training would begin with these files; they may not be here
         for part in model.children():
             take_pretrained(part)
@@ -82,22 +83,83 @@ def load_model(
         return model.to(device).eval()
     content = read_checkpoint(checkpoint)
     # nothing is initialised: the checkpoint brings all weights
-    model = revert_sync_batchnorm(MODELS.build(config.model))
+    model = revert_sync_batchnorm(build_model(config))
     check_weights(model, content, checkpoint)
     _load_checkpoint_to_model(model, content)
-    model.dataset_meta = content.get("meta", {}).get("dataset_meta", {})
+    model.dataset_meta = (content.get("meta") or {}).get("dataset_meta", {})
     model.cfg = config
     return model.to(device).eval()
 
 
-def check_device(device: str) -> None:
+def config_of(config: str | Path | Config) -> Config:
+    """A config, or what its file says.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read: a config is Python, and may raise anything.
+    """
+    if isinstance(config, Config):
+        return config
+    if not path_of("a config", config).is_file():
+        raise FileNotFoundError(f"config {config} does not exist, or is no file")
+    try:
+        return Config.fromfile(config, lazy_import=False)
+    except (Exception, SystemExit) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"config {config} cannot be read: {why}") from error
+
+
+def check_loaders(config: Config, *needed: str) -> None:
+    """Refuse a config whose data loaders are none.
+
+    Args:
+        config: of a training or a test.
+        needed: loaders that it has to have, e.g. ``'test_dataloader'``.
+
+    Raises:
+        ValueError: a loader is missing, has no data set, or no batches.
+    """
+    for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        loader = config.get(name)
+        if loader is None and name not in needed:
+            continue
+        dataset = loader.get("dataset") if isinstance(loader, Mapping) else None
+        if not isinstance(dataset, Mapping) or "type" not in dataset:
+            raise ValueError(
+                f"expected {name} = dict(dataset=dict(type=...), ...), got "
+                f"{loader!r:.80}"
+            )
+        whole_number(f"{name}.batch_size", loader.get("batch_size", 1))
+
+
+def build_model(config: Config) -> Any:
+    """The model of a config.
+
+    Raises:
+        ValueError: the config has none, or one that cannot be built.
+    """
+    model = config.get("model")
+    if not isinstance(model, Mapping) or not isinstance(model.get("type"), str):
+        raise ValueError(
+            f"expected a config with model = dict(type=...), got {model!r:.80}"
+        )
+    with built("the config's model cannot be built"):
+        return MODELS.build(model)
+
+
+def check_device(device: str | torch.device) -> None:
     """Refuse a device that torch does not know, or that is not here.
 
     Raises:
         ValueError: it is none.
     """
     try:
-        torch.empty(0, device=device)
+        known = torch.device(device) if isinstance(device, str) else device
+        if not isinstance(known, torch.device):
+            raise RuntimeError("it is no name")
+        if known.type == "meta" or (known.type == "cpu" and known.index):
+            raise RuntimeError("nothing can be computed there")
+        torch.empty(0, device=known)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"--device {device}: expected cpu, or a GPU of this machine such as cuda:0 "
@@ -137,8 +199,9 @@ def check_weights(
         and not key.startswith(("distill.", "clip_proj."))
         and not key.endswith("num_batches_tracked")
     ]
-    other = [k for k in own if k in renamed and own[k].shape != renamed[k].shape]
-    broken = not_finite(held)
+    other = [k for k in own if k in renamed and not _alike(own[k], renamed[k])]
+    # those of another kind are no numbers either
+    broken = [] if other else not_finite(held)
     if missing or other:
         raise ValueError(
             f"{where} is of another model: {len(missing)} of the {len(own)} weights "
@@ -153,11 +216,21 @@ def check_weights(
         )
 
 
+def _alike(own: Tensor, other: Tensor) -> bool:
+    """Whether a tensor is a weight's: its shape, and numbers of its kind."""
+    dense = other.layout == torch.strided and not other.is_meta
+    kind = own.is_floating_point() == other.is_floating_point()
+    return own.shape == other.shape and dense and kind and not other.is_complex()
+
+
 def not_finite(state: Mapping[str, Any]) -> list[str]:
     """The names of a state dict's tensors with values that are no finite numbers."""
     tensors = {str(k): v for k, v in state.items() if isinstance(v, Tensor)}
-    floats = {k: v for k, v in tensors.items() if v.is_floating_point()}
-    return [key for key, value in floats.items() if not value.isfinite().all()]
+    return [
+        key
+        for key, value in tensors.items()
+        if value.is_meta or not value.to_dense().isfinite().all()
+    ]
 
 
 def _renamed(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -191,7 +264,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: there is no such checkpoint.
         ValueError: it is damaged, or something else.
     """
-    if not Path(path).is_file():
+    if not path_of("a checkpoint", path).is_file():
         raise FileNotFoundError(
             f"checkpoint {path} does not exist; train one with "
             "tools/train.py, or run `make demo`."
@@ -206,7 +279,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     except BROKEN as error:
         raise ValueError(f"{path} is no checkpoint, or damaged: {error}") from error
-    return content if isinstance(content, dict) else {}
+    content = content if isinstance(content, dict) else {}
+    meta = content.get("meta")
+    if not isinstance(meta, Mapping | None):
+        raise ValueError(
+            f"{path} is no checkpoint, or damaged: its meta is a {type(meta).__name__}"
+        )
+    return content
 
 
 def read_config(config: Any, strict: bool = False) -> dict[str, Any] | None:
@@ -228,10 +307,17 @@ def read_config(config: Any, strict: bool = False) -> dict[str, Any] | None:
     """
     if isinstance(config, Mapping):
         return dict(config)
-    try:
-        tree = ast.parse(str(config or ""))
-    except SyntaxError:
+    if not isinstance(config, str):
         return None
+    try:
+        return _read_text(config, strict)
+    except (MemoryError, RecursionError, SyntaxError, TypeError):
+        return None
+
+
+def _read_text(config: str, strict: bool) -> dict[str, Any] | None:
+    """A config's text as plain data."""
+    tree = ast.parse(config)
     reader = _Plain(strict)
     # a single expression: JSON, or the repr of a dictionary
     if len(tree.body) == 1 and isinstance(tree.body[0], ast.Expr):

@@ -18,6 +18,10 @@ BROKEN = (UnpicklingError, EOFError, LookupError, RuntimeError, ValueError)
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file atomically: it has all of its new content, or is as it was."""
+    if not path.parent.is_dir() or path.is_dir():
+        raise NotADirectoryError(
+            f"cannot write {path}: it is a folder, or {path.parent} is none"
+        )
     # two writers at once must not share a scratch file
     writer = f"{os.getpid()}-{threading.get_ident()}"
     scratch = path.with_name(f"{path.name}.{writer}.tmp")
@@ -64,6 +68,9 @@ def claim(manifest: Path, kind: str, settings: Mapping[str, Any], advice: str) -
         ValueError: it has other files, results of other settings, or is damaged.
     """
     folder = manifest.parent
+    nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"{folder}: {nearest} is a file, expected a folder")
     folder.mkdir(parents=True, exist_ok=True)
     # a folder of other things is left alone
     if not manifest.exists():
@@ -73,8 +80,8 @@ def claim(manifest: Path, kind: str, settings: Mapping[str, Any], advice: str) -
             )
         write_whole(manifest, json.dumps(settings, indent=1).encode())
     try:
-        held = json.loads(manifest.read_text())
-    except ValueError as error:
+        held = dict(json.loads(manifest.read_text()))
+    except (RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{manifest} is damaged ({error}): {advice}") from error
     if other := [key for key in settings if held.get(key) != settings[key]]:
         raise ValueError(

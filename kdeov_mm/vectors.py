@@ -105,6 +105,21 @@ def read_vectors(
     return file.tensors(), file.metadata
 
 
+def check_units(vectors: Any, number: int, where: str | Path) -> None:
+    """Refuse what are no vectors (number, D) of length 1.
+
+    Raises:
+        ValueError: another shape, no floats, no finite numbers, or another length.
+    """
+    good = isinstance(vectors, Tensor) and vectors.ndim == 2
+    good = good and len(vectors) == number and vectors.is_floating_point()
+    # float16 rounds, and NaN is not close either
+    if not good or not ((vectors.float().norm(dim=1) - 1).abs() < 0.01).all():
+        raise ValueError(
+            f"{where}: expected {number} vectors of length 1, of finite numbers"
+        )
+
+
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
     """SHA-256 of names, types, shapes and bytes."""
     content = {key: value for key, value in metadata.items() if key != "sha256"}

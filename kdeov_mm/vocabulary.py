@@ -6,6 +6,7 @@ A class is always a tuple of words; this is the only place that checks them.
 """
 
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .border import items_of, path_of, taken_apart, whole_number
 from .vectors import read_vectors, write_vectors
 
 GROUP_SUFFIX = "_classes"
@@ -33,8 +35,8 @@ NO_WORDS = (
     ".yml",
     ".xml",
 )
-# what reading a file of another format raises
-BROKEN = (ValueError, KeyError, TypeError, AttributeError)
+VOCABULARIES = (".txt", ".json", ".safetensors")
+MAX_WORD = 1000  # characters; a CLIP reads some 300
 # LVIS v1's own typing error, which CLIP would read
 _MISSPELT = {"speaker (stero equipment)": "speaker (stereo equipment)"}
 Words = tuple[str, ...]  # a class: its first word, then its synonyms
@@ -64,6 +66,28 @@ def clean_name(name: str) -> str:
     """``'aerosol_can'`` -> ``'aerosol can'``, as CLIP's captions write it."""
     words = " ".join(name.replace("_", " ").split())
     return _MISSPELT.get(words, words)
+
+
+def check_words(words: Iterable[str]) -> None:
+    """Refuse what no one can mean as words, and a CLIP would read all the same.
+
+    Raises:
+        ValueError: a word has nothing to be seen, control characters, half of a
+            character, or more than 1000; or it is the name of a file.
+    """
+    for word in words:
+        kinds = {unicodedata.category(letter) for letter in word[: MAX_WORD + 1]}
+        seen = any(kind[0] in "LN" or kind == "So" for kind in kinds)
+        if not seen or kinds & {"Cc", "Cs"} or len(word) > MAX_WORD:
+            raise ValueError(
+                f"expected words of letters, at most {MAX_WORD} characters each, got "
+                f"{word!r:.80}"
+            )
+        if word.lower().endswith((*VOCABULARIES, *NO_WORDS)):
+            raise ValueError(
+                f"{word!r:.80} is a file of another format, no word: a vocabulary is "
+                f"one of {[*VOCABULARIES]}; Vocabulary.from_matrix reads .npy."
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +123,8 @@ class Vocabulary:
     def __post_init__(self) -> None:
         # frozen: the checked values are set once, here
         object.__setattr__(self, "names", _listed(self.names))
-        words = self.words or tuple((n,) for n in self.names)
-        if isinstance(words, (str, Mapping)) or len(words) != len(self.names):
+        words = items_of("lists of synonyms", self.words) or [(n,) for n in self.names]
+        if len(words) != len(self.names):
             raise ValueError(
                 f"expected a list of words for each of {len(self.names)} names, got "
                 f"{len(words)} lists of synonyms"
@@ -108,18 +132,27 @@ class Vocabulary:
         # the name comes first, and no word twice
         cleaned = tuple(
             tuple(dict.fromkeys(map(clean_name, (name, *_listed(own, "words")))))
-            if own
+            if own not in (None, (), [])
             else (clean_name(name),)
             for name, own in zip(self.names, words)
         )
         object.__setattr__(self, "words", cleaned)
+        for what in ("groups", "vectors", "encoder"):
+            if not isinstance(getattr(self, what), Mapping):
+                raise ValueError(
+                    f"{what}: expected a dictionary, got {getattr(self, what)!r:.80}"
+                )
+        if not all(isinstance(v, str) for v in self.encoder.values()):
+            raise ValueError(f"expected an encoder of strings, got {self.encoder}")
         self._check_words()
         # a group names classes; some may be empty
         for group, members in self.groups.items():
-            if unknown := set(members) - {*self.names}:
+            own = items_of(f"names of the group {group!r}", members)
+            if not isinstance(group, str):
+                raise ValueError(f"a group has a name, got {group!r:.80}")
+            if unknown := [m for m in own if m not in self.names]:
                 raise ValueError(
-                    f"group {group!r} has names that are no classes: "
-                    f"{sorted(unknown)[:5]}"
+                    f"group {group!r} has names that are no classes: {unknown[:5]}"
                 )
 
     def _check_words(self) -> None:
@@ -128,6 +161,7 @@ class Vocabulary:
         # CLIP would embed an empty word, too
         if empty := [n for n, own in zip(self.names, self.words) if "" in own]:
             raise ValueError(f"classes with an empty word: {empty[:5]}")
+        check_words(word for own in self.words for word in own)
         # labels are matched by name, predictions by their first word
         for what, values in (("names", self.names), ("words", firsts)):
             if twice := [v for v, number in Counter(values).items() if number > 1]:
@@ -143,6 +177,8 @@ class Vocabulary:
 
     def _check_vectors(self) -> None:
         """Vectors have one size, are finite, and of length 1."""
+        if not all(isinstance(v, Tensor) for v in self.vectors.values()):
+            raise ValueError(f"expected tensors as vectors, got {self.vectors!r:.200}")
         sizes = {tuple(v.shape) for v in self.vectors.values()}
         if len(sizes) > 1 or any(len(size) != 1 for size in sizes):
             raise ValueError(f"vectors (D,) of one size are expected, got {sizes}")
@@ -165,7 +201,8 @@ class Vocabulary:
     @property
     def templates(self) -> tuple[str, ...]:
         """The prompts of the vectors; none where there are no vectors."""
-        return tuple(json.loads(self.encoder.get("templates", "[]")))
+        with taken_apart("the templates of the vocabulary's encoder"):
+            return tuple(json.loads(self.encoder.get("templates", "[]")))
 
     @property
     def metainfo(self) -> dict[str, Any]:
@@ -185,12 +222,18 @@ class Vocabulary:
         Raises:
             ValueError: there is no such group.
         """
-        if group not in self.groups:
+        if group not in [*self.groups]:
             raise ValueError(f"no group {group!r}; there are {[*self.groups]}")
         return self.select([self.names.index(n) for n in self.groups[group]])
 
     def select(self, indices: Sequence[int]) -> "Vocabulary":
-        """Some classes, in the given order."""
+        """Some classes, in the given order.
+
+        Raises:
+            ValueError: numbers of no classes.
+        """
+        indices = items_of("numbers of classes", indices)
+        indices = [whole_number("a class", i, 0, len(self) - 1) for i in indices]
         names = tuple(self.names[i] for i in indices)
         words = tuple(self.words[i] for i in indices)
         # groups lose other classes, vectors other words
@@ -210,15 +253,25 @@ class Vocabulary:
 
         LVIS's ``synonyms`` follow the name; its ``frequency`` makes the groups r, c,
         f, base (f and c) and novel (r).
+
+        Raises:
+            ValueError: no categories, or an id twice.
         """
-        chosen = sorted(categories, key=lambda c: c["id"])
-        names = tuple(c["name"] for c in chosen)
-        words = tuple((c["name"], *c.get("synonyms", ())) for c in chosen)
-        # COCO's have no frequency
-        if any(c.get("frequency") not in (*"fcr",) for c in chosen):
-            return cls(names, words)
-        frequency = {c["name"]: c["frequency"] for c in chosen}
-        return cls(names, words, frequency_groups(frequency))
+        every = items_of("categories", categories)
+        with taken_apart("these are no categories of COCO or LVIS"):
+            chosen = sorted(every, key=lambda c: whole_number("id", c["id"], 0))
+            if len({c["id"] for c in chosen}) < len(chosen):
+                raise ValueError("an id is there twice")
+            names = tuple(c["name"] for c in chosen)
+            words = tuple(
+                (c["name"], *items_of("synonyms", c.get("synonyms", ())))
+                for c in chosen
+            )
+            # COCO's have no frequency
+            if any(c.get("frequency") not in (*"fcr",) for c in chosen):
+                return cls(names, words)
+            frequency = {c["name"]: c["frequency"] for c in chosen}
+            return cls(names, words, frequency_groups(frequency))
 
     @classmethod
     def from_matrix(
@@ -243,8 +296,9 @@ class Vocabulary:
                 numbers or all zero, another order, another CLIP.
         """
         # shape and values
+        _check_encoder(encoder)
         rows = _rows(matrix)
-        vocabulary = names if isinstance(names, Vocabulary) else cls(tuple(names))
+        vocabulary = names if isinstance(names, Vocabulary) else cls(_listed(names))
         if rows.shape != (len(vocabulary), encoder.embed_dims):
             raise ValueError(
                 f"expected a matrix ({len(vocabulary)}, {encoder.embed_dims}): one row "
@@ -276,7 +330,7 @@ class Vocabulary:
         Raises:
             FileNotFoundError, ValueError: there is none, or it holds something else.
         """
-        path = Path(path)
+        path = path_of("a vocabulary", path)
         readers = {
             ".txt": cls._from_text,
             ".json": cls._from_json,
@@ -286,10 +340,8 @@ class Vocabulary:
             raise ValueError(f"a vocabulary is one of {[*readers]}, got {path}")
         if not path.is_file():
             raise FileNotFoundError(f"vocabulary {path} does not exist")
-        try:
+        with taken_apart(f"{path} holds no vocabulary"):
             return readers[path.suffix](path)
-        except BROKEN as error:
-            raise ValueError(f"{path} holds no vocabulary: {error}") from error
 
     @classmethod
     def _from_text(cls, path: Path) -> "Vocabulary":
@@ -309,20 +361,26 @@ class Vocabulary:
         if isinstance(content, dict):
             groups = {g: tuple(n) for g, n in content.get("groups", {}).items()}
             return cls(_listed(content["names"]), content.get("synonyms", ()), groups)
+        content = items_of("class names", content)
         if content and isinstance(content[0], dict):
             return cls.from_categories(content)
-        if isinstance(content, str):
-            raise ValueError(f"expected a list of class names, got {content!r}")
         # a list of classes, some with synonyms
-        words = [(own,) if isinstance(own, str) else tuple(own) for own in content]
+        words = [
+            (own,) if isinstance(own, str) else tuple(items_of("words", own))
+            for own in content
+        ]
         return cls(tuple(own[0] for own in words), tuple(words))
 
     @classmethod
     def _from_safetensors(cls, path: Path) -> "Vocabulary":
         tensors, content = read_vectors(path, "vocabulary")
+        if len(content["rows"]) != len(tensors["vectors"]):
+            raise ValueError(
+                f"{len(tensors['vectors'])} vectors of {len(content['rows'])} words"
+            )
         return cls(
-            tuple(content["names"]),
-            tuple(map(tuple, content["words"])),
+            _listed(content["names"]),
+            tuple(_listed(own, "words") for own in content["words"]),
             {g: tuple(n) for g, n in content["groups"].items()},
             dict(zip(content["rows"], tensors["vectors"])),
             content["encoder"],
@@ -336,6 +394,8 @@ class Vocabulary:
         """
         if not self.vectors:
             raise ValueError("no vectors to save: call embed(text_encoder) first")
+        if path_of("a vocabulary", path).suffix != ".safetensors":
+            raise ValueError(f"expected FILE.safetensors, got {path}")
         # rows: the word of each vector
         content = dict(
             names=self.names,
@@ -358,6 +418,7 @@ class Vocabulary:
             ValueError: its vectors were made by another CLIP or with other templates,
                 or further words cannot be embedded on this machine.
         """
+        _check_encoder(text_encoder)
         if self.vectors:
             text_encoder.check_vectors(self)
         # each word once, in the order of the classes
@@ -376,7 +437,14 @@ class Vocabulary:
         return F.normalize(torch.stack(means), dim=1)
 
     def neighbours(self, name: str, number: int = 5) -> list[tuple[str, float]]:
-        """The classes closest to one, with their cosine, closest first."""
+        """The classes closest to one, with their cosine, closest first.
+
+        Raises:
+            ValueError: there is no such class, or not even one is asked for.
+        """
+        number = whole_number("number", number)
+        if name not in self.names:
+            raise ValueError(f"no class {name!r}; there are {self.names!r:.80}")
         vectors = self.matrix()
         similar = vectors @ vectors[self.names.index(name)]
         # the class itself is below all others
@@ -407,23 +475,16 @@ def as_vocabulary(words: Asked | None) -> Vocabulary:
     if isinstance(words, Vocabulary):
         return words
     if isinstance(words, Path) or (
-        isinstance(words, str) and words.endswith((".txt", ".json", ".safetensors"))
+        isinstance(words, str) and "," not in words and words.endswith(VOCABULARIES)
     ):
         return Vocabulary.load(words)
-    # a file of another format is no word
-    one = isinstance(words, str) and "," not in words
-    if one and Path(str(words)).suffix.lower() in NO_WORDS:
-        raise ValueError(
-            f"{words} is a file of another format: a vocabulary is .txt, .json or "
-            ".safetensors; Vocabulary.from_matrix reads .npy."
-        )
     # classes without synonyms, as on a command line
     if isinstance(words, str):
         words = [word.strip() for word in words.split(",")]
     # what is neither a word nor some words is refused by name in Vocabulary
     every = [
-        (own,) if isinstance(own, str) or not isinstance(own, Iterable) else tuple(own)
-        for own in (() if words is None else words)
+        tuple(own) if isinstance(own, (list, tuple, np.ndarray)) else (own,)
+        for own in items_of("words", () if words is None else words)
     ]
     if not every or not all(every):
         raise ValueError(
@@ -465,19 +526,36 @@ def asked_groups(metainfo: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 def _rows(matrix: Any) -> Tensor:
     """A matrix of any float type, or a ``.npy`` file of one, as float32."""
     if isinstance(matrix, (str, Path)):
-        if Path(matrix).suffix != ".npy":
+        path = path_of("a matrix", matrix)
+        if path.suffix != ".npy":
             raise ValueError(f"a matrix is an array or a .npy file, got {matrix}")
-        matrix = np.load(matrix)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist, or is no file")
+        try:
+            matrix = np.load(path)
+        except (EOFError, ValueError) as error:
+            raise ValueError(f"{path} holds no matrix of numbers: {error}") from error
     # bfloat16 is unknown to numpy; other byte orders and strides are unknown to torch
-    if isinstance(matrix, Tensor):
-        return matrix.detach().float().cpu()
-    return torch.from_numpy(np.array(matrix, np.float32))
+    with taken_apart("expected a matrix of numbers"):
+        if isinstance(matrix, Tensor):
+            if matrix.is_complex() or matrix.layout != torch.strided:
+                raise ValueError(f"got {matrix.dtype}, {matrix.layout}")
+            return matrix.detach().float().cpu()
+        return torch.from_numpy(np.array(matrix, np.float32))
+
+
+def _check_encoder(encoder: Any) -> None:
+    if not callable(encoder) or not hasattr(type(encoder), "check_vectors"):
+        raise ValueError(
+            "expected a text encoder, e.g. the `text_encoder` of a student, got a "
+            f"{type(encoder).__name__}"
+        )
 
 
 def _listed(names: Any, what: str = "class names") -> tuple[str, ...]:
     """Strings as a tuple; a single string is a mistake."""
     # numpy's strings become Python's, so that JSON can hold them
-    found = () if isinstance(names, (str, Mapping)) else tuple(names)
+    found = items_of(what, names)
     if not found or not all(isinstance(name, str) for name in found):
         raise ValueError(f"expected a list of {what}, got {names!r:.80}")
     return tuple(str(name) for name in found)

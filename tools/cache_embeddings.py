@@ -12,10 +12,9 @@ killed run continues where it stopped; damaged files are found and made again.
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from mmengine.config import Config
-
+from kdeov_mm.border import given_path
+from kdeov_mm.checkpoints import config_of
 from kdeov_mm.engine.fill_store import fill_store
 
 
@@ -25,10 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("config", help="training config")
     parser.add_argument(
-        "--store", type=Path, help="folder (default: the config's model.teacher.store)"
+        "--store",
+        type=given_path,
+        help="folder (default: the config's model.teacher.store)",
     )
     parser.add_argument(
-        "--proposals", type=Path, help="a student's checkpoint, for 'stored' boxes"
+        "--proposals",
+        type=given_path,
+        help="a student's checkpoint, for 'stored' boxes",
     )
     parser.add_argument("--dense", action="store_true", help="dense maps too")
     parser.add_argument("--shard-size", type=int, default=256, help="images in a file")
@@ -38,9 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--shard-size needs at least one image")
     # a StoreMismatch is a ValueError
     try:
-        cfg = Config.fromfile(args.config, lazy_import=False)
-        fill_store(cfg, args.store, args.proposals, args.dense, args.shard_size)
-    except (OSError, TypeError, ValueError) as error:
+        fill_store(
+            config_of(args.config),
+            args.store,
+            args.proposals,
+            args.dense,
+            args.shard_size,
+        )
+    except (ImportError, OSError, ValueError) as error:
         print(f"{args.config}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -30,8 +30,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
+from kdeov_mm.border import ODD, given_path
 from kdeov_mm.checkpoints import check_device
 from kdeov_mm.files import claim, locked, write_whole
 from kdeov_mm.inference.drawing import Drawings
@@ -59,15 +61,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint", type=given_path)
     parser.add_argument(
         "inputs", nargs="+", help="files, folders with their subfolders, globs"
     )
     parser.add_argument(
         "--words", required=True, help='"red ring, blue star", or a file of words'
     )
-    parser.add_argument("--config", help="default: the one in the checkpoint")
-    parser.add_argument("--out", type=Path, default=OUT, help="default: %(default)s")
+    parser.add_argument(
+        "--config", type=given_path, help="default: the one in the checkpoint"
+    )
+    parser.add_argument(
+        "--out", type=given_path, default=OUT, help="default: %(default)s"
+    )
     parser.add_argument(
         "--threshold", type=float, default=0.3, help="least score (default: 0.3)"
     )
@@ -166,7 +172,7 @@ def settings(args: argparse.Namespace, vocabulary: Vocabulary) -> dict[str, Any]
     )
     return {
         "checkpoint": sha256(args.checkpoint.read_bytes()),
-        "config": args.config and sha256(Path(args.config).read_bytes()),
+        "config": args.config and sha256(args.config.read_bytes()),
         "words": [list(own) for own in vocabulary.words],
         "vectors of the words": vectors,
         "threshold": args.threshold,
@@ -214,9 +220,12 @@ def read_part(out: Path, source: ImageSource) -> dict[str, Any] | None:
     try:
         # a part of a file that changed is not its result any more
         part = json.loads(part_file(out, source).read_text())
-    except (FileNotFoundError, ValueError):  # not done, or damaged
+        boxes = join_coco(part["records"], [])["annotations"]
+        corners = [number for box in boxes for number in box["bbox"]]
+        whole = len(corners) == 4 * len(boxes) and np.isfinite(corners).all()
+        return part if whole and part["stamp"] == stamp(source) else None
+    except (FileNotFoundError, *ODD):  # not done, or damaged
         return None
-    return part if part["stamp"] == stamp(source) else None
 
 
 def process(

@@ -11,13 +11,18 @@ cause and the fix. What a config does on purpose it can accept:
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
-from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import set_random_seed
 
+from kdeov_mm.border import taken_apart
+from kdeov_mm.checkpoints import check_loaders, config_of
 from kdeov_mm.engine.doctor import ADVICE, Finding, examine
+
+
+def as_dict(model: Any) -> dict[str, Any]:
+    return model if isinstance(model, dict) else {}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,13 +34,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.batches < 1:
         parser.error("--batches needs at least one")
-    if not Path(args.config).is_file():
-        parser.error(f"{args.config} does not exist")
     # other configs are not wrong: they are none for the doctor
-    cfg = Config.fromfile(args.config, lazy_import=False)
-    if not cfg.get("train_dataloader"):
-        parser.error(f"{args.config} has no train_dataloader")
-    if not {"bbox_head", "roi_head"} & set(cfg.model):
+    try:
+        cfg = config_of(args.config)
+        if not cfg.get("train_dataloader"):
+            parser.error(f"{args.config} has no train_dataloader")
+        check_loaders(cfg, "train_dataloader")
+        with taken_apart("doctor = dict(accept=[...]) is expected"):
+            accepted = set(cfg.get("doctor", {}).get("accept", ()))
+    except (OSError, ValueError) as error:
+        parser.error(f"{args.config}: {error}")
+    if not {"bbox_head", "roi_head"} & {*as_dict(cfg.get("model"))}:
         parser.error(f"{args.config} has no head of boxes: only detectors are examined")
 
     set_random_seed(0)  # of the pipeline, too: the same report each time
@@ -49,7 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print(seen)
 
-    accepted = set(cfg.get("doctor", {}).get("accept", ()))
     for finding in findings:
         mark = "accepted by the config" if finding.name in accepted else "WRONG"
         print(f"\n{mark}: {finding.name}\n  {finding.what}")

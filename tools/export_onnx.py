@@ -12,11 +12,12 @@ docs/onnx_client.py runs both with numpy and onnxruntime alone; docs/onnx.md exp
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import kdeov_mm  # isort: skip  # noqa: F401  (compat comes before mmdet)
 
 from kdeov_mm import KDEOV
+from kdeov_mm.border import given_path, whole_number
+from kdeov_mm.inference.api import MAX_SIDE
 from kdeov_mm.inference.export import export_onnx
 from kdeov_mm.inference.export_masks import export_masks
 from kdeov_mm.models import KDEOVDetector, SegStudent
@@ -28,8 +29,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", help="of tools/train.py")
-    parser.add_argument("out", type=Path, help="file to write, *.onnx")
-    parser.add_argument("--config", help="where the checkpoint holds none")
+    parser.add_argument("out", type=given_path, help="file to write, *.onnx")
+    parser.add_argument(
+        "--config", type=given_path, help="where the checkpoint holds none"
+    )
     parser.add_argument(
         "--words",
         help='to fold in: "a, b, c", or a vocabulary (.txt, .json, .safetensors)',
@@ -41,7 +44,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--save-words",
-        type=Path,
+        type=given_path,
         metavar="FILE.safetensors",
         help="with --vocabulary-input: write the vectors of --words here",
     )
@@ -61,8 +64,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             "--save-words FILE.safetensors, which writes their vectors for it"
         )
     # what would fail after minutes fails now
-    if args.size is not None and args.size < 1:
-        parser.error(f"--size is at least 1, got {args.size}")
+    if args.size is not None:
+        try:
+            whole_number("--size", args.size, most=MAX_SIDE)
+        except ValueError as error:
+            parser.error(str(error))
     if args.save_words and not args.save_words.parent.is_dir():
         parser.error(f"{args.save_words}: expected a folder that exists")
     if args.out.suffix != ".onnx" or not args.out.parent.is_dir():

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import kdeov_mm  # isort: skip  # noqa: F401  (compat comes before mmdet)
 
 from mmdet.registry import DATASETS
-from mmengine.config import Config
 
+from kdeov_mm.border import built
+from kdeov_mm.checkpoints import check_loaders, config_of
 from kdeov_mm.evaluation import LABEL_SETS, describe_leaks, leak_report
 from kdeov_mm.vocabulary import asked_groups
 
@@ -32,15 +33,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="label sets of the weights it began with (default: what its config says)",
     )
     args = parser.parse_args(argv)
-    data = Config.fromfile(args.config, lazy_import=False).test_dataloader.dataset
-    # only the metainfo is needed: no images, no annotations
-    data = dict(data, lazy_init=True, pipeline=[])
-    novel = asked_groups(DATASETS.build(data).metainfo).get("novel")
-    if not novel:
-        parser.error(f"the test data of {args.config} name no novel classes")
     try:
+        cfg = config_of(args.config)
+        check_loaders(cfg, "test_dataloader")
+        # only the metainfo is needed: no images, no annotations
+        data = dict(cfg.test_dataloader.dataset, lazy_init=True, pipeline=[])
+        with built("the config's test data cannot be built"):
+            novel = asked_groups(DATASETS.build(data).metainfo).get("novel")
+        if not novel:
+            parser.error(f"the test data of {args.config} name no novel classes")
         report = leak_report(args.checkpoint, novel, args.pretraining)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         parser.error(str(error))
     print(describe_leaks(report))
     # None: its training is not known

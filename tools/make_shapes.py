@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from kdeov_mm.border import given_path
 from kdeov_mm.datasets.shapes import WORLDS
 from kdeov_mm.datasets.shapes_files import write_world
 
@@ -24,7 +25,7 @@ def main() -> int:
     )
     parser.add_argument(
         "--root",
-        type=Path,
+        type=given_path,
         help="folder of the world (default: data/shapes, data/shapes_1203)",
     )
     parser.add_argument("--seed", type=int, default=0)

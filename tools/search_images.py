@@ -19,6 +19,8 @@ from tqdm import tqdm
 
 from kdeov_mm import KDEOV
 from kdeov_mm.apps.search import ImageIndex, contact_sheet
+from kdeov_mm.border import given_path
+from kdeov_mm.inference.drawing import IMAGE_SUFFIXES
 
 CHECKPOINT = Path("work_dirs/kdeov_n_shapes_joint/iter_800.pth")
 
@@ -28,19 +30,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("words", nargs="*", help="what to look for, one or several")
-    parser.add_argument("folder", type=Path, help="of images, with its subfolders")
+    parser.add_argument(
+        "folder", type=given_path, help="of images, with its subfolders"
+    )
     parser.add_argument(
         "--checkpoint",
-        type=Path,
+        type=given_path,
         default=CHECKPOINT,
         help="a model with a global head (default: %(default)s)",
     )
-    parser.add_argument("--config", help="default: the one in the checkpoint")
-    parser.add_argument("--index", type=Path, help="default: below work_dirs/search")
+    parser.add_argument(
+        "--config", type=given_path, help="default: the one in the checkpoint"
+    )
+    parser.add_argument(
+        "--index", type=given_path, help="default: below work_dirs/search"
+    )
     parser.add_argument("--top", type=int, default=12, help="hits (default: 12)")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=given_path,
         default=Path("work_dirs/search/hits.png"),
         help="default: %(default)s",
     )
@@ -52,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # both need something to look for
     if args.top < 1:
         parser.error("--top is at least 1")
+    if args.out.suffix.lower() not in IMAGE_SUFFIXES or args.out.is_dir():
+        parser.error(f"--out {args.out}: expected a file, one of {IMAGE_SUFFIXES}")
     if not args.words and not args.interactive:
         parser.error('say what to look for: search_images.py "red ring" FOLDER')
     try:

@@ -29,6 +29,7 @@ from mmdet.visualization import get_palette
 from tqdm import tqdm
 
 from kdeov_mm import KDEOV
+from kdeov_mm.border import given_path
 from kdeov_mm.files import write_whole
 from kdeov_mm.inference.drawing import Drawings, draw_labels
 from kdeov_mm.inference.results import Result
@@ -40,15 +41,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint", type=given_path)
     parser.add_argument(
         "inputs", nargs="+", help="files, folders with their subfolders, globs"
     )
     parser.add_argument(
         "--words", required=True, help='"red ring, blue star", or a file of words'
     )
-    parser.add_argument("--config", help="default: the one in the checkpoint")
-    parser.add_argument("--out", type=Path, default=Path("work_dirs/segment"))
+    parser.add_argument(
+        "--config", type=given_path, help="default: the one in the checkpoint"
+    )
+    parser.add_argument("--out", type=given_path, default=Path("work_dirs/segment"))
     parser.add_argument(
         "--threshold", type=float, default=0.0, help="least share of a pixel's word"
     )

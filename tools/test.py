@@ -20,7 +20,13 @@ from mmengine.fileio import dump
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from kdeov_mm.checkpoints import check_weights, read_checkpoint
+from kdeov_mm.border import built, sentences
+from kdeov_mm.checkpoints import (
+    check_loaders,
+    check_weights,
+    config_of,
+    read_checkpoint,
+)
 from kdeov_mm.evaluation import describe_leaks, leak_report
 from kdeov_mm.vocabulary import asked_groups
 
@@ -58,10 +64,24 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     args = parse_args(argv)
-    cfg = Config.fromfile(args.config, lazy_import=False)
+    with sentences("test.py"):
+        runner = make_runner(args)
+    figures = runner.test()
+    # an ONNX file does not tell what it was trained on
+    if not args.checkpoint.endswith(".onnx"):
+        report_leaks(runner, args.checkpoint)
+    return figures
+
+
+def make_runner(args: argparse.Namespace) -> Runner:
+    """A runner of the test, with a model whose weights are the checkpoint's."""
+    cfg = config_of(args.config)
+    with built("--cfg-options"):
+        cfg.merge_from_dict(args.cfg_options or {})
+    if not isinstance(cfg.get("model"), dict):
+        raise ValueError(f"{args.config} has no model")
+    check_loaders(cfg, "test_dataloader")
     cfg.launcher = args.launcher
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
     # the folder: of the command line, of the config, or named after it
     cfg.work_dir = (
         args.work_dir
@@ -85,17 +105,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     cfg.load_from = None if is_onnx else args.checkpoint
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
-    write_figures(cfg)
-    runner = Runner.from_cfg(cfg)
+    with built("the config cannot be built"):
+        write_figures(cfg)
+        runner = Runner.from_cfg(cfg)
+        evaluator = runner.test_loop.evaluator
     if not is_onnx:
         refuse_other_weights(runner, args.checkpoint)
     if args.out:
-        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
-    figures = runner.test()
-    # an ONNX file does not tell what it was trained on
-    if not is_onnx:
-        report_leaks(runner, args.checkpoint)
-    return figures
+        evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+    return runner
 
 
 def refuse_other_weights(runner: Runner, checkpoint: str) -> None:
@@ -103,10 +121,7 @@ def refuse_other_weights(runner: Runner, checkpoint: str) -> None:
     if "://" in checkpoint:  # mmengine's to fetch
         return
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    try:
-        check_weights(model, read_checkpoint(checkpoint), checkpoint)
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f"test.py: {error}") from error
+    check_weights(model, read_checkpoint(checkpoint), checkpoint)
 
 
 def write_figures(cfg: Config) -> None:

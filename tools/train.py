@@ -3,15 +3,23 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 import kdeov_mm  # noqa: F401  (registers modules, applies compat)
-from kdeov_mm.checkpoints import not_finite, read_checkpoint
+from kdeov_mm.border import built, path_of, sentences
+from kdeov_mm.checkpoints import (
+    check_loaders,
+    check_weights,
+    config_of,
+    not_finite,
+    read_checkpoint,
+)
 from kdeov_mm.engine.heartbeat import HeartbeatHook
 from kdeov_mm.files import locked
 
@@ -109,7 +117,9 @@ def check_resumable(path: str) -> None:
             f"{path} has a config in its meta['config'], which mmengine runs as code: "
             "it is no checkpoint of tools/train.py"
         )
-    if missing := {"meta", "state_dict"} - {*content}:
+    missing = {"meta", "state_dict"} - {*content}
+    missing = missing or {"epoch", "iter"} - {*(content["meta"] or {})}
+    if missing or not isinstance(content["state_dict"], Mapping):
         raise ValueError(
             f"{path} has no {sorted(missing)}: it is no checkpoint to go on from; "
             "load_from=CKPT begins anew with its weights"
@@ -120,10 +130,15 @@ def check_resumable(path: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    cfg = Config.fromfile(args.config, lazy_import=False)
+    with sentences("train.py"):
+        cfg = config_of(args.config)
+        with built("--cfg-options"):
+            cfg.merge_from_dict(args.cfg_options or {})
+        check_loaders(cfg, "train_dataloader")
+        weights = cfg.get("load_from")
+        if weights and "://" not in str(weights):  # mmengine's to fetch
+            read_checkpoint(weights)
     cfg.launcher = args.launcher
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
     # the folder: of the command line, of the config, or named after it
     cfg.work_dir = (
         args.work_dir
@@ -141,14 +156,15 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "auto_scale_lr.base_batch_size; add it to the config"
             )
         cfg.auto_scale_lr.enable = True
-    if args.resume:
+    if args.resume is not None:
         checkpoint = resume_from(args.resume, Path(cfg.work_dir))
         # without one, the training begins as the config says, load_from included
         if checkpoint is not None:
             cfg.resume, cfg.load_from = True, checkpoint
     # one training at a time in a folder; of several processes the first speaks for all
-    folder = Path(cfg.work_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    with sentences("train.py"):
+        folder = path_of("--work-dir", cfg.work_dir)
+        folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         if rank() == 0:
             try:
@@ -159,11 +175,26 @@ def main(argv: Sequence[str] | None = None) -> None:
                     "it, or name another --work-dir."
                 ) from error
         try:
-            runner = Runner.from_cfg(cfg)
+            with sentences("train.py"):
+                runner = make_runner(cfg)
             runner.register_hook(HeartbeatHook())
             runner.train()
         except FloatingPointError as error:
             raise SystemExit(f"train.py: {error}") from error
+
+
+def make_runner(cfg: Config) -> Runner:
+    """A runner with its data and its optimizer, as the training begins with them."""
+    with built("the config cannot be built"):
+        runner = Runner.from_cfg(cfg)
+        # in the order of Runner.train
+        assert runner.train_loop is not None
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    # what is resumed is of this model
+    if cfg.get("resume") and "://" not in str(cfg.load_from):
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        check_weights(model, read_checkpoint(cfg.load_from), cfg.load_from)
+    return runner
 
 
 def rank() -> int:

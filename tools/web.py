@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdeov_mm import KDEOV
+from kdeov_mm.border import given_path
 
 WORK_DIRS = (Path("work_dirs/kdeov_n_shapes_joint"), Path("work_dirs/demo"))
 IMAGES = Path("data/shapes/images/val")
@@ -25,13 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "checkpoint",
         nargs="?",
-        type=Path,
+        type=given_path,
         help="default: the newest of work_dirs/kdeov_n_shapes_joint, else of\n"
         "work_dirs/demo",
     )
     parser.add_argument(
         "--images",
-        type=Path,
+        type=given_path,
         help=f"folder to search (default: {IMAGES}, else the examples)",
     )
     parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")

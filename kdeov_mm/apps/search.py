@@ -14,10 +14,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..border import items_of, path_of, taken_apart, whole_number
 from ..files import claim, locked
 from ..inference.api import KDEOV, normalisation
 from ..inference.images import image_files, in_batches, read_image
-from ..vectors import read_vectors, write_vectors
+from ..vectors import check_units, read_vectors, write_vectors
+from ..vocabulary import check_words
 
 SHARD = 256  # images between two writes: what a killed run loses, at most
 KIND = "image index"  # of files of vectors
@@ -74,14 +76,16 @@ class ImageIndex:
     ) -> None:
         self.faiss = _faiss()
         self.model = model
-        self.folder = Path(folder).resolve()
+        if not isinstance(model, KDEOV):
+            raise ValueError(f"expected a KDEOV, got a {type(model).__name__}")
+        self.folder = path_of("a folder of images", folder).resolve()
         if not self.folder.is_dir():
             raise NotADirectoryError(f"{folder} is no folder of images")
         # a place for each folder and student, which its head names
         metadata = dict(folder=str(self.folder), student=_student_hash(model))
         key = hashlib.sha256(json.dumps(metadata).encode()).hexdigest()[:12]
         default = Path("work_dirs/search") / f"{self.folder.name}-{key}"
-        self.store = Path(store) if store else default
+        self.store = default if store is None else path_of("a store", store)
         advice = "name another place, or delete it."
         claim(self.store / "index.json", "index", metadata, advice)
         self.entries = self._stored()
@@ -224,15 +228,27 @@ class ImageIndex:
                 f"no image of {self.folder} is in the index: the folder has none that "
                 "can be read, or update() was not called"
             )
-        encoder = self.model.model.text_encoder
-        vector = encoder([words])[0] if isinstance(words, str) else words
+        top = whole_number("top", top)
         names, index = self._search
+        vector = self._vector(words, index.d)
         query = vector.detach().cpu().float().numpy()[None]  # (D,) -> (1, D)
-        scores, rows = index.search(query, min(max(top, 1), len(names)))
+        scores, rows = index.search(query, min(top, len(names)))
         return [
             Hit(self.folder / names[row], float(score))
             for score, row in zip(scores[0], rows[0])
         ]
+
+    def _vector(self, words: str | Tensor, dims: int) -> Tensor:
+        """What is looked for as a vector (D,)."""
+        if isinstance(words, str):
+            check_words([words])
+            return self.model.model.text_encoder([words])[0]
+        good = isinstance(words, Tensor) and words.is_floating_point()
+        if not good or words.shape != (dims,) or not 0 < words.norm() < float("inf"):
+            raise ValueError(
+                f"expected words, or a vector ({dims},) of them, got {words!r:.80}"
+            )
+        return words
 
 
 def contact_sheet(
@@ -295,10 +311,17 @@ def _read_part(path: Path) -> dict[str, Entry]:
         raise ValueError(
             f"{path} is damaged ({error}): delete it, and its images are embedded anew."
         ) from error
-    vectors = dict(zip(metadata["names"], tensors["vectors"].numpy()))
-    return {
-        name: Entry(
-            (stamp[0], stamp[1]), vectors.get(name), metadata["errors"].get(name)
-        )
-        for name, stamp in metadata["stamps"].items()
-    }
+    with taken_apart(f"{path} is damaged, delete it, and its images are embedded anew"):
+        # of no readable image there is no vector, and no dimension
+        names = items_of("names", metadata["names"])
+        if names:
+            check_units(tensors["vectors"], len(names), path)
+        vectors = dict(zip(names, tensors["vectors"].numpy()))
+        entries = {
+            name: Entry((stamp[0], stamp[1]), vectors.get(name), errors.get(name))
+            for errors in [dict(metadata["errors"])]
+            for name, stamp in metadata["stamps"].items()
+        }
+        if {*vectors} != {n for n, e in entries.items() if e.error is None}:
+            raise ValueError("its names, stamps and errors are not of the same images")
+        return entries

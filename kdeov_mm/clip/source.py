@@ -14,6 +14,8 @@ from huggingface_hub import try_to_load_from_cache
 from mmengine.logging import print_log
 from torch import nn
 
+from ..border import taken_apart
+
 TEACHERS = {  # the tiny CLIPs of the built-in worlds of 360 and 1203 classes
     "shapes": Path(__file__).parent / "shapes_teacher",
     "shapes-1203": Path(__file__).parent / "shapes_1203_teacher",
@@ -64,6 +66,11 @@ class CLIPSource:
         Raises:
             ValueError: there is no such CLIP.
         """
+        if not isinstance(name, str) or not isinstance(pretrained, str | None):
+            raise ValueError(
+                f"a CLIP and its weights are names, got {name!r:.80} and "
+                f"{pretrained!r:.80}"
+            )
         source = cls(OPENAI.get(name, name))
         if source.folder is not None:
             return source
@@ -73,7 +80,15 @@ class CLIPSource:
                 "need no download, a name of open_clip.list_models(), or "
                 f"'local-dir:FOLDER'; got {name!r}"
             )
-        return cls(source.model, pretrained or RANDOM)
+        weights = RANDOM if pretrained is None else pretrained
+        known = Path(weights).is_file() or weights == RANDOM
+        if not known and not open_clip.get_pretrained_cfg(source.model, weights):
+            raise ValueError(
+                f"CLIP '{source.model}': pretrained={weights!r} is neither a file nor "
+                "one of the tags "
+                f"{open_clip.list_pretrained_tags_by_model(source.model)}"
+            )
+        return cls(source.model, weights)
 
     @property
     def folder(self) -> Path | None:
@@ -196,7 +211,11 @@ class CLIPSource:
     def _folder_config(self) -> dict[str, Any]:
         folder = self.folder or Path()
         # open_clip's own file: model_cfg and preprocess_cfg
-        return json.loads((folder / "open_clip_config.json").read_text())
+        path = folder / "open_clip_config.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"the CLIP's folder has no {path}")
+        with taken_apart(f"{path} is no config of open_clip"):
+            return dict(json.loads(path.read_text()))
 
     def weights_hash(self) -> str:
         """SHA-256 of the weights file, hexadecimal; of random ones, of their name."""

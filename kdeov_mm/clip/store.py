@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..border import path_of, whole_number
 from ..files import write_whole
 from ..vectors import VectorFile, write_vectors
 
@@ -62,7 +63,7 @@ class EmbeddingStore:
     def __init__(
         self, folder: str | Path, manifest: Mapping[str, Any] | None = None
     ) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = path_of("a store", folder).expanduser()
         path = self.folder / "store.json"
         # a manifest begins a store where there is none
         if not path.is_file():
@@ -74,8 +75,8 @@ class EmbeddingStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(path, json.dumps(manifest, indent=1).encode())
         try:
-            self.manifest: dict[str, Any] = json.loads(path.read_text())
-        except ValueError as error:
+            self.manifest: dict[str, Any] = dict(json.loads(path.read_text()))
+        except (RecursionError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path} is damaged ({error}): delete the store, and make it again."
             ) from error
@@ -100,7 +101,9 @@ class EmbeddingStore:
     @property
     def num_shards(self) -> int:
         """Shards of a finished store."""
-        return -(-self.manifest["images"] // self.manifest["shard_size"])
+        found = (self.manifest.get(key) for key in ("images", "shard_size"))
+        images, size = (whole_number(f"{self.folder}: its number", n) for n in found)
+        return -(-images // size)
 
     def shard_file(self, number: int) -> Path:
         """Where a shard is, or will be."""

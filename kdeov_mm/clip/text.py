@@ -15,14 +15,30 @@ from mmdet.registry import MODELS
 from mmengine.logging import print_log
 from torch import Tensor
 
+from ..border import items_of
 from ..vectors import read_vectors, write_vectors
 from ..vocabulary import Vocabulary, clean_name
 from .packing import is_causal, packed, sentence_layout
 from .source import CLIPSource
 
+MAX_SENTENCE = 10_000  # characters; what follows is beyond any CLIP's context
 CHUNK = 256  # sentences that pass a tower at once
 ROWS = 96  # tokens of words that pass it at once, at least
 DEFAULT_TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}")
+
+
+def sentences_of(texts: Any) -> list[str]:
+    """Sentences that can be tokenized.
+
+    Raises:
+        ValueError: no list of strings, none at all, or halves of characters.
+    """
+    sentences = items_of("sentences", texts)
+    if not sentences or not all(isinstance(s, str) for s in sentences):
+        raise ValueError(f"expected a list of sentences, got {texts!r:.200}")
+    if any("\ud800" <= letter <= "\udfff" for s in sentences for letter in s):
+        raise ValueError(f"a sentence has half of a character: {texts!r:.200}")
+    return [s[:MAX_SENTENCE] for s in sentences]
 
 
 @MODELS.register_module()
@@ -79,6 +95,12 @@ class CLIPTextEncoder:
         """Raise ValueError if another CLIP or other templates made the vectors."""
         theirs, mine = vocabulary.encoder, self.made_by
         # hashes tell exactly; without weights on this machine, names have to do
+        sizes = {len(v) for v in vocabulary.vectors.values()} - {self.embed_dims}
+        if sizes:
+            raise ValueError(
+                f"the vectors of the vocabulary have {sizes} dimensions, those of CLIP "
+                f"'{self.source.model}' {self.embed_dims}"
+            )
         keys = {"model", "pretrained", "templates"}
         if "weights_sha256" in theirs and "weights_sha256" in mine:
             keys = {"config_sha256", "weights_sha256", "templates"}
@@ -123,8 +145,7 @@ class CLIPTextEncoder:
 
     def __call__(self, names: Sequence[str]) -> Tensor:
         """K words, cleaned by :func:`clean_name` -> (K, D) float32 unit vectors."""
-        if isinstance(names, str):
-            raise ValueError(f"expected a list of words, got the string {names!r}")
+        names = items_of("words", names)
         words = [clean_name(name) for name in names]
         if not words or not all(words):
             raise ValueError(
@@ -204,15 +225,20 @@ class CLIPTextEncoder:
         tower = self._load()
         if isinstance(prompts, Tensor):
             tokens = prompts
-        elif isinstance(prompts, str) or not all(isinstance(p, str) for p in prompts):
-            raise ValueError(f"expected a list of sentences, got {prompts!r:.200}")
         else:
-            tokens = self._tokenize(list(prompts))
+            tokens = self._tokenize(sentences_of(prompts))
         if tokens.ndim != 2 or tokens.shape[1] != tower.context_length:
             raise ValueError(
                 f"expected tokens (N, {tower.context_length}) of CLIP "
                 f"'{self.source.model}', got {tuple(tokens.shape)}"
             )
+        # a number that is none of a token would end in a table's lookup
+        known = tower.token_embedding.num_embeddings
+        whole = not (tokens.is_floating_point() or tokens.is_complex())
+        if not whole or tokens.dtype == torch.bool or not len(tokens):
+            raise ValueError(f"expected some tokens, got {tokens.dtype}, {len(tokens)}")
+        if tokens.min() < 0 or tokens.max() >= known:
+            raise ValueError(f"tokens of CLIP '{self.source.model}' are below {known}")
         return self._embed(tokens[None], device)[0]
 
     @torch.no_grad()

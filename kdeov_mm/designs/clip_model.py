@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..border import path_of
 from ..clip import CLIPSource
 from ..models.pretrained import load_pretrained
 from .tensor_model import TensorModel, Texts, global_head
@@ -37,10 +38,10 @@ class ResNetCLIP(TensorModel):
         """
         if attention_mask is None or not isinstance(text, Tensor):
             return super().encode_text(text)
-        if attention_mask.shape != text.shape:
+        if not isinstance(attention_mask, Tensor) or attention_mask.shape != text.shape:
             raise ValueError(
                 f"expected an attention_mask {tuple(text.shape)}, one number for each "
-                f"token, got {tuple(attention_mask.shape)}"
+                f"token, got {getattr(attention_mask, 'shape', attention_mask)!r:.80}"
             )
         masked = attention_mask.to(text.device) == 0
         # a position has a meaning, so that sentences cannot be moved
@@ -91,6 +92,7 @@ def create_clip_model(
     )
     clip = ResNetCLIP(model, source, device)
     if backbone_pretrained is not None:
-        weights = dict(checkpoint=backbone_pretrained)
+        path_of("backbone_pretrained", backbone_pretrained)
+        weights = dict(checkpoint=str(backbone_pretrained))
         load_pretrained(clip.student.backbone, "backbone", weights)
     return clip

@@ -9,6 +9,8 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..border import real_number, whole_number
+from ..checkpoints import check_device
 from ..models import CosineDistance, InfoNCE, L2Distance
 from .tensor_model import TensorModel, Texts, choose
 
@@ -28,7 +30,12 @@ class DistillationLoss(nn.Module):
         self.distance = choose("loss_type", loss_type, DISTANCES)()
 
     def forward(self, student_embeddings: Tensor, teacher_embeddings: Tensor) -> Tensor:
-        """Embeddings (B, D) and (B, D), of any length -> scalar."""
+        """Embeddings (B, D) and (B, D), of any length -> scalar.
+
+        Raises:
+            ValueError: other shapes, or no floats.
+        """
+        _check_embeddings(student_embeddings, teacher_embeddings)
         unit = F.normalize(teacher_embeddings.float(), dim=-1)
         return self.distance(student_embeddings, unit).mean()
 
@@ -44,7 +51,7 @@ class CrossModalAlignmentLoss(nn.Module):
 
     def __init__(self, temperature: float = 0.07) -> None:
         super().__init__()
-        self.temperature = temperature
+        self.temperature = real_number("temperature", temperature, 0, 1e3, "({}, {}]")
         self.contrast = InfoNCE()
 
     def forward(
@@ -63,14 +70,11 @@ class CrossModalAlignmentLoss(nn.Module):
         Raises:
             ValueError: not one text for each image.
         """
-        if image_embeddings.shape != text_embeddings.shape:
-            raise ValueError(
-                "expected one text for each image, got embeddings "
-                f"{tuple(image_embeddings.shape)} of images and "
-                f"{tuple(text_embeddings.shape)} of texts"
-            )
+        _check_embeddings(image_embeddings, text_embeddings)
         if scale is None:
             scale = image_embeddings.new_tensor(1 / self.temperature)
+        elif not isinstance(scale, Tensor) or scale.numel() != 1 or not scale > 0:
+            raise ValueError(f"expected a scale above 0, one number, got {scale!r:.80}")
         images = F.normalize(image_embeddings.float(), dim=-1)
         return self.contrast(
             images, F.normalize(text_embeddings.float(), dim=-1), scale
@@ -94,8 +98,12 @@ class FeatureAlignmentLoss(nn.Module):
         temperature: float = 0.07,
     ) -> None:
         super().__init__()
-        self.distillation_weight = distillation_weight
-        self.alignment_weight = alignment_weight
+        self.distillation_weight = real_number(
+            "distillation_weight", distillation_weight, 0, 1e9
+        )
+        self.alignment_weight = real_number(
+            "alignment_weight", alignment_weight, 0, 1e9
+        )
         self.distillation_loss = DistillationLoss(distillation_type)
         self.alignment_loss = CrossModalAlignmentLoss(temperature)
 
@@ -120,6 +128,23 @@ class FeatureAlignmentLoss(nn.Module):
         )
         return dict(
             total_loss=total, distillation_loss=distillation, alignment_loss=alignment
+        )
+
+
+def _check_embeddings(images: Any, others: Any) -> None:
+    """Refuse what are no two times embeddings (B, D), one for each image."""
+    both = (images, others)
+    good = all(isinstance(t, Tensor) and t.is_floating_point() for t in both)
+    if not good or images.ndim != 2 or images.shape != others.shape or not len(images):
+        got = [tuple(t.shape) if isinstance(t, Tensor) else t for t in both]
+        raise ValueError(
+            "expected embeddings (B, D) of images, and as many of teacher or texts, "
+            f"one text for each image, got {got[0]!r:.80} and {got[1]!r:.80}"
+        )
+    if not (images.isfinite().all() and others.isfinite().all()):
+        raise FloatingPointError(
+            "embeddings have numbers that are not finite: lower learning_rate, or look "
+            "for such images."
         )
 
 
@@ -156,6 +181,19 @@ def train_feature_alignment(
         ValueError: no batches, or not one text for each image.
         FloatingPointError: a loss is not finite; its step is not taken.
     """
+    if not isinstance(model, TensorModel):
+        raise ValueError(
+            "expected a KDEOVModel, or a model of create_clip_model, got a "
+            f"{type(model).__name__}"
+        )
+    num_epochs = whole_number("num_epochs", num_epochs)
+    learning_rate = real_number("learning_rate", learning_rate, 0, 1e3)
+    if device is not None:
+        check_device(device)
+    if not isinstance(loss, FeatureAlignmentLoss | None):
+        raise ValueError(f"expected a FeatureAlignmentLoss, got {loss!r:.80}")
+    if not isinstance(dataloader, Iterable):
+        raise ValueError(f"expected a dataloader of batches, got {dataloader!r:.80}")
     student = model.to(device).student
     parts = (student.backbone, student.neck, student.global_head)
     weights = [p for part in parts if part is not None for p in part.parameters()]
@@ -181,6 +219,8 @@ def _step(
     model: TensorModel, batch: Any, loss: FeatureAlignmentLoss, wrapper: OptimWrapper
 ) -> float:
     """One batch of images and texts: the loss, of which the weights take a step."""
+    if not isinstance(batch, (list, tuple)) or len(batch) != 2:
+        raise ValueError(f"expected batches (images, texts), got {batch!r:.80}")
     images, texts = batch
     total = loss(
         model.encode_image(images),

@@ -214,5 +214,11 @@ class KDEOVModel(TensorModel):
             return None
         # vectors of an earlier encode_text are floats, tokens are not
         if isinstance(text, Tensor) and text.is_floating_point():
+            dims = self.detector.text_encoder.embed_dims
+            if text.shape[1:] != (dims,) or not len(text) or not text.isfinite().all():
+                raise ValueError(
+                    f"expected vectors (N, {dims}) of finite numbers, got "
+                    f"{tuple(text.shape)}"
+                )
             return TextEmbeds(text.to(self.device))
         return TextEmbeds(self.encode_text(text))

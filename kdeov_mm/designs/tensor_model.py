@@ -11,12 +11,14 @@ from torch.nn import functional as F
 
 from ..checkpoints import load_model
 from ..clip import CLIPSource
+from ..clip.text import sentences_of
 from ..inference.api import KDEOV
 from ..models.pixels import filled_part
 
 Texts: TypeAlias = str | Sequence[str] | Tensor
 T = TypeVar("T")
 
+MAX_VALUE = 1000  # of a normalised image; a CLIP's are between -3 and 3
 SIZE = (640, 640)  # of the images that KDEOV prepares; tensors keep their own
 
 
@@ -85,7 +87,8 @@ class TensorModel(nn.Module):
 
     def tokenize(self, text: str | Sequence[str]) -> Tensor:
         """N sentences -> tokens (N, context); of OpenAI's CLIPs ``clip.tokenize``'s."""
-        return self.student.text_encoder.source.tokenizer()(text)
+        texts = sentences_of([text] if isinstance(text, str) else text)
+        return self.student.text_encoder.source.tokenizer()(texts)
 
     def teacher_features(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> the frozen CLIP's own unit vectors (B, D)."""
@@ -100,7 +103,9 @@ class TensorModel(nn.Module):
         _check_images(images)
         # zeros at the right and below, as mm's preprocessor pads
         height, width = images.shape[-2:]
-        inputs = F.pad(images.to(self.device), (0, -width % 32, 0, -height % 32))
+        inputs = F.pad(
+            images.to(self.device, torch.float32), (0, -width % 32, 0, -height % 32)
+        )
         size, padded = (height, width), tuple(inputs.shape[-2:])
         meta = dict(
             img_shape=size,
@@ -128,7 +133,7 @@ def choose(what: str, name: Any, choices: Mapping[Any, T]) -> T:
     Raises:
         ValueError: there is none; names the others.
     """
-    if name not in choices:
+    if name not in [*choices]:
         raise ValueError(f"{what} is one of {[*choices]}, got {name!r}")
     return choices[name]
 
@@ -138,8 +143,12 @@ def _check_images(images: Any) -> None:
     if isinstance(images, Tensor):
         got = f"{images.dtype} of {tuple(images.shape)}"
         right = images.ndim == 4 and images.shape[1] == 3 and images.numel()
-        if right and images.is_floating_point():
-            return
+        dense = images.layout == torch.strided and not images.is_meta
+        if right and dense and images.is_floating_point():
+            # normalised values are small; NaN is not below anything
+            if images.detach().abs().max() < MAX_VALUE:
+                return
+            got += " with numbers that are not finite, or far from any normalised image"
     raise ValueError(
         "expected a tensor (B, 3, H, W) of floats normalised by CLIP's mean and std, "
         f"as CLIP's own preprocessing gives them; got {got}. For files and pixels from "

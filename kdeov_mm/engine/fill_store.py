@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmdet.registry import DATASETS, MODELS
+from mmdet.registry import DATASETS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -14,7 +14,13 @@ from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from torch import Tensor
 from tqdm import tqdm
 
-from ..checkpoints import check_weights, read_checkpoint
+from ..border import built, whole_number
+from ..checkpoints import (
+    build_model,
+    check_loaders,
+    check_weights,
+    read_checkpoint,
+)
 from ..clip import CLIPImageTeacher, EmbeddingStore
 from ..clip.cached_teacher import (
     data_fingerprint,
@@ -54,8 +60,12 @@ def fill_store(
             the folder is a store of something else.
         BlockingIOError: another process is filling the store.
     """
-    init_default_scope(cfg.get("default_scope", "mmdet"))
-    if not cfg.model.get("teacher"):
+    with built("the config's default_scope"):
+        init_default_scope(cfg.get("default_scope", "mmdet"))
+    check_loaders(cfg, "train_dataloader")
+    whole_number("shard_size", shard_size)
+    model = cfg.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("teacher"), dict):
         raise ValueError("the config has no model.teacher whose embeddings to store")
     folder = folder or cfg.model.teacher.get("store")
     if folder is None:
@@ -96,7 +106,9 @@ class Embedder:
 
     def __init__(self, cfg: Config, proposals: Path | None, dense: bool) -> None:
         # data: each image is embedded as it is and mirrored, so flips are left out
-        self.dataset: Any = plain_dataset(DATASETS.build(cfg.train_dataloader.dataset))
+        with built("the config's training data cannot be built"):
+            dataset = DATASETS.build(cfg.train_dataloader.dataset)
+        self.dataset: Any = plain_dataset(dataset)
         self.steps = pixel_steps(self.dataset, cfg.model.teacher.get("neutral", ()))
         self.captions: dict[Any, list[str]] = {}
         for step in list(self.dataset.pipeline.transforms):
@@ -108,7 +120,7 @@ class Embedder:
         # models: the live teacher, and the student with its heads
         clip = {key: cfg.model.teacher.get(key) for key in ("model", "pretrained")}
         self.teacher = CLIPImageTeacher(**clip)
-        self.student: KDEOVDetector | ViLDDetector = MODELS.build(cfg.model)
+        self.student: KDEOVDetector | ViLDDetector = build_model(cfg)
         heads: dict[str, Any] = self.student.distill_heads
         self.heads = [head for head in heads.values() if head.needs.crops]
         needs = [head.needs for head in self.heads]

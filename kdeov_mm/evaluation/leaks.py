@@ -18,6 +18,7 @@ from mmengine.fileio import load
 from mmengine.runner import CheckpointLoader
 from open_clip import IMAGENET_CLASSNAMES
 
+from ..border import items_of, taken_apart
 from ..checkpoints import read_checkpoint, read_config
 from ..vocabulary import clean_name
 
@@ -64,18 +65,21 @@ def leak_report(
         ValueError: ``declared`` names a label set that is not known, or the checkpoint
             is damaged.
     """
-    if unknown := [name for name in declared or () if name not in LABEL_SETS]:
+    novel = items_of("class names", novel)
+    if not all(isinstance(name, str) for name in novel):
+        raise ValueError(f"expected a list of class names, got {novel!r:.80}")
+    declared = None if declared is None else items_of("label sets", declared)
+    if unknown := [n for n in declared or () if n not in [*LABEL_SETS]]:
         raise ValueError(f"label sets {unknown} are not known; known: {[*LABEL_SETS]}")
     # an address is mmengine's to fetch
-    fetched = "://" in str(checkpoint)
-    read = CheckpointLoader.load_checkpoint if fetched else read_checkpoint
-    try:
-        record = training_record(read(str(checkpoint)))
-    except (AttributeError, MemoryError, RecursionError, TypeError) as error:
-        raise ValueError(
-            f"{checkpoint} has a record of its training that cannot be read: {error}"
-        ) from error
-    leaks, unclear = _leaks(novel, record, "trained_on", declared)
+    content = (
+        CheckpointLoader.load_checkpoint(str(checkpoint), map_location="cpu")
+        if "://" in str(checkpoint)
+        else read_checkpoint(checkpoint)
+    )
+    with taken_apart(f"{checkpoint} says of its training what cannot be read"):
+        record = training_record(content)
+        leaks, unclear = _leaks(novel, record, "trained_on", declared)
     # a leak is certain; that there is none only where nothing is unclear
     clean = False if any(leaks.values()) else None if unclear else True
     report = dict(checkpoint=str(checkpoint), novel=len(novel), found=leaks)
@@ -111,13 +115,15 @@ def named_in_captions(file: str | Path, novel: Sequence[str]) -> dict[str, int]:
             names |= dict.fromkeys((form, f"{form}s", f"{form}es", *plurals), name)
     # images of each class: one to three words in a row are a name
     images: dict[str, set[Any]] = {}
-    # mmengine would unpickle a file that a checkpoint calls *.pkl
-    for annotation in load(str(file), file_format="json")["annotations"]:
-        words = re.findall(r"[^\W_]+", annotation["caption"].lower())
-        rows = (words[i : i + n] for n in (1, 2, 3) for i in range(len(words) - n + 1))
-        for row in rows:
-            if (named := names.get("".join(row))) is not None:
-                images.setdefault(named, set()).add(annotation["image_id"])
+    with taken_apart(f"{file} holds no captions in COCO's format"):
+        # mmengine would unpickle a file that a checkpoint calls *.pkl
+        for annotation in load(str(file), file_format="json")["annotations"]:
+            image = annotation["image_id"]
+            words = re.findall(r"[^\W_]+", annotation["caption"].lower())
+            starts = ((i, n) for n in (1, 2, 3) for i in range(len(words) - n + 1))
+            for i, n in starts:
+                if (named := names.get("".join(words[i : i + n]))) is not None:
+                    images.setdefault(named, set()).add(image)
     return {n: len(i) for n, i in sorted(images.items(), key=lambda x: -len(x[1]))}
 
 

@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from mmdet.structures import DetDataSample, SampleList
 from mmengine.config import Config, ConfigDict
+from mmengine.model import BaseModel
 from mmengine.structures import PixelData
 from PIL import Image
 from torch import Tensor
 
+from ..border import items_of, real_number, taken_apart, whole_number
 from ..checkpoints import load_model, own_config, read_checkpoint
 from ..datasets.segmentation import BACKGROUND
 from ..models import FoldedDetector, SegStudent, TextEmbeds
@@ -23,6 +25,7 @@ from ..vocabulary import Asked, Vocabulary, Words, as_vocabulary
 from .images import AnyImage, as_rgb
 
 T = TypeVar("T")
+MAX_SIDE = 8192  # of inputs, in pixels
 MAX_PIXELS = 32 * 640 * 640  # of the inputs that pass the model at once
 
 
@@ -73,8 +76,13 @@ class KDEOV:
     """
 
     def __init__(self, model: Any, batch_size: int = 32) -> None:
+        if not isinstance(model, BaseModel) or getattr(model, "cfg", None) is None:
+            raise ValueError(
+                "expected a student of kdeov_mm with its config as model.cfg, got a "
+                f"{type(model).__name__}: KDEOV.from_checkpoint builds one"
+            )
         self.model = model.eval()
-        self.batch_size = batch_size
+        self.batch_size = whole_number("batch_size", batch_size)
         self.scale = input_scale(model.cfg)
 
     @classmethod
@@ -123,6 +131,7 @@ class KDEOV:
 
     @size.setter
     def size(self, side: int) -> None:
+        side = whole_number("size", side, most=MAX_SIDE)
         self.scale = (side, side)
 
     @property
@@ -162,7 +171,12 @@ class KDEOV:
         if not embeds:
             device = next(self.model.parameters()).device
             return torch.zeros(0, head.projection.embed_dims, device=device)
-        return torch.stack(embeds)
+        answer = torch.stack(embeds)
+        if not answer.isfinite().all():
+            raise ValueError(
+                "the model gives no finite numbers: its weights are damaged"
+            )
+        return answer
 
     @torch.no_grad()
     def encode_text(self, texts: str | Sequence[str] | Tensor) -> Tensor:
@@ -348,9 +362,8 @@ class KDEOV:
         """
         self.check_segments()
         least = _fraction("threshold", threshold)
-        for key, value in dict(size=size, window=window).items():
-            if value is not None and value < 1:
-                raise ValueError(f"{key} is at least 1 pixel, got {value}")
+        size = None if size is None else whole_number("size", size, most=MAX_SIDE)
+        window = None if window is None else whole_number("window", window)
         vocabulary = check_names(names)
         device = next(self.model.parameters()).device
         text = self.model.embed_words(vocabulary, device)
@@ -470,9 +483,7 @@ def as_segments(
 
 
 def _fraction(name: str, value: float) -> float:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} lies in [0, 1], got {value}")
-    return value
+    return real_number(name, value, 0, 1)
 
 
 def check_names(names: Any) -> Vocabulary:
@@ -484,12 +495,15 @@ def check_names(names: Any) -> Vocabulary:
 
 def input_scale(config: Config) -> tuple[int, int]:
     """The most of the longer and of the shorter side of a config's test inputs."""
-    loader = config.get("test_dataloader") or {}
-    dataset = loader.get("dataset") or {}
-    # wrappers of data sets have no pipeline of their own
-    while "dataset" in dataset:
-        dataset = dataset["dataset"]
-    scales = [step["scale"] for step in dataset.get("pipeline", ()) if "scale" in step]
+    with taken_apart("the config's test pipeline"):
+        loader = config.get("test_dataloader") or {}
+        dataset = loader.get("dataset") or {}
+        # wrappers of data sets have no pipeline of their own
+        while "dataset" in dataset:
+            dataset = dataset["dataset"]
+        scales = [
+            step["scale"] for step in dataset.get("pipeline", ()) if "scale" in step
+        ]
     if not scales:
         raise ValueError(
             "the config's test pipeline resizes nothing (no step of "
@@ -498,7 +512,12 @@ def input_scale(config: Config) -> tuple[int, int]:
         )
     # the last step that resizes decides
     scale = scales[-1]
-    return (scale, scale) if isinstance(scale, int) else (max(scale), min(scale))
+    with taken_apart("the scale of the config's test pipeline"):
+        sides = (scale, scale) if isinstance(scale, int) else (max(scale), min(scale))
+        # no bound is written as a very large one, or as infinity
+        for side in sides:
+            real_number("each side", side, 1, float("inf"))
+    return sides
 
 
 def normalisation(preprocessor: Any) -> dict[str, Any]:
@@ -515,7 +534,7 @@ def normalisation(preprocessor: Any) -> dict[str, Any]:
 def _as_arrays(images: Any) -> list[np.ndarray]:
     """One image, a list, or a batch -> arrays (H, W, 3) uint8 RGB."""
     if isinstance(images, (np.ndarray, Tensor)):
-        images = images if images.ndim == 4 else [images]
+        images = [*images] if images.ndim == 4 else [images]
     elif isinstance(images, (str, Path, Image.Image)):
         images = [images]
-    return [as_rgb(image) for image in images]
+    return [as_rgb(image) for image in items_of("images", images)]

@@ -17,6 +17,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from ..border import path_of, taken_apart
+
 AnyImage: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 T = TypeVar("T")
 
@@ -30,17 +32,24 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
         OSError: the file is missing, no image, or ends early; names it.
     """
+    # a pipe would be waited for
+    if not path_of("an image", path).is_file():
+        raise FileNotFoundError(f"image {path} does not exist, or is no file")
     try:
         with Image.open(path) as file:
             return to_rgb(file)
-    except FileNotFoundError:
-        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise OSError(f"cannot read image {path}: {error}") from error
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
-    """Any PIL image as (H, W, 3) uint8 RGB; see :func:`read_image`."""
+    """Any PIL image as (H, W, 3) uint8 RGB; see :func:`read_image`.
+
+    Raises:
+        ValueError: it has no pixels, or a mode that cannot be converted.
+    """
+    if not all(image.size):
+        raise ValueError(f"expected an image with pixels, got one of size {image.size}")
     image = ImageOps.exif_transpose(image)
     # 16 bits of gray, which PIL would clip at 255
     if image.mode.startswith("I"):
@@ -67,7 +76,8 @@ def as_rgb(image: Any) -> np.ndarray:
     if isinstance(image, (str, Path)):
         return read_image(image)
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        with taken_apart(f"an image of mode {image.mode}"):
+            return to_rgb(image)
     # what is in memory is checked: a wrong layout would be a wrong image
     if isinstance(image, Tensor):
         image = _tensor_to_array(image)
@@ -104,6 +114,11 @@ def _tensor_to_array(image: Tensor) -> np.ndarray:
     if image.ndim != 3 or image.shape[0] != 3 or not image.numel():
         raise ValueError(
             f"expected a tensor (3, H, W) or (B, 3, H, W), got {tuple(image.shape)}"
+        )
+    if image.is_complex() or image.layout != torch.strided or image.is_meta:
+        raise ValueError(
+            f"expected a dense tensor of pixels, got {image.dtype}, {image.layout}, on "
+            f"{image.device}"
         )
     image = image.detach().cpu()
     if image.dtype != torch.uint8:

@@ -14,6 +14,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 from tqdm import tqdm
 
+from ..border import path_of, real_number, whole_number
+from ..checkpoints import config_of
 from ..files import write_whole
 from ..vocabulary import Asked, Vocabulary, as_vocabulary
 from .api import KDEOV
@@ -22,6 +24,8 @@ from .images import in_batches
 from .results import Result
 from .slices import predict_in_slices
 from .sources import ImageSource, Input, list_sources
+
+MIN_SLICE = 32  # pixels: a location of the coarsest map
 
 
 class KDEOVInferencer(DetInferencer):
@@ -68,10 +72,10 @@ class KDEOVInferencer(DetInferencer):
         words: Asked | None = None,
     ) -> None:
         # mm would take a path that does not exist for a name of its model zoo
-        if isinstance(model, (str, Path)):
-            if not Path(model).is_file():
-                raise FileNotFoundError(f"config {model} does not exist")
-            model = Config.fromfile(model, lazy_import=False)
+        if model is not None and not isinstance(model, Config):
+            model = config_of(model)
+        if model is None and weights is None:
+            raise ValueError("expected a config, a checkpoint, or both; got neither")
         super().__init__(model, weights, device, scope, palette, show_progress)
         self.cfg = self.model.cfg
         self.words = None if words is None else as_vocabulary(words)
@@ -130,12 +134,10 @@ class KDEOVInferencer(DetInferencer):
         """
         # all is checked before the first result is asked for
         sources = list_sources(inputs)
-        counts = dict(batch_size=batch_size, slices=slices, every=every)
-        for key, value in counts.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{key} is at least 1, got {value}")
-        if not 0 <= overlap < 1:
-            raise ValueError(f"overlap lies in [0, 1), got {overlap}")
+        every = whole_number("every", every)
+        if slices is not None:
+            slices = whole_number("slices", slices, MIN_SLICE)
+            overlap = real_number("overlap", overlap, 0, 1, "[{}, {})")
         student = KDEOV(self.model, batch_size)
         # words are embedded once for all images
         query = student.query(self._vocabulary(words), score_threshold)
@@ -219,13 +221,15 @@ class KDEOVInferencer(DetInferencer):
         Raises:
             FileNotFoundError, ValueError: as :meth:`stream`; or there is a camera.
         """
+        pred_score_thr = real_number("pred_score_thr", pred_score_thr, 0, 1)
+        folder = path_of("out_dir", out_dir) if out_dir else None
         sources, names = list_sources(inputs), self.names(words)
         if any(source.camera is not None for source in sources):
             raise ValueError("a camera has no end: loop over stream() instead.")
         results = self.stream(sources, words, batch_size=batch_size, **options)
         # DetInferencer's folders
-        vis = Path(out_dir) / "vis" if out_dir and not no_save_vis else None
-        preds = Path(out_dir) / "preds" if out_dir and not no_save_pred else None
+        vis = folder / "vis" if folder and not no_save_vis else None
+        preds = folder / "preds" if folder and not no_save_pred else None
         answer: dict[str, list[Any]] = dict(predictions=[], visualization=[])
         written: set[Path] = set()
         with Drawings(vis or Path(), options.get("every", 1)) as drawings:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from ..border import path_of
 from .images import check_array, image_files, natural_order, read_image, to_rgb
 from .video import VIDEO_EXTENSIONS, VideoInfo, read_frames, video_info
 
@@ -125,9 +126,7 @@ def _in_memory(item: Any, number: int) -> ImageSource:
 
 def _files(given: str | Path) -> list[Path]:
     """The files of a path or a glob."""
-    if not str(given).strip():  # Path takes it for the current folder
-        raise ValueError("an empty path: name a file, a folder or a glob")
-    path = Path(given)
+    path = path_of("an input", given)  # Path takes an empty one for the current folder
     if path.is_dir():
         if files := natural_order(image_files(path)):
             return files

@@ -22,8 +22,9 @@ def examine(cfg: Config, num_batches: int = 3) -> Checks:
     Yields:
         Observations, as lines to print, and :class:`Finding`.
     """
-    init_default_scope(cfg.get("default_scope", "mmdet"))
     try:
+        with stage("data set"):
+            init_default_scope(cfg.get("default_scope", "mmdet"))
         yield from _all_checks(cfg, num_batches)
     except Stop as stop:
         # e.g. without data there are no samples, and no batches
