@@ -47,6 +47,26 @@ def load_words(path, about):
     return [own[0] for own in vocabulary["words"]], vectors.astype(np.float32)
 
 
+def read(path):
+    """An image file as (H, W, 3) uint8 RGB, by the rules of kdeov_mm."""
+    from PIL import Image, ImageOps
+
+    image = Image.open(path)
+    # it is not known what is black and what is white
+    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
+        raise ValueError(f"{path} has float or 32-bit pixels: save it with 8 or 16 bits")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits of gray
+        gray = np.asarray(image).astype(float)
+        if 0 < gray.max() < 2**14:
+            print(f"{path} is almost black: of 65535, {gray.max():.0f} is its highest")
+        image = Image.fromarray((gray / 257).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:  # shows a white page
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
+
+
 def resize(image, height, width):
     """Bilinear, centres of pixels on centres."""
     for axis, size in enumerate((height, width)):
@@ -133,13 +153,7 @@ def main():
         sys.exit(__doc__)
     model, file, *words = sys.argv[1:]
     session, about = load(model)
-    if file.endswith(".npy"):
-        image = np.load(file)
-    else:
-        from PIL import Image, ImageOps
-
-        image = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
-        image = np.asarray(image)
+    image = np.load(file) if file.endswith(".npy") else read(file)
     asked = load_words(words[0], about) if words else ()
     for box, score, name in zip(*detect(session, about, image, *asked)):
         print(f"{name:30} {score:.3f}  " + " ".join(f"{n:.1f}" for n in box))

@@ -13,7 +13,8 @@ from PIL import Image
 from ..datasets import shapes
 from ..inference.api import KDEOV
 from ..inference.drawing import draw, draw_labels
-from ..inference.images import image_files, read_image
+from ..inference.images import image_files
+from ..reader import read_image
 from ..vocabulary import clean_name
 from .search import Hit, ImageIndex
 

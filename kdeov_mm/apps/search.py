@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..files import claim, locked
 from ..inference.api import KDEOV, normalisation
-from ..inference.images import image_files, in_batches, read_image
+from ..inference.images import image_files, in_batches
+from ..reader import read_image
 from ..vectors import read_vectors, write_vectors
 
 SHARD = 256  # images between two writes: what a killed run loses, at most

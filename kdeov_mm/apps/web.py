@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from ..inference.api import KDEOV
-from ..inference.images import read_image
 from ..models import SegStudent
+from ..reader import read_image
 from .answers import FolderSearch, duration, find, segment, split_words
 
 try:

@@ -21,7 +21,13 @@ from .segmentation import (
     ShapesSegDataset,
     VOCSegDataset,
 )
-from .transforms import KeepOriginal, LoadCaptions, LoadWords, PackInputs
+from .transforms import (
+    KeepOriginal,
+    LoadCaptions,
+    LoadImageFromFile,
+    LoadWords,
+    PackInputs,
+)
 
 __all__ = [
     "ADE20KDataset",
@@ -40,6 +46,7 @@ __all__ = [
     "KeepOriginal",
     "LVISCrops",
     "LoadCaptions",
+    "LoadImageFromFile",
     "LoadWords",
     "OVCocoDataset",
     "OVLVISDataset",

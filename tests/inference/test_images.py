@@ -13,7 +13,7 @@ from PIL import Image
 
 from kdeov_mm.checkpoints import load_model
 from kdeov_mm.inference.drawing import draw
-from kdeov_mm.inference.images import read_image
+from kdeov_mm.reader import read_image
 
 from ..conftest import WORDS, make_sample
 
