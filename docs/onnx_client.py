@@ -54,7 +54,7 @@ def read(path):
     image = Image.open(path)
     # it is not known what is black and what is white
     if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
-        raise ValueError(f"{path} has float or 32-bit pixels: save it with 8 or 16 bits")
+        raise ValueError(f"{path}: float or 32-bit pixels: save it with 8 or 16 bits")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits of gray
         gray = np.asarray(image).astype(float)
@@ -134,8 +134,10 @@ def detect(session, about, image, names=None, vectors=None, score_threshold=0.3)
         labels, places = np.nonzero(scores > score_threshold)
         boxes, scores = boxes[places], scores[labels, places]
         kept = [np.zeros(0, int)]
-        for label in np.unique(labels):
-            own = np.flatnonzero(labels == label)
+        # within each word, or across words
+        apart = labels * (not about.get("agnostic", False))
+        for label in np.unique(apart):
+            own = np.flatnonzero(apart == label)
             kept.append(own[suppress(boxes[own], scores[own], about["iou_threshold"])])
         kept = np.concatenate(kept)
         best = kept[np.argsort(-scores[kept], kind="stable")][: about["max_per_image"]]

@@ -14,9 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmengine.config import Config
-
 from kdeov_mm.engine.fill_store import fill_store
+from kdeov_mm.options import read_config_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--shard-size needs at least one image")
     # a StoreMismatch is a ValueError
     try:
-        cfg = Config.fromfile(args.config, lazy_import=False)
+        cfg = read_config_file(args.config)
         fill_store(cfg, args.store, args.proposals, args.dense, args.shard_size)
     except (OSError, TypeError, ValueError) as error:
         print(f"{args.config}: {error}", file=sys.stderr)

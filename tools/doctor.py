@@ -13,11 +13,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import set_random_seed
 
 from kdeov_mm.engine.doctor import ADVICE, Finding, examine
+from kdeov_mm.options import read_config_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not Path(args.config).is_file():
         parser.error(f"{args.config} does not exist")
     # other configs are not wrong: they are none for the doctor
-    cfg = Config.fromfile(args.config, lazy_import=False)
+    try:
+        cfg = read_config_file(args.config)
+    except ValueError as error:
+        parser.error(str(error))
     if not cfg.get("train_dataloader"):
         parser.error(f"{args.config} has no train_dataloader")
     if not {"bbox_head", "roi_head"} & set(cfg.model):

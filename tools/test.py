@@ -14,7 +14,7 @@ import kdeov_mm  # isort: skip  # noqa: F401  (compat comes before mmdet)
 
 from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.fileio import dump
 from mmengine.model import is_model_wrapper
@@ -22,6 +22,7 @@ from mmengine.runner import Runner
 
 from kdeov_mm.checkpoints import check_weights, read_checkpoint
 from kdeov_mm.evaluation import describe_leaks, leak_report
+from kdeov_mm.options import ConfigOptions, read_config_file
 from kdeov_mm.vocabulary import asked_groups
 
 
@@ -41,7 +42,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=ConfigOptions,
         help="override config entries: key=value ...",
     )
     parser.add_argument(
@@ -58,10 +59,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     args = parse_args(argv)
-    cfg = Config.fromfile(args.config, lazy_import=False)
+    try:
+        cfg = read_config_file(args.config, args.cfg_options)
+    except ValueError as error:
+        raise SystemExit(f"test.py: {error}") from error
     cfg.launcher = args.launcher
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
     # the folder: of the command line, of the config, or named after it
     cfg.work_dir = (
         args.work_dir

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
 import kdeov_mm  # noqa: F401  (registers modules, applies compat)
 from kdeov_mm.checkpoints import not_finite, read_checkpoint
 from kdeov_mm.files import locked
+from kdeov_mm.options import ConfigOptions, read_config_file
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -40,7 +40,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=ConfigOptions,
         help="override config entries: key=value ...",
     )
     parser.add_argument(
@@ -119,10 +119,11 @@ def check_resumable(path: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    cfg = Config.fromfile(args.config, lazy_import=False)
+    try:
+        cfg = read_config_file(args.config, args.cfg_options)
+    except ValueError as error:
+        raise SystemExit(f"train.py: {error}") from error
     cfg.launcher = args.launcher
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
     # the folder: of the command line, of the config, or named after it
     cfg.work_dir = (
         args.work_dir

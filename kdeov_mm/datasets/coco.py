@@ -9,6 +9,7 @@ from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.registry import DATASETS
 
+from ..options import COMMA
 from ..vocabulary import Vocabulary, as_metainfo, asked_groups
 from . import shapes
 
@@ -81,6 +82,9 @@ class OVCocoDataset(CocoDataset):
         synonyms: bool = False,
         **kwargs: Any,
     ) -> None:
+        # mmdet would ask for each of its letters
+        if isinstance((kwargs.get("metainfo") or {}).get("classes"), str):
+            raise ValueError(f"metainfo.classes is {COMMA}: {kwargs['metainfo']}")
         # the classes are those of the vocabulary, or of the metainfo
         self.synonyms: dict[str, tuple[str, ...]] = {}
         if vocabulary is not None:

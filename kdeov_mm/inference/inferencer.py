@@ -105,6 +105,7 @@ class KDEOVInferencer(DetInferencer):
         slices: int | None = None,
         overlap: float = 0.2,
         every: int = 1,
+        agnostic: bool = False,
     ) -> Iterator[Result]:
         """Find words, a result at a time: for folders and videos of any length.
 
@@ -121,6 +122,7 @@ class KDEOVInferencer(DetInferencer):
                 image, see :func:`predict_in_slices`; None for none.
             overlap: of neighbouring tiles, a fraction of their side, at least.
             every: of a video, one frame in so many.
+            agnostic: suppress across words: an object gets its best word alone.
 
         Returns:
             A generator of results, in the order of the inputs.
@@ -138,7 +140,8 @@ class KDEOVInferencer(DetInferencer):
             raise ValueError(f"overlap lies in [0, 1), got {overlap}")
         student = KDEOV(self.model, batch_size)
         # words are embedded once for all images
-        query = student.query(self._vocabulary(words), score_threshold)
+        asked = self._vocabulary(words)
+        query = student.query(asked, score_threshold, agnostic=agnostic)
 
         def predict(images: Sequence[np.ndarray]) -> SampleList:
             if slices is None:

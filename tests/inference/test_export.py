@@ -59,6 +59,9 @@ def files(
     """Both forms, with the suppression in the graph and without."""
     folder = tmp_path_factory.mktemp("onnx")
     made = {}
+    for nms in (False, True):
+        path = made["agnostic", nms] = folder / f"agnostic_{nms}.onnx"
+        export_onnx(student, path, WORDS, nms, agnostic=True)
     for form, words in (("folded", WORDS), ("vocabulary", None)):
         for nms in (False, True):
             path = made[form, nms] = folder / f"{form}_{nms}.onnx"
@@ -314,6 +317,23 @@ def client() -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize("nms", [False, True])
+def test_across_words_the_file_says_what_the_interface_says(
+    nms: bool, student: KDEOVDetector, files: dict[tuple[str, bool], Path]
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3)).astype(np.uint8)
+    own = client()
+    session, about = own.load(files["agnostic", nms])
+    assert about["agnostic"] is True
+    boxes, scores, names = own.detect(session, about, noise, score_threshold=0.3)
+    (found,) = KDEOV(student).open_vocabulary_detect(
+        noise, WORDS, 0.3, 0.5, agnostic=True
+    )
+    assert len(boxes) > 3 and names == found["names"]
+    assert np.abs(boxes - found["boxes"].numpy()).max() < 0.1
+    assert np.abs(scores - found["scores"].numpy()).max() < 1e-3
 
 
 @pytest.mark.parametrize("size", [(96, 96), (40, 77), (200, 31), (9, 5)])
