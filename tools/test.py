@@ -8,12 +8,14 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import kdeov_mm  # isort: skip  # noqa: F401  (compat comes before mmdet)
 
 
 from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.fileio import dump
@@ -32,6 +34,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("checkpoint", help="checkpoint, or a file of export_onnx.py")
     parser.add_argument(
         "--work-dir", help="logs and figures go here (default: work_dirs/CONFIG_NAME)"
+    )
+    parser.add_argument(
+        "--tta",
+        action="store_true",
+        help="look at each image and its mirror image (tta_model, tta_pipeline)",
     )
     parser.add_argument("--out", help="dump predictions to this .pkl file")
     parser.add_argument("--show", action="store_true", help="show boxes")
@@ -85,12 +92,18 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
             print(f"{args.checkpoint} is an ONNX file, NOT TESTED with it: {others}")
             cfg.test_cfg.others = None
     cfg.load_from = None if is_onnx else args.checkpoint
+    if args.tta and is_onnx:
+        raise SystemExit("test.py: --tta is for checkpoints: give the .pth")
+    tta_model = with_tta(cfg) if args.tta else None
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
     write_figures(cfg)
     runner = Runner.from_cfg(cfg)
     if not is_onnx:
         refuse_other_weights(runner, args.checkpoint)
+    if tta_model:
+        runner.load_or_resume()
+        runner.model = MODELS.build(dict(tta_model, module=runner.model))
     if args.out:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     figures = runner.test()
@@ -98,6 +111,35 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     if not is_onnx:
         report_leaks(runner, args.checkpoint)
     return figures
+
+
+def with_tta(cfg: Config) -> dict[str, Any]:
+    """Let a config test images and their mirror images, or by its ``tta_pipeline``.
+
+    Boxes alone: other tests of a :class:`TestSuiteLoop` are of whole images.
+
+    Returns:
+        The config of the model around the detector.
+    """
+    if not {"bbox_head", "roi_head"} & {*cfg.model}:
+        raise SystemExit("test.py: --tta is for detectors: this model finds no boxes")
+    loader = cfg.test_dataloader.dataset
+    while "dataset" in loader:
+        loader = loader.dataset
+    # all steps but the last, which packs; then both of the image
+    flips = [dict(type="RandomFlip", prob=float(p)) for p in (0, 1)]
+    both = dict(type="TestTimeAug", transforms=[flips, [loader.pipeline[-1]]])
+    pipeline = cfg.get("tta_pipeline") or [*loader.pipeline[:-1], both]
+    box_cfg = cfg.model.test_cfg.get("rcnn") or cfg.model.test_cfg
+    kept = dict(nms=box_cfg.nms, max_per_img=box_cfg.max_per_img)
+    around = cfg.get("tta_model") or dict(type="DetTTAModel", tta_cfg=kept)
+    loader.pipeline = pipeline
+    # the moving average is in a checkpoint's weights
+    cfg.custom_hooks = []
+    if others := [*((cfg.get("test_cfg") or {}).get("others") or {})]:
+        print(f"--tta is of boxes, NOT TESTED with it: {others}")
+        cfg.test_cfg.others = None
+    return dict(around)
 
 
 def refuse_other_weights(runner: Runner, checkpoint: str) -> None:

@@ -38,7 +38,10 @@ def _letters(font: str) -> frozenset[int]:
 def _missing(text: str, font: str) -> set[str]:
     """The characters of a text that a font cannot draw."""
     # neither blanks nor marks that change others have a form of their own
-    visible = {c for c in text if unicodedata.category(c)[0] not in "ZCM"}
+    kinds = {c: unicodedata.category(c) for c in text}
+    visible = {
+        c for c, k in kinds.items() if k[0] not in "ZM" and k not in ("Cc", "Cf")
+    }
     return {c for c in visible if ord(c) not in _letters(font)}
 
 
@@ -46,9 +49,8 @@ def _missing(text: str, font: str) -> set[str]:
 def font_of(text: str) -> str | None:
     """A font file that can draw a text; None: this machine has none."""
     # the font of last resort draws any character as a box with its block's name
-    others = sorted(
-        {f.fname for f in fontManager.ttflist if "Last Resort" not in f.name}
-    )
+    fonts = (f for f in fontManager.ttflist if "Last Resort" not in f.name)
+    others = sorted({f.fname for f in fonts})
     return next((f for f in (FONT, *others) if not _missing(text, f)), None)
 
 
