@@ -8,7 +8,6 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import kdeov_mm  # isort: skip  # noqa: F401  (compat comes before mmdet)
 
@@ -16,7 +15,7 @@ import kdeov_mm  # isort: skip  # noqa: F401  (compat comes before mmdet)
 from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
 from mmdet.registry import MODELS
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.fileio import dump
 from mmengine.model import is_model_wrapper
@@ -103,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         refuse_other_weights(runner, args.checkpoint)
     if tta_model:
         runner.load_or_resume()
-        runner.model = MODELS.build(dict(tta_model, module=runner.model))
+        runner.model = MODELS.build(ConfigDict(tta_model, module=runner.model))
     if args.out:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     figures = runner.test()
@@ -113,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     return figures
 
 
-def with_tta(cfg: Config) -> dict[str, Any]:
+def with_tta(cfg: Config) -> ConfigDict:
     """Let a config test images and their mirror images, or by its ``tta_pipeline``.
 
     Boxes alone: other tests of a :class:`TestSuiteLoop` are of whole images.
@@ -139,7 +138,7 @@ def with_tta(cfg: Config) -> dict[str, Any]:
     if others := [*((cfg.get("test_cfg") or {}).get("others") or {})]:
         print(f"--tta is of boxes, NOT TESTED with it: {others}")
         cfg.test_cfg.others = None
-    return dict(around)
+    return ConfigDict(around)
 
 
 def refuse_other_weights(runner: Runner, checkpoint: str) -> None:
