@@ -1,6 +1,5 @@
 """Run a tool of mmdet with our configs: ``python tools/mm.py TOOL ARGUMENTS``.
 
-    python tools/mm.py browse_dataset CONFIG --output-dir FOLDER
     python tools/mm.py analyze_results CONFIG PREDICTIONS.pkl FOLDER
     python tools/mm.py confusion_matrix CONFIG PREDICTIONS.pkl FOLDER
 
