@@ -201,25 +201,23 @@ def draw_labels(
         return np.asarray(picture)
     # the words that are there, the largest first, in as many lines as they need
     size = max(round(14 * (width * height) ** 0.5 / 700), 14)
-    shown = {n: readable(names[n], size) for n in numbers.tolist()}
     places, x, y, line = [], 0, 0, 2 * size
     for number in numbers[(-areas).argsort(kind="stable")].tolist():
-        title, font = shown[number]
+        title, font = readable(names[number], size)
         advance = round(font.getlength(title)) + 3 * size
         if x and x + advance > width:
             x, y = 0, y + line
-        places.append((number, x, y))
+        places.append((number, title, font, x, y))
         x += advance
     canvas = Image.new("RGB", (width, height + (y + line if places else 0)), "white")
     canvas.paste(picture)
     pen = ImageDraw.Draw(canvas)
-    for number, x, y in places:
+    for number, title, font, x, y in places:
         top = height + y + size // 2
         color = tuple(map(int, palette[number]))
         box = (x + size // 2, top, x + size // 2 + size, top + size)
         pen.rectangle(box, color, "black")
         place = (x + 2 * size, top + size // 2)
-        title, font = shown[number]
         pen.text(place, title, "black", font, anchor="lm")
     return np.asarray(canvas)
 

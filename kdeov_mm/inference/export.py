@@ -196,16 +196,7 @@ def export_onnx(
     """
     if getattr(detector, "cfg", None) is None:
         raise ValueError("the detector has no config: set detector.cfg")
-    test_cfg = copy.deepcopy(detector.bbox_head.test_cfg)
-    if agnostic:
-        test_cfg.nms.class_agnostic = True
-    if nms:
-        check_simple(test_cfg)
-    if words is None and detector.synonyms == "max":
-        raise ValueError(
-            "synonyms='max' has several vectors for a class, the input `text` has one: "
-            "fold the words in, or export the model with synonyms='mean'."
-        )
+    test_cfg = _checked_cfg(detector, words, nms, agnostic)
     # traced on the CPU, in a copy where the detector is elsewhere
     vocabulary = None if words is None else as_vocabulary(words)
     if detector.training or next(detector.parameters()).device.type != "cpu":
@@ -230,6 +221,23 @@ def export_onnx(
     session_of(file.SerializeToString())
     write_whole(Path(path), file.SerializeToString())
     return worst
+
+
+def _checked_cfg(
+    detector: KDEOVDetector, words: Asked | None, nms: bool, agnostic: bool
+) -> Any:
+    """The ``test_cfg`` of a file; ValueError where there can be no such file."""
+    test_cfg = copy.deepcopy(detector.bbox_head.test_cfg)
+    if agnostic:
+        test_cfg.nms.class_agnostic = True
+    if nms:
+        check_simple(test_cfg)
+    if words is None and detector.synonyms == "max":
+        raise ValueError(
+            "synonyms='max' has several vectors for a class, the input `text` has one: "
+            "fold the words in, or export the model with synonyms='mean'."
+        )
+    return test_cfg
 
 
 def graph_to_onnx(
