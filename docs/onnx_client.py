@@ -47,6 +47,26 @@ def load_words(path, about):
     return [own[0] for own in vocabulary["words"]], vectors.astype(np.float32)
 
 
+def read(path):
+    """An image file as (H, W, 3) uint8 RGB, by the rules of kdeov_mm."""
+    from PIL import Image, ImageOps
+
+    image = Image.open(path)
+    # it is not known what is black and what is white
+    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
+        raise ValueError(f"{path}: float or 32-bit pixels: save it with 8 or 16 bits")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits of gray
+        gray = np.asarray(image).astype(float)
+        if 0 < gray.max() < 2**14:
+            print(f"{path} is almost black: of 65535, {gray.max():.0f} is its highest")
+        image = Image.fromarray((gray / 257).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:  # shows a white page
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
+
+
 def resize(image, height, width):
     """Bilinear, centres of pixels on centres."""
     for axis, size in enumerate((height, width)):
@@ -114,8 +134,10 @@ def detect(session, about, image, names=None, vectors=None, score_threshold=0.3)
         labels, places = np.nonzero(scores > score_threshold)
         boxes, scores = boxes[places], scores[labels, places]
         kept = [np.zeros(0, int)]
-        for label in np.unique(labels):
-            own = np.flatnonzero(labels == label)
+        # within each word, or across words
+        apart = labels * (not about.get("agnostic", False))
+        for label in np.unique(apart):
+            own = np.flatnonzero(apart == label)
             kept.append(own[suppress(boxes[own], scores[own], about["iou_threshold"])])
         kept = np.concatenate(kept)
         best = kept[np.argsort(-scores[kept], kind="stable")][: about["max_per_image"]]
@@ -133,13 +155,7 @@ def main():
         sys.exit(__doc__)
     model, file, *words = sys.argv[1:]
     session, about = load(model)
-    if file.endswith(".npy"):
-        image = np.load(file)
-    else:
-        from PIL import Image, ImageOps
-
-        image = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
-        image = np.asarray(image)
+    image = np.load(file) if file.endswith(".npy") else read(file)
     asked = load_words(words[0], about) if words else ()
     for box, score, name in zip(*detect(session, about, image, *asked)):
         print(f"{name:30} {score:.3f}  " + " ".join(f"{n:.1f}" for n in box))

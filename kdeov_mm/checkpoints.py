@@ -23,6 +23,7 @@ from .border import built, path_of, whole_number
 from .clip.source import CLIPSource
 from .files import BROKEN
 from .models.pretrained import take_pretrained
+from .options import config_of
 
 # the values that JSON and mmengine's config files write as names
 NAMES = dict(true=True, false=False, null=None, inf=float("inf"), nan=float("nan"))
@@ -89,24 +90,6 @@ def load_model(
     model.dataset_meta = (content.get("meta") or {}).get("dataset_meta", {})
     model.cfg = config
     return model.to(device).eval()
-
-
-def config_of(config: str | Path | Config) -> Config:
-    """A config, or what its file says.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be read: a config is Python, and may raise anything.
-    """
-    if isinstance(config, Config):
-        return config
-    if not path_of("a config", config).is_file():
-        raise FileNotFoundError(f"config {config} does not exist, or is no file")
-    try:
-        return Config.fromfile(config, lazy_import=False)
-    except (Exception, SystemExit) as error:
-        why = f"{type(error).__name__}: {error}"
-        raise ValueError(f"config {config} cannot be read: {why}") from error
 
 
 def check_loaders(config: Config, *needed: str) -> None:

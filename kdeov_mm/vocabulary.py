@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .border import items_of, path_of, taken_apart, whole_number
+from .options import COMMA
 from .vectors import read_vectors, write_vectors
 
 GROUP_SUFFIX = "_classes"
@@ -59,6 +60,7 @@ class TextEncoder(Protocol):
     def embed_dims(self) -> int: ...  # noqa: D102
     def encode(self, words: Sequence[str]) -> Tensor: ...  # noqa: D102
     def check_vectors(self, vocabulary: "Vocabulary") -> None: ...  # noqa: D102
+    def cut(self, words: Sequence[str]) -> str: ...  # noqa: D102
     def __call__(self, names: Sequence[str]) -> Tensor: ...  # noqa: D102
 
 
@@ -416,7 +418,8 @@ class Vocabulary:
 
         Raises:
             ValueError: its vectors were made by another CLIP or with other templates,
-                or further words cannot be embedded on this machine.
+                or further words cannot be embedded on this machine; or two classes
+                are the same to the CLIP, see :func:`refuse_equal`.
         """
         _check_encoder(text_encoder)
         if self.vectors:
@@ -426,8 +429,10 @@ class Vocabulary:
         others = [word for word in every if word not in self.vectors]
         # nothing to embed: the encoder needs neither cache nor tower
         if not others:
+            refuse_equal(self.words, self.vectors, text_encoder)
             return self
         vectors = {**self.vectors, **dict(zip(others, text_encoder(others)))}
+        refuse_equal(self.words, vectors, text_encoder)
         return replace(self, vectors=vectors, encoder=text_encoder.made_by)
 
     def matrix(self) -> Tensor:
@@ -494,6 +499,34 @@ def as_vocabulary(words: Asked | None) -> Vocabulary:
     return Vocabulary(tuple(own[0] for own in every), tuple(every))
 
 
+def refuse_equal(
+    words: Sequence[Words], vectors: Mapping[str, Tensor], encoder: TextEncoder
+) -> None:
+    """Refuse classes that differ to people, and are one to the CLIP.
+
+    Its tokenizer makes letters small, reads HTML entities, and cuts what is beyond its
+    context: words of equal tokens have equal vectors, to the last bit.
+
+    Args:
+        words: of the classes; their first words are compared.
+        vectors: word -> (D,).
+        encoder: of the vectors.
+
+    Raises:
+        ValueError: two classes of the same vector; names them, and says how many
+            tokens of long ones are cut.
+    """
+    seen: dict[bytes, str] = {}
+    for word, *_ in words:
+        other = seen.setdefault(vectors[word].numpy().tobytes(), word)
+        if other != word:
+            raise ValueError(
+                f"two classes are the same to the CLIP, and could not be told apart: "
+                f"{other!r} and {word!r}{encoder.cut([other, word])}. Take one out, or "
+                "make one the other's synonym."
+            )
+
+
 def frequency_groups(frequency: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     """LVIS's groups, of name -> r, c or f: base is frequent and common, novel rare."""
     kinds = dict(base="fc", novel="r", r="r", c="c", f="f")
@@ -557,7 +590,8 @@ def _listed(names: Any, what: str = "class names") -> tuple[str, ...]:
     # numpy's strings become Python's, so that JSON can hold them
     found = items_of(what, names)
     if not found or not all(isinstance(name, str) for name in found):
-        raise ValueError(f"expected a list of {what}, got {names!r:.80}")
+        comma = f". It is {COMMA}" if isinstance(names, str) else ""
+        raise ValueError(f"expected a list of {what}, got {names!r:.80}{comma}")
     return tuple(str(name) for name in found)
 
 

@@ -336,6 +336,17 @@ def test_testing_does_not_load_the_teacher(
     assert "ov/AP" in test.main(arguments)
 
 
+def test_an_image_and_its_mirror_image_are_tested(
+    trained: Path, config: Path, tmp_path: Path
+) -> None:
+    given = [str(config), str(trained / "iter_2.pth"), "--work-dir", str(tmp_path)]
+    out = tmp_path / "both.pkl"
+    figures = test.main([*given, "--tta", "--out", str(out)])
+    assert "ov/AP50" in figures
+    samples = pickle.loads(out.read_bytes())
+    assert samples and all("bboxes" in s["pred_instances"] for s in samples)
+
+
 def test_predictions_go_to_a_pickle(config: Path) -> None:
     with pytest.raises(SystemExit):
         test.parse_args([str(config), "a.pth", "--out", "found.json"])

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Sequence
 
 from kdeov_mm.border import given_path
-from kdeov_mm.checkpoints import config_of
 from kdeov_mm.engine.fill_store import fill_store
+from kdeov_mm.options import config_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -87,6 +87,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--every", type=int, default=1, help="of a video, one frame in so many"
     )
+    parser.add_argument(
+        "--agnostic",
+        action="store_true",
+        help="one box for an object: its best word (default: one for each word)",
+    )
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
@@ -179,6 +184,7 @@ def settings(args: argparse.Namespace, vocabulary: Vocabulary) -> dict[str, Any]
         "slices": args.slices,
         "overlap": args.overlap if args.slices else None,
         "every": args.every,
+        "agnostic": args.agnostic or None,
         "drawings": not args.no_drawings,
     }
 
@@ -241,6 +247,7 @@ def process(
         slices=args.slices,
         overlap=args.overlap,
         every=args.every,
+        agnostic=args.agnostic,
     )
     # stamps from before the files are read: a change meanwhile shows
     names = inferencer.names()

@@ -17,8 +17,9 @@ from mmengine.logging import MMLogger
 from mmengine.runner import set_random_seed
 
 from kdeov_mm.border import taken_apart
-from kdeov_mm.checkpoints import check_loaders, config_of
+from kdeov_mm.checkpoints import check_loaders
 from kdeov_mm.engine.doctor import ADVICE, Finding, examine
+from kdeov_mm.options import config_of
 
 
 def as_dict(model: Any) -> dict[str, Any]:

@@ -51,6 +51,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--nms", action="store_true", help="put the suppression into the graph"
     )
+    parser.add_argument("--agnostic", action="store_true", help="suppress across words")
     parser.add_argument(
         "--size", type=int, help="longer side of images (default: the config's)"
     )
@@ -87,15 +88,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = as_vocabulary(args.words) if args.words else None
         folded = None if args.vocabulary_input else words
         if isinstance(model, SegStudent):
-            if args.nms:
-                raise ValueError("--nms is for boxes: a student of masks has none")
+            if args.nms or args.agnostic:
+                raise ValueError(
+                    "--nms and --agnostic are for boxes: a student of masks has none"
+                )
             classes = model.seg_head.classes
             if folded is None and classes is not None:
                 folded = as_vocabulary(classes)  # it answers for no others
             worst = dict(shares=export_masks(model, args.out, folded, args.size))
         elif isinstance(model, KDEOVDetector):
             # compares the file with PyTorch before it returns
-            worst = export_onnx(model, args.out, folded, args.nms, args.size)
+            worst = export_onnx(
+                model, args.out, folded, args.nms, args.size, args.agnostic
+            )
         else:
             raise ValueError(
                 "files are made of KDEOVDetectors and SegStudents, not of a "

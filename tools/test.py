@@ -14,7 +14,8 @@ import kdeov_mm  # isort: skip  # noqa: F401  (compat comes before mmdet)
 
 from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
-from mmengine.config import Config, DictAction
+from mmdet.registry import MODELS
+from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.fileio import dump
 from mmengine.model import is_model_wrapper
@@ -24,10 +25,10 @@ from kdeov_mm.border import built, sentences
 from kdeov_mm.checkpoints import (
     check_loaders,
     check_weights,
-    config_of,
     read_checkpoint,
 )
 from kdeov_mm.evaluation import describe_leaks, leak_report
+from kdeov_mm.options import ConfigOptions, config_of
 from kdeov_mm.vocabulary import asked_groups
 
 
@@ -38,6 +39,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--work-dir", help="logs and figures go here (default: work_dirs/CONFIG_NAME)"
     )
+    parser.add_argument(
+        "--tta",
+        action="store_true",
+        help="look at each image and its mirror image (tta_model, tta_pipeline)",
+    )
     parser.add_argument("--out", help="dump predictions to this .pkl file")
     parser.add_argument("--show", action="store_true", help="show boxes")
     parser.add_argument("--show-dir", help="save images with boxes here")
@@ -47,7 +53,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=ConfigOptions,
         help="override config entries: key=value ...",
     )
     parser.add_argument(
@@ -75,9 +81,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
 def make_runner(args: argparse.Namespace) -> Runner:
     """A runner of the test, with a model whose weights are the checkpoint's."""
-    cfg = config_of(args.config)
     with built("--cfg-options"):
-        cfg.merge_from_dict(args.cfg_options or {})
+        cfg = config_of(args.config, args.cfg_options)
     if not isinstance(cfg.get("model"), dict):
         raise ValueError(f"{args.config} has no model")
     check_loaders(cfg, "test_dataloader")
@@ -103,6 +108,9 @@ def make_runner(args: argparse.Namespace) -> Runner:
             print(f"{args.checkpoint} is an ONNX file, NOT TESTED with it: {others}")
             cfg.test_cfg.others = None
     cfg.load_from = None if is_onnx else args.checkpoint
+    if args.tta and is_onnx:
+        raise SystemExit("test.py: --tta is for checkpoints: give the .pth")
+    tta_model = with_tta(cfg) if args.tta else None
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
     with built("the config cannot be built"):
@@ -111,9 +119,41 @@ def make_runner(args: argparse.Namespace) -> Runner:
         evaluator = runner.test_loop.evaluator
     if not is_onnx:
         refuse_other_weights(runner, args.checkpoint)
+    if tta_model:
+        runner.load_or_resume()
+        runner.model = MODELS.build(ConfigDict(tta_model, module=runner.model))
     if args.out:
         evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     return runner
+
+
+def with_tta(cfg: Config) -> ConfigDict:
+    """Let a config test images and their mirror images, or by its ``tta_pipeline``.
+
+    Boxes alone: other tests of a :class:`TestSuiteLoop` are of whole images.
+
+    Returns:
+        The config of the model around the detector.
+    """
+    if not {"bbox_head", "roi_head"} & {*cfg.model}:
+        raise SystemExit("test.py: --tta is for detectors: this model finds no boxes")
+    loader = cfg.test_dataloader.dataset
+    while "dataset" in loader:
+        loader = loader.dataset
+    # all steps but the last, which packs; then both of the image
+    flips = [dict(type="RandomFlip", prob=float(p)) for p in (0, 1)]
+    both = dict(type="TestTimeAug", transforms=[flips, [loader.pipeline[-1]]])
+    pipeline = cfg.get("tta_pipeline") or [*loader.pipeline[:-1], both]
+    box_cfg = cfg.model.test_cfg.get("rcnn") or cfg.model.test_cfg
+    kept = dict(nms=box_cfg.nms, max_per_img=box_cfg.max_per_img)
+    around = cfg.get("tta_model") or dict(type="DetTTAModel", tta_cfg=kept)
+    loader.pipeline = pipeline
+    # the moving average is in a checkpoint's weights
+    cfg.custom_hooks = []
+    if others := [*((cfg.get("test_cfg") or {}).get("others") or {})]:
+        print(f"--tta is of boxes, NOT TESTED with it: {others}")
+        cfg.test_cfg.others = None
+    return ConfigDict(around)
 
 
 def refuse_other_weights(runner: Runner, checkpoint: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
@@ -16,12 +16,12 @@ from kdeov_mm.border import built, path_of, sentences
 from kdeov_mm.checkpoints import (
     check_loaders,
     check_weights,
-    config_of,
     not_finite,
     read_checkpoint,
 )
 from kdeov_mm.engine.heartbeat import HeartbeatHook
 from kdeov_mm.files import locked
+from kdeov_mm.options import ConfigOptions, config_of
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -49,7 +49,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=ConfigOptions,
         help="override config entries: key=value ...",
     )
     parser.add_argument(
@@ -131,9 +131,8 @@ def check_resumable(path: str) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     with sentences("train.py"):
-        cfg = config_of(args.config)
         with built("--cfg-options"):
-            cfg.merge_from_dict(args.cfg_options or {})
+            cfg = config_of(args.config, args.cfg_options)
         check_loaders(cfg, "train_dataloader")
         weights = cfg.get("load_from")
         if weights and "://" not in str(weights):  # mmengine's to fetch

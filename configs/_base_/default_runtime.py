@@ -21,6 +21,7 @@ default_hooks = dict(
     ),
     sampler_seed=dict(type="DistSamplerSeedHook"),
     visualization=dict(type="DetVisualizationHook"),
+    words=dict(type="DistinctWordsHook"),
     record=dict(type="TrainingRecordHook"),  # for the leak report
     data=dict(type="DataCheckHook"),  # of metrics and small objects
 )

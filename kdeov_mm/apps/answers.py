@@ -13,7 +13,8 @@ from PIL import Image
 from ..datasets import shapes
 from ..inference.api import KDEOV
 from ..inference.drawing import draw, draw_labels
-from ..inference.images import image_files, read_image
+from ..inference.images import image_files
+from ..reader import read_image
 from ..vocabulary import clean_name
 from .search import Hit, ImageIndex
 
@@ -48,7 +49,11 @@ class Answer(NamedTuple):
 
 
 def find(
-    model: KDEOV, path: str | Path | None, words: str, threshold: float = 0.3
+    model: KDEOV,
+    path: str | Path | None,
+    words: str,
+    threshold: float = 0.3,
+    agnostic: bool = False,
 ) -> Answer:
     """Find words in an image.
 
@@ -57,11 +62,12 @@ def find(
         path: of an image; None where none was chosen.
         words: separated by commas or lines.
         threshold: least score of a box, in [0, 1].
+        agnostic: an object gets its best word alone.
     """
     try:
         image, names = read_upload(path), split_words(words)
         start = time.perf_counter()
-        query = model.query(names, threshold, nms_threshold=0.5)
+        query = model.query(names, threshold, 0.5, agnostic)
         (sample,) = model.predict([image], query)
         took = time.perf_counter() - start
     except (OSError, ValueError) as error:  # of the text tower, too

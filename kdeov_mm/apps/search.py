@@ -17,7 +17,8 @@ from torch import Tensor
 from ..border import items_of, path_of, taken_apart, whole_number
 from ..files import claim, locked
 from ..inference.api import KDEOV, normalisation
-from ..inference.images import image_files, in_batches, read_image
+from ..inference.images import image_files, in_batches
+from ..reader import read_image
 from ..vectors import check_units, read_vectors, write_vectors
 from ..vocabulary import check_words
 

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from ..inference.api import KDEOV
-from ..inference.images import read_image
 from ..models import SegStudent
+from ..reader import read_image
 from .answers import FolderSearch, duration, find, segment, split_words
 
 try:
@@ -140,7 +140,7 @@ class Question(NamedTuple):
     """The left side of a tab: an image, words and a threshold.
 
     Attributes:
-        inputs: image, words and threshold.
+        inputs: image, words and threshold, and what else is asked.
         events: of whoever asks: button, Enter and slider.
         tried: the examples, which ask by themselves; None where there are none.
     """
@@ -153,15 +153,18 @@ class Question(NamedTuple):
         """Let all who ask be answered.
 
         Args:
-            answer: path of the image or None, words, threshold -> the outputs.
+            answer: path of the image or None, words, threshold and what else is
+                asked -> the outputs.
             outputs: what shows them.
             name: of the question, for programs.
         """
 
-        def ask(upload: dict[str, Any] | None, words: str, typed: float | None) -> Any:
+        def ask(
+            upload: dict[str, Any] | None, words: str, typed: float | None, *more: Any
+        ) -> Any:
             # the guard let none but uploads and examples in
             path = Path(upload["path"]) if upload else None
-            return answer(path, words, min(max(typed or 0.0, 0.0), 1.0))
+            return answer(path, words, min(max(typed or 0.0, 0.0), 1.0), *more)
 
         # the model serves one request at a time
         asked: dict[str, Any] = dict(
@@ -203,6 +206,9 @@ def _find_tab(model: KDEOV, examples: Sequence[tuple[Path, str]]) -> None:
     with gr.Row():
         hint = "Separated by commas or lines. Enter finds them."
         question = _question("Find", hint, 0.3, examples)
+        agnostic = gr.Checkbox(label="One box for an object: its best word")
+        question.inputs.append(agnostic)
+        question.events.append(agnostic.change)
         with gr.Column(scale=3):
             alt = "The image with the boxes that were found"
             drawing = gr.Image(

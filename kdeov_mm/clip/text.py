@@ -197,6 +197,24 @@ class CLIPTextEncoder:
                 vectors[part] = means[: len(part)]
         return vectors
 
+    def cut(self, words: Sequence[str]) -> str:
+        """What to say of words that are longer than the tower reads; else nothing."""
+        if not self.is_local:  # nor is its tokenizer, perhaps
+            return ""
+        tokenize = self.source.tokenizer()
+        context = tokenize([""]).shape[1]
+        said = []
+        for word in words:
+            prompts = [template.format(word) for template in self.templates]
+            # of a context that is long enough, the rest is filled with one number
+            tokens = tokenize(prompts, context_length=context + 16 * len(word))
+            length = int((tokens != tokens[:, -1:]).sum(1).min())
+            if length > context:
+                said.append(f"{length - context} of {length}")
+        if not said:
+            return ""
+        return f" (it reads {context} tokens: of them {' and '.join(said)} are cut)"
+
     def num_parameters(self) -> int:
         """Parameters of the text tower, which is loaded for it."""
         return sum(p.numel() for p in self._load().parameters())

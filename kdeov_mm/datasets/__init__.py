@@ -22,7 +22,13 @@ from .segmentation import (
     ShapesSegDataset,
     VOCSegDataset,
 )
-from .transforms import KeepOriginal, LoadCaptions, LoadWords, PackInputs
+from .transforms import (
+    KeepOriginal,
+    LoadCaptions,
+    LoadImageFromFile,
+    LoadWords,
+    PackInputs,
+)
 from .voc import OVXMLDataset
 
 __all__ = [
@@ -43,6 +49,7 @@ __all__ = [
     "KeepOriginal",
     "LVISCrops",
     "LoadCaptions",
+    "LoadImageFromFile",
     "LoadWords",
     "OVCocoDataset",
     "OVLVISDataset",

@@ -12,6 +12,7 @@ from mmdet.registry import DATASETS
 from mmengine.fileio import get
 from mmengine.logging import print_log
 
+from ..options import COMMA
 from ..vocabulary import Vocabulary, as_metainfo, asked_groups
 from . import shapes
 from .annotations import (
@@ -72,6 +73,9 @@ class OVCocoDataset(CocoDataset):
         **kwargs: Any,
     ) -> None:
         self.checked = checked
+        # mmdet would ask for each of its letters
+        if isinstance((kwargs.get("metainfo") or {}).get("classes"), str):
+            raise ValueError(f"metainfo.classes is {COMMA}: {kwargs['metainfo']}")
         # the classes are those of the vocabulary, or of the metainfo
         self.synonyms: dict[str, tuple[str, ...]] = {}
         if vocabulary is not None:

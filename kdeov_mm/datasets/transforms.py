@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
+from mmcv.transforms import LoadImageFromFile as _LoadImageFromFile
 from mmdet.datasets.transforms import PackDetInputs
 from mmdet.registry import TRANSFORMS
-from mmengine.fileio import load
+from mmengine.fileio import get, load
 
+from ..reader import BROKEN, decode_image
 from ..vocabulary import as_vocabulary
 
 # what mmdet keeps by default, and what students and metrics of ours ask for
@@ -20,6 +22,37 @@ META_KEYS = (
 )
 # pixels of the input by which steps round boxes
 BOX_TOLERANCE = 2
+
+
+@TRANSFORMS.register_module()
+class LoadImageFromFile(_LoadImageFromFile):
+    """mm's ``LoadImageFromFile``, with the reader of :mod:`kdeov_mm.reader`.
+
+    Within mmdet's scope it takes the place of mm's, so that any config of a training or
+    a test sees the pixels that inference sees: mm's reads colours below transparent
+    pixels, and no floats. Arguments are mm's; with ``color_type`` other than
+    ``'color'``, mm's reads.
+    """
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
+        """Add ``img``, (H, W, 3) uint8 BGR, and its sizes.
+
+        Raises:
+            OSError: the file is missing, no image, or one that is refused; names it.
+        """
+        if self.color_type != "color" or self.file_client_args is not None:
+            return super().transform(results)
+        path = results["img_path"]
+        try:
+            image = decode_image(get(path, self.backend_args), path, "BGR")
+        except BROKEN as error:
+            if self.ignore_empty:
+                return None
+            kind = type(error) if isinstance(error, FileNotFoundError) else OSError
+            raise kind(f"cannot read image {path}: {error}") from error
+        results["img"] = image.astype(np.float32) if self.to_float32 else image
+        results["img_shape"] = results["ori_shape"] = image.shape[:2]
+        return results
 
 
 @TRANSFORMS.register_module()

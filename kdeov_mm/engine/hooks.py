@@ -20,6 +20,8 @@ from ..datasets import OVCocoDataset
 from ..evaluation.leaks import training_record, weight_files
 from ..files import write_whole
 from ..models.pretrained import read_weights
+from ..models.student import Student, words_of_sample
+from ..vocabulary import refuse_equal
 from .loop import ResumableTrainLoop
 
 
@@ -34,6 +36,28 @@ class EmbeddingCacheHook(Hook):
         if isinstance(model.teacher, CachedTeacher):
             data = runner.train_dataloader.dataset
             model.teacher.admit(data, model.distill_heads, model.data_preprocessor)
+
+
+@HOOKS.register_module()
+class DistinctWordsHook(Hook):
+    """Looks, before the first step, whether the CLIP can tell the words apart."""
+
+    def __init__(self) -> None:
+        self.looked = False
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
+        """Refuse words that are the same to the CLIP, see :func:`refuse_equal`."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if self.looked or not isinstance(model, Student):
+            return
+        self.looked = True
+        samples = [s for s in data_batch["data_samples"] if "words" in s]
+        for words in {words_of_sample(sample) for sample in samples}:
+            firsts = [own[0] for own in words]
+            vectors = dict(zip(firsts, model.text_encoder(firsts)))
+            refuse_equal(words, vectors, model.text_encoder)
 
 
 @HOOKS.register_module()

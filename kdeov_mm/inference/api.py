@@ -216,6 +216,7 @@ class KDEOV:
         score_threshold: float = 0.2,
         nms_threshold: float = 0.5,
         *,
+        agnostic: bool = False,
         class_names: Asked | None = None,
     ) -> list[dict[str, Any]]:
         """Find words in images.
@@ -225,6 +226,7 @@ class KDEOV:
             names: K words; a tuple of words are synonyms.
             score_threshold: boxes below are left out, in [0, 1].
             nms_threshold: of boxes of a class that overlap more (IoU), the best stays.
+            agnostic: of boxes of all classes: an object gets its best word alone.
             class_names: another name of ``names``, the original KDEOV's.
 
         Returns:
@@ -236,7 +238,7 @@ class KDEOV:
                 words, or an image is none.
         """
         asked = class_names if names is None else names
-        query = self.query(asked, score_threshold, nms_threshold)
+        query = self.query(asked, score_threshold, nms_threshold, agnostic)
         return as_dicts(self.predict(_as_arrays(images), query))
 
     @torch.no_grad()
@@ -245,6 +247,7 @@ class KDEOV:
         names: Asked | None,
         score_threshold: float | None = None,
         nms_threshold: float | None = None,
+        agnostic: bool = False,
     ) -> Query:
         """Embed words, and check all that :meth:`predict` is asked.
 
@@ -252,6 +255,7 @@ class KDEOV:
             names: K words; None: those of a :class:`FoldedDetector`.
             score_threshold: boxes below are left out; None: ``test_cfg``'s.
             nms_threshold: IoU, within a class; None: ``test_cfg``'s.
+            agnostic: within all classes together; False: as ``test_cfg`` says.
 
         Raises:
             ValueError: the model has no detection head, thresholds outside [0, 1], no
@@ -264,6 +268,8 @@ class KDEOV:
             cfg.score_thr = _fraction("score_threshold", score_threshold)
         if nms_threshold is not None:
             cfg.nms.iou_threshold = _fraction("nms_threshold", nms_threshold)
+        if agnostic:
+            cfg.nms.class_agnostic = True
         # a folded detector knows its words, and has no text encoder
         if isinstance(self.model, FoldedDetector):
             words = self.model.words if names is None else check_names(names).words

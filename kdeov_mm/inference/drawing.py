@@ -1,13 +1,19 @@
 """Boxes, label maps and names drawn on images, and files of such drawings."""
 
+import functools
+import logging
+import unicodedata
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from matplotlib.font_manager import findfont
+from matplotlib import get_cachedir
+from matplotlib.font_manager import findfont, fontManager
+from matplotlib.ft2font import FT2Font
 from mmdet.structures import DetDataSample
+from mmengine.logging import print_log
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -15,7 +21,68 @@ from ..files import write_whole
 from .results import Result
 from .sources import ImageSource
 
+FONT = findfont("DejaVu Sans")
+_said: set[str] = set()  # names of which it was said that they cannot be drawn
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")  # that OpenCV writes
+
+
+@functools.cache
+def _letters(font: str) -> frozenset[int]:
+    """The characters that a font has; none of one that cannot be read."""
+    try:
+        return frozenset(FT2Font(font).get_charmap())
+    except (OSError, RuntimeError):
+        return frozenset()
+
+
+def _missing(text: str, font: str) -> set[str]:
+    """The characters of a text that a font cannot draw."""
+    # neither blanks nor marks that change others have a form of their own
+    kinds = {c: unicodedata.category(c) for c in text}
+    visible = {
+        c for c, k in kinds.items() if k[0] not in "ZM" and k not in ("Cc", "Cf")
+    }
+    return {c for c in visible if ord(c) not in _letters(font)}
+
+
+@functools.cache
+def font_of(text: str) -> str | None:
+    """A font file that can draw a text; None: this machine has none."""
+    # the font of last resort draws any character as a box with its block's name
+    fonts = (f for f in fontManager.ttflist if "Last Resort" not in f.name)
+    others = sorted({f.fname for f in fonts})
+    return next((f for f in (FONT, *others) if not _missing(text, f)), None)
+
+
+def readable(text: str, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
+    """A text as it is drawn, and a font of so many pixels that draws it.
+
+    Where no font has its letters, they are written as their numbers, so that names
+    stay different, and that is said once.
+    """
+    font = font_of(text)
+    if font is None:
+        say_undrawn([text], FONT)
+        gone = _missing(text, FONT)
+        text = "".join(f"U+{ord(c):04X} " if c in gone else c for c in text)
+    return text, ImageFont.truetype(font or FONT, size)
+
+
+def say_undrawn(names: Sequence[str], font: str | None = None) -> None:
+    """Log, once for each letter, what cannot be drawn with a font, or with any."""
+    for name in names:
+        if font is None and font_of(name) is not None:
+            continue
+        gone = "".join(sorted(_missing(name, font or FONT) - _said))
+        if gone:
+            _said.update(gone)
+            print_log(
+                f"{name!r} cannot be drawn: no font has {gone!r}. Install one, e.g. "
+                "fonts-noto-cjk, and remove matplotlib's cache of fonts "
+                f"({get_cachedir()}). Results in files have the names as they are.",
+                "current",
+                logging.WARNING,
+            )
 
 
 def draw(
@@ -78,12 +145,12 @@ def _draw_boxes(
     pen, (width, height) = ImageDraw.Draw(image), image.size
     # lines and letters grow with the image, so they are seen when it is shown smaller
     scale = max((width * height) ** 0.5 / 700, 1)
-    font = ImageFont.truetype(findfont("DejaVu Sans"), round(14 * scale))
     for (x1, y1, x2, y2), color in zip(boxes.tolist(), colors):
         box = (x1, y1, max(x1, x2), max(y1, y2))
         pen.rectangle(box, outline=color, width=round(3 * scale))
     # titles after all boxes, which would cross them out
     for (x, y, *_), title in zip(boxes.tolist(), titles):
+        title, font = readable(title, round(14 * scale))
         _, _, right, bottom = pen.textbbox((0, 0), title, font)
         # above the box where there is room, else inside it, never outside the image
         x = max(min(x, width - right), 0)
@@ -134,24 +201,24 @@ def draw_labels(
         return np.asarray(picture)
     # the words that are there, the largest first, in as many lines as they need
     size = max(round(14 * (width * height) ** 0.5 / 700), 14)
-    font = ImageFont.truetype(findfont("DejaVu Sans"), size)
     places, x, y, line = [], 0, 0, 2 * size
     for number in numbers[(-areas).argsort(kind="stable")].tolist():
-        advance = round(font.getlength(names[number])) + 3 * size
+        title, font = readable(names[number], size)
+        advance = round(font.getlength(title)) + 3 * size
         if x and x + advance > width:
             x, y = 0, y + line
-        places.append((number, x, y))
+        places.append((number, title, font, x, y))
         x += advance
     canvas = Image.new("RGB", (width, height + (y + line if places else 0)), "white")
     canvas.paste(picture)
     pen = ImageDraw.Draw(canvas)
-    for number, x, y in places:
+    for number, title, font, x, y in places:
         top = height + y + size // 2
         color = tuple(map(int, palette[number]))
         box = (x + size // 2, top, x + size // 2 + size, top + size)
         pen.rectangle(box, color, "black")
         place = (x + 2 * size, top + size // 2)
-        pen.text(place, names[number], "black", font, anchor="lm")
+        pen.text(place, title, "black", font, anchor="lm")
     return np.asarray(canvas)
 
 

@@ -39,6 +39,7 @@ from ..models.postprocess import (
     above,
     best_boxes,
     clipped,
+    is_agnostic,
     is_simple,
     least_logit,
     max_boxes,
@@ -97,6 +98,18 @@ suppression (
     boxes = GatherND(all_boxes, where)
 }
 """
+
+# Across words: of each place its best word alone takes part.
+ACROSS_WORDS = {
+    "    chosen = ": """    best = ReduceMax<keepdims = 1>(all_scores, last_axis)
+    words_of_places = ArgMax<axis = 1, keepdims = 0>(all_scores)
+    chosen = """,
+    "all_boxes, all_scores, limit": "all_boxes, best, limit",
+    "GatherND(all_scores, chosen)": "GatherND(best, chosen)",
+    "    labels = Gather<axis = 1>(kept, one)\n": "",
+    "    boxes = GatherND": """    labels = GatherND(words_of_places, where)
+    boxes = GatherND""",
+}
 
 
 class Graph(nn.Module):
@@ -158,6 +171,7 @@ def export_onnx(
     words: Asked | None = None,
     nms: bool = False,
     size: int | None = None,
+    agnostic: bool = False,
 ) -> dict[str, float]:
     """Write an ONNX file, checked against the detector in PyTorch.
 
@@ -171,6 +185,7 @@ def export_onnx(
         nms: the suppression of ``test_cfg`` is part of the graph.
         size: longer side of the images in pixels, for the metadata; None: that of the
             test pipeline in ``detector.cfg``.
+        agnostic: suppress across words; False: as ``test_cfg`` says.
 
     Returns:
         The largest differences to PyTorch: ``boxes`` in pixels, ``scores``.
@@ -181,13 +196,7 @@ def export_onnx(
     """
     if getattr(detector, "cfg", None) is None:
         raise ValueError("the detector has no config: set detector.cfg")
-    if nms:
-        check_simple(detector.bbox_head.test_cfg)
-    if words is None and detector.synonyms == "max":
-        raise ValueError(
-            "synonyms='max' has several vectors for a class, the input `text` has one: "
-            "fold the words in, or export the model with synonyms='mean'."
-        )
+    test_cfg = _checked_cfg(detector, words, nms, agnostic)
     # traced on the CPU, in a copy where the detector is elsewhere
     vocabulary = None if words is None else as_vocabulary(words)
     if detector.training or next(detector.parameters()).device.type != "cpu":
@@ -204,14 +213,31 @@ def export_onnx(
     # nothing is written that says something else than PyTorch
     worst = _check(file, detector, vocabulary)
     if nms:
-        file = with_suppression(file, detector.bbox_head.test_cfg)
-    suppression = _suppression_of(detector.bbox_head.test_cfg, nms)
+        file = with_suppression(file, test_cfg)
+    suppression = _suppression_of(test_cfg, nms)
     props = metadata(detector, vocabulary, size, **suppression)
     add_metadata(file, props)
     onnx.checker.check_model(file, full_check=True)
     session_of(file.SerializeToString())
     write_whole(Path(path), file.SerializeToString())
     return worst
+
+
+def _checked_cfg(
+    detector: KDEOVDetector, words: Asked | None, nms: bool, agnostic: bool
+) -> Any:
+    """The ``test_cfg`` of a file; ValueError where there can be no such file."""
+    test_cfg = copy.deepcopy(detector.bbox_head.test_cfg)
+    if agnostic:
+        test_cfg.nms.class_agnostic = True
+    if nms:
+        check_simple(test_cfg)
+    if words is None and detector.synonyms == "max":
+        raise ValueError(
+            "synonyms='max' has several vectors for a class, the input `text` has one: "
+            "fold the words in, or export the model with synonyms='mean'."
+        )
+    return test_cfg
 
 
 def graph_to_onnx(
@@ -314,7 +340,8 @@ def check_simple(test_cfg: Any) -> None:
     if not is_simple(test_cfg):
         raise ValueError(
             "expected a test_cfg with multi_label=True, nms=dict(type='nms', "
-            "iou_threshold=...), max_per_img of at least 1 and no min_bbox_size, got "
+            "iou_threshold=..., class_agnostic=...), max_per_img of at least 1 and no "
+            "min_bbox_size, got "
             f"{dict(test_cfg)}: change it, or leave the suppression out."
         )
 
@@ -324,7 +351,11 @@ def with_suppression(file: Any, test_cfg: Any) -> Any:
 
     ``nms_pre`` is left out: it spares PyTorch work, which onnxruntime does.
     """
-    end = onnx.parser.parse_model(SUPPRESSION)
+    text = SUPPRESSION
+    if is_agnostic(test_cfg):
+        for old, new in ACROSS_WORDS.items():
+            text = text.replace(old, new)
+    end = onnx.parser.parse_model(text)
     # thresholds: inputs of the text above, constants of the file
     constants: dict[str, np.ndarray] = dict(
         score_threshold=np.array([max(test_cfg.get("score_thr", 0), 0)], np.float32),
@@ -377,6 +408,7 @@ def _suppression_of(cfg: Any, nms: bool) -> dict[str, Any]:
         score_threshold=float(cfg.get("score_thr", 0)),
         iou_threshold=float(cfg.nms.get("iou_threshold", 1)),
         max_per_image=int(cfg.max_per_img),
+        agnostic=is_agnostic(cfg),
     )
 
 

@@ -13,53 +13,15 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from ..border import path_of, taken_apart
+from ..border import taken_apart
+from ..reader import read_image, to_rgb
 
 AnyImage: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 T = TypeVar("T")
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """Read any image file as (H, W, 3) uint8 RGB.
-
-    Gray, palette, 16-bit and transparent images are converted (transparency
-    on white), EXIF orientation is applied.
-
-    Raises:
-        OSError: the file is missing, no image, or ends early; names it.
-    """
-    # a pipe would be waited for
-    if not path_of("an image", path).is_file():
-        raise FileNotFoundError(f"image {path} does not exist, or is no file")
-    try:
-        with Image.open(path) as file:
-            return to_rgb(file)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise OSError(f"cannot read image {path}: {error}") from error
-
-
-def to_rgb(image: Image.Image) -> np.ndarray:
-    """Any PIL image as (H, W, 3) uint8 RGB; see :func:`read_image`.
-
-    Raises:
-        ValueError: it has no pixels, or a mode that cannot be converted.
-    """
-    if not all(image.size):
-        raise ValueError(f"expected an image with pixels, got one of size {image.size}")
-    image = ImageOps.exif_transpose(image)
-    # 16 bits of gray, which PIL would clip at 255
-    if image.mode.startswith("I"):
-        gray = np.asarray(image).astype(np.float64) / 257
-        image = Image.fromarray(gray.clip(0, 255).astype(np.uint8))
-    # what is transparent shows a white page
-    if "A" in image.mode or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB"))
 
 
 def as_rgb(image: Any) -> np.ndarray:

@@ -15,8 +15,8 @@ from mmengine.logging import print_log
 from tqdm import tqdm
 
 from ..border import path_of, real_number, whole_number
-from ..checkpoints import config_of
 from ..files import write_whole
+from ..options import config_of
 from ..vocabulary import Asked, Vocabulary, as_vocabulary
 from .api import KDEOV
 from .drawing import Drawings, draw
@@ -109,6 +109,7 @@ class KDEOVInferencer(DetInferencer):
         slices: int | None = None,
         overlap: float = 0.2,
         every: int = 1,
+        agnostic: bool = False,
     ) -> Iterator[Result]:
         """Find words, a result at a time: for folders and videos of any length.
 
@@ -125,6 +126,7 @@ class KDEOVInferencer(DetInferencer):
                 image, see :func:`predict_in_slices`; None for none.
             overlap: of neighbouring tiles, a fraction of their side, at least.
             every: of a video, one frame in so many.
+            agnostic: suppress across words: an object gets its best word alone.
 
         Returns:
             A generator of results, in the order of the inputs.
@@ -140,7 +142,8 @@ class KDEOVInferencer(DetInferencer):
             overlap = real_number("overlap", overlap, 0, 1, "[{}, {})")
         student = KDEOV(self.model, batch_size)
         # words are embedded once for all images
-        query = student.query(self._vocabulary(words), score_threshold)
+        asked = self._vocabulary(words)
+        query = student.query(asked, score_threshold, agnostic=agnostic)
 
         def predict(images: Sequence[np.ndarray]) -> SampleList:
             if slices is None:

@@ -8,6 +8,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from ..models.postprocess import is_agnostic
 from .api import KDEOV, Query
 
 
@@ -30,7 +31,7 @@ def predict_in_slices(
 
     Returns:
         The whole image's sample, its boxes merged with those of the tiles by NMS
-        within each class.
+        within each class, or across them where the query is agnostic.
     """
     height, width = image.shape[:2]
     if max(height, width) <= side:
@@ -55,7 +56,8 @@ def predict_in_slices(
     merged = InstanceData.cat(found)
     # in double precision, for classes are moved apart, and many reach far
     boxes, scores = merged.bboxes.double(), merged.scores.double()
-    keep = batched_nms(boxes, scores, merged.labels, query.cfg.nms.iou_threshold)
+    apart = merged.labels * (not is_agnostic(query.cfg))
+    keep = batched_nms(boxes, scores, apart, query.cfg.nms.iou_threshold)
     sample.pred_instances = merged[keep]
     return sample
 

@@ -13,7 +13,8 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..border import path_of
-from .images import check_array, image_files, natural_order, read_image, to_rgb
+from ..reader import read_image, to_rgb
+from .images import check_array, image_files, natural_order
 from .video import VIDEO_EXTENSIONS, VideoInfo, read_frames, video_info
 
 

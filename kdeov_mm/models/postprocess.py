@@ -47,9 +47,15 @@ def is_simple(cfg: Any) -> bool:
     """Whether :func:`best_boxes` does all that a ``test_cfg`` asks for."""
     # one label per box, other suppressions and least sizes are the parent's
     nms_cfg = cfg.get("nms", {})
-    plain = cfg.get("multi_label") and {*nms_cfg} == {"type", "iou_threshold"}
+    plain = {*nms_cfg} - {"class_agnostic"} == {"type", "iou_threshold"}
+    plain = plain and cfg.get("multi_label")
     plain = plain and nms_cfg["type"] == "nms" and (cfg.get("max_per_img") or 0) > 0
     return bool(plain) and not {"min_bbox_size", "yolox_style"} & {*cfg}
+
+
+def is_agnostic(cfg: Any) -> bool:
+    """Whether a ``test_cfg`` suppresses across classes: one box for an object."""
+    return bool(cfg.get("nms", {}).get("class_agnostic", False))
 
 
 def least_logit(cfg: Any) -> float:
@@ -83,7 +89,7 @@ class Scored(NamedTuple):
 def best_boxes(
     scored: Scored, boxes: Tensor, meta: dict[str, Any], cfg: Any, rescale: bool
 ) -> InstanceData:
-    """One image's boxes after suppression class by class, and cap.
+    """One image's boxes after suppression, class by class or across them, and cap.
 
     Args:
         scored: of :func:`above`.
@@ -99,7 +105,8 @@ def best_boxes(
     while True:
         best = scored.top(min(number, limit))
         location, labels = best.indices.unbind(1)
-        keep = _suppress(boxes[location], best.logits, labels, cfg.nms.iou_threshold)
+        apart = labels * (not is_agnostic(cfg))
+        keep = _suppress(boxes[location], best.logits, apart, cfg.nms.iou_threshold)
         if len(keep) >= cfg.max_per_img or number >= limit:
             break
         number *= 4

@@ -12,7 +12,7 @@ from mmengine.logging import MessageHub
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from ..vocabulary import Vocabulary, Words
+from ..vocabulary import Vocabulary, Words, refuse_equal
 from .distill.base import Distillation, StudentBatch
 from .pixels import as_if_alone, filled_part
 from .postprocess import describe
@@ -97,7 +97,8 @@ class Student:
             device: of the vectors; None: that of the model.
 
         Raises:
-            ValueError: vectors of another CLIP, or words that cannot be embedded.
+            ValueError: vectors of another CLIP, words that cannot be embedded, or two
+                classes that are the same to the CLIP.
         """
         # vectors that came with the vocabulary, or the encoder's
         if isinstance(classes, Vocabulary):
@@ -107,7 +108,11 @@ class Student:
             vectors = torch.stack(rows)
         else:
             words = tuple(classes)
-            vectors = self.text_encoder([word for own in words for word in own])
+            flat = [word for own in words for word in own]
+            vectors = self.text_encoder(flat)
+            # words of a training step are drawn: DistinctWordsHook looks at them all
+            if not self.training:  # type: ignore[attr-defined]
+                refuse_equal(words, dict(zip(flat, vectors)), self.text_encoder)
         if device is None:
             device = next(self.parameters()).device  # type: ignore[attr-defined]
         return merge_synonyms(vectors.to(device), words, self.synonyms)

@@ -24,7 +24,7 @@ from kdeov_mm import KDEOV
 from kdeov_mm.apps import search
 from kdeov_mm.apps.search import Hit, ImageIndex, contact_sheet
 from kdeov_mm.files import LOCK, locked
-from kdeov_mm.inference.images import read_image
+from kdeov_mm.reader import read_image
 
 from ..conftest import load_tool, run_env
 from ..inference.test_api import scene, write_joint

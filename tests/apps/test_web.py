@@ -25,7 +25,7 @@ from kdeov_mm import KDEOV
 from kdeov_mm.apps import answers
 from kdeov_mm.apps.search import ImageIndex
 from kdeov_mm.datasets import shapes
-from kdeov_mm.inference.images import read_image
+from kdeov_mm.reader import read_image
 
 from ..conftest import ROOT, load_tool, run_env
 from ..inference.test_api import scene, write_joint

@@ -546,6 +546,40 @@ def test_the_suppression_threshold_says_how_much_boxes_may_overlap(
     assert numbers == sorted({*numbers})
 
 
+def test_across_words_no_two_boxes_of_an_object_are_left(student: KDEOV) -> None:
+    image = scene(120, 160)
+    ask = partial(student.open_vocabulary_detect, image, WORDS, 0.1, 0.5)
+    (each,), (best,) = ask(), ask(agnostic=True)
+    assert 0 < len(best["boxes"]) < len(each["boxes"])
+    # boxes are compared before the image's border cuts them
+    boxes = best["boxes"]
+    whole = boxes[((boxes > 0) & (boxes < boxes.new_tensor([160, 120] * 2))).all(1)]
+    assert len(whole) > 1
+    assert bbox_overlaps(whole, whole).fill_diagonal_(0).max() <= 0.501
+    # the best of all stays, and the next call is as before
+    assert best["scores"][0] == each["scores"][0] and best["names"][0] in WORDS
+    assert len(ask()[0]["boxes"]) == len(each["boxes"])
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (("Dog", "dog"), "'Dog' and 'dog'. Take"),
+        (("Polar_Bear", "polar bear"), "'Polar Bear' and 'polar bear'"),
+        (("bread &amp; butter", "bread & butter"), "'bread &amp; butter' and"),
+        ((30 * "red " + "ring", 30 * "red " + "star"), "17 of 33 and 17 of 33 are cut"),
+    ],
+)
+def test_words_that_are_the_same_to_the_clip_are_refused(
+    student: KDEOV, pair: tuple[str, str], message: str
+) -> None:
+    with pytest.raises(ValueError, match="two classes are the same") as refusal:
+        student.open_vocabulary_detect(scene(40, 40), ["ring", *pair])
+    assert message in str(refusal.value)
+    # within a class they are synonyms
+    student.query(["ring", pair])
+
+
 def test_the_original_name_of_the_names_works(student: KDEOV) -> None:
     image = scene(100, 140)
     (found,) = student.open_vocabulary_detect(image, class_names=WORDS)

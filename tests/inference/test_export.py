@@ -316,6 +316,24 @@ def client() -> Any:
     return module
 
 
+@pytest.mark.parametrize("nms", [False, True])
+def test_across_words_the_file_says_what_the_interface_says(
+    nms: bool, student: KDEOVDetector, tmp_path: Path
+) -> None:
+    export_onnx(student, tmp_path / "a.onnx", WORDS, nms, agnostic=True)
+    noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3)).astype(np.uint8)
+    own = client()
+    session, about = own.load(tmp_path / "a.onnx")
+    assert about["agnostic"] is True
+    boxes, scores, names = own.detect(session, about, noise, score_threshold=0.3)
+    (found,) = KDEOV(student).open_vocabulary_detect(
+        noise, WORDS, 0.3, 0.5, agnostic=True
+    )
+    assert len(boxes) > 3 and names == found["names"]
+    assert np.abs(boxes - found["boxes"].numpy()).max() < 0.1
+    assert np.abs(scores - found["scores"].numpy()).max() < 1e-3
+
+
 @pytest.mark.parametrize("size", [(96, 96), (40, 77), (200, 31), (9, 5)])
 @pytest.mark.parametrize("form", ["folded", "vocabulary"])
 @pytest.mark.parametrize("nms", [False, True])

@@ -12,8 +12,9 @@ from mmengine.structures import InstanceData
 from PIL import Image
 
 from kdeov_mm.checkpoints import load_model
+from kdeov_mm.inference import drawing
 from kdeov_mm.inference.drawing import draw
-from kdeov_mm.inference.images import read_image
+from kdeov_mm.reader import read_image
 
 from ..conftest import WORDS, make_sample
 
@@ -219,6 +220,33 @@ def test_a_large_image_keeps_its_pixels(size: tuple[int, int]) -> None:
     assert np.array_equal(draw(image, sample, WORDS, PALETTE, (), "", 0.95), image)
     drawn = draw(image, sample, WORDS, PALETTE)
     assert drawn.shape == image.shape and (drawn[31:, 400:] == image[31:, 400:]).all()
+
+
+def test_names_that_no_font_has_stay_different_and_are_said(
+    scene: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(drawing, "_said", set())
+    monkeypatch.setattr(drawing, "print_log", lambda text, *_: said.append(text))
+    # characters that no script has yet
+    names = ("\U000dfff0\U000dfff1", "\U000dfff2\U000dfff3", "waschbär", *WORDS[3:])
+    draws = []
+    for label in (0, 1, 1, 2):
+        sample = found_sample(truth=False)
+        sample.pred_instances.labels = torch.tensor([label, label])
+        draws.append(draw(scene, sample, names, PALETTE * 9, (), "", 0.0))
+    assert (draws[0] != draws[1]).any() and np.array_equal(draws[1], draws[2])
+    assert len(said) == 2 and all("cannot be drawn" in text for text in said)
+
+
+def test_a_font_that_has_the_letters_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    (other,) = {f.fname for f in drawing.fontManager.ttflist if f.name == "STIXGeneral"
+                and f.style == "normal" and f.weight == 400}  # fmt: skip
+    only = {*drawing._letters(other)} - {*drawing._letters(drawing.FONT)}
+    letter = next(c for c in map(chr, sorted(only)) if c.isalpha())
+    assert drawing.font_of("cat") == drawing.FONT
+    assert drawing.font_of(letter) not in (drawing.FONT, None)
+    assert drawing.readable(letter, 14)[0] == letter
 
 
 def test_names_in_any_alphabet_are_drawn(scene: np.ndarray) -> None:

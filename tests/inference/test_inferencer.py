@@ -30,11 +30,12 @@ from kdeov_mm import KDEOV
 from kdeov_mm.clip import CLIPTextEncoder
 from kdeov_mm.inference.api import Query
 from kdeov_mm.inference.drawing import Drawings
-from kdeov_mm.inference.images import natural_order, read_image
+from kdeov_mm.inference.images import natural_order
 from kdeov_mm.inference.inferencer import KDEOVInferencer
 from kdeov_mm.inference.results import Result, to_coco, to_supervision
 from kdeov_mm.inference.slices import _starts, predict_in_slices
 from kdeov_mm.inference.sources import list_sources
+from kdeov_mm.reader import read_image
 from kdeov_mm.vocabulary import Vocabulary
 
 from ..conftest import ROOT, WORDS, load_tool, make_sample, run_env

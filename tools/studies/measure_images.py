@@ -33,7 +33,7 @@ from kdeov_mm.clip import CLIPImageTeacher, CLIPTextEncoder
 from kdeov_mm.datasets import shapes
 from kdeov_mm.datasets.shapes_files import write_world
 from kdeov_mm.evaluation import retrieval_recall, zero_shot_accuracy
-from kdeov_mm.inference.images import read_image
+from kdeov_mm.reader import read_image
 from pages import ROOT, read_json, seconds_in_turn, show, write_json
 
 FOLDER = ROOT / "configs/image_text"

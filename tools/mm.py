@@ -1,0 +1,35 @@
+"""Run a tool of mmdet with our configs: ``python tools/mm.py TOOL ARGUMENTS``.
+
+    python tools/mm.py analyze_results CONFIG PREDICTIONS.pkl FOLDER
+    python tools/mm.py confusion_matrix CONFIG PREDICTIONS.pkl FOLDER
+
+It registers this package's parts and mends what mmdet needs, then runs the file of
+that name in mmdet's ``.mim/tools``; ``tools/test.py --out`` writes predictions.
+"""
+
+import runpy
+import sys
+from pathlib import Path
+
+import kdeov_mm  # isort: skip  # noqa: F401  (compat comes before mmdet)
+
+import mmdet
+from mmdet.datasets import utils
+
+from kdeov_mm.datasets import LoadImageFromFile
+
+
+def main() -> None:
+    folder = Path(mmdet.__file__).parent / ".mim/tools"
+    tools = {path.stem: path for path in sorted(folder.rglob("*.py"))}
+    if len(sys.argv) < 2 or sys.argv[1] not in tools:
+        sys.exit(f"{__doc__}\nTOOL is one of: {', '.join(tools)}")
+    path = tools[sys.argv[1]]
+    # mmdet knows steps that load by their class, and this one takes its step's place
+    utils.LoadImageFromFile = LoadImageFromFile
+    sys.argv = [str(path), *sys.argv[2:]]
+    runpy.run_path(str(path), run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
