@@ -1,6 +1,7 @@
 """CLIP with a ResNet-50 as its image side, by the calls of its document."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,9 +40,11 @@ class ResNetCLIP(TensorModel):
         if attention_mask is None or not isinstance(text, Tensor):
             return super().encode_text(text)
         if not isinstance(attention_mask, Tensor) or attention_mask.shape != text.shape:
+            got: Any = attention_mask
+            got = tuple(got.shape) if isinstance(got, Tensor) else got
             raise ValueError(
                 f"expected an attention_mask {tuple(text.shape)}, one number for each "
-                f"token, got {getattr(attention_mask, 'shape', attention_mask)!r:.80}"
+                f"token, got {got!r:.80}"
             )
         masked = attention_mask.to(text.device) == 0
         # a position has a meaning, so that sentences cannot be moved

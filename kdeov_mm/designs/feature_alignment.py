@@ -148,6 +148,19 @@ def _check_embeddings(images: Any, others: Any) -> None:
         )
 
 
+def _check(model: Any, dataloader: Any, loss: Any) -> None:
+    """ValueError where an argument is of another kind."""
+    if not isinstance(model, TensorModel):
+        raise ValueError(
+            "expected a KDEOVModel, or a model of create_clip_model, got a "
+            f"{type(model).__name__}"
+        )
+    if not isinstance(loss, FeatureAlignmentLoss | None):
+        raise ValueError(f"expected a FeatureAlignmentLoss, got {loss!r:.80}")
+    if not isinstance(dataloader, Iterable):
+        raise ValueError(f"expected a dataloader of batches, got {dataloader!r:.80}")
+
+
 def train_feature_alignment(
     model: TensorModel,
     dataloader: Iterable[tuple[Tensor, Texts]],
@@ -181,19 +194,11 @@ def train_feature_alignment(
         ValueError: no batches, or not one text for each image.
         FloatingPointError: a loss is not finite; its step is not taken.
     """
-    if not isinstance(model, TensorModel):
-        raise ValueError(
-            "expected a KDEOVModel, or a model of create_clip_model, got a "
-            f"{type(model).__name__}"
-        )
+    _check(model, dataloader, loss)
     num_epochs = whole_number("num_epochs", num_epochs)
     learning_rate = real_number("learning_rate", learning_rate, 0, 1e3)
     if device is not None:
         check_device(device)
-    if not isinstance(loss, FeatureAlignmentLoss | None):
-        raise ValueError(f"expected a FeatureAlignmentLoss, got {loss!r:.80}")
-    if not isinstance(dataloader, Iterable):
-        raise ValueError(f"expected a dataloader of batches, got {dataloader!r:.80}")
     student = model.to(device).student
     parts = (student.backbone, student.neck, student.global_head)
     weights = [p for part in parts if part is not None for p in part.parameters()]

@@ -226,9 +226,7 @@ class KDEOVInferencer(DetInferencer):
         """
         pred_score_thr = real_number("pred_score_thr", pred_score_thr, 0, 1)
         folder = path_of("out_dir", out_dir) if out_dir else None
-        sources, names = list_sources(inputs), self.names(words)
-        if any(source.camera is not None for source in sources):
-            raise ValueError("a camera has no end: loop over stream() instead.")
+        sources, names = _ending(list_sources(inputs)), self.names(words)
         results = self.stream(sources, words, batch_size=batch_size, **options)
         # DetInferencer's folders
         vis = folder / "vis" if folder and not no_save_vis else None
@@ -247,8 +245,8 @@ class KDEOVInferencer(DetInferencer):
                 drawing = None
                 if result.sample is not None and (vis or return_vis):
                     drawing = self.drawing(result, names, pred_score_thr)
-                    if vis:
-                        drawings.add(result, drawing)
+                if drawing is not None and vis:
+                    drawings.add(result, drawing)
                 if return_vis:
                     answer["visualization"].append(drawing)
         return answer
@@ -259,6 +257,18 @@ class KDEOVInferencer(DetInferencer):
             return dict(error=result.error)
         names = result.sample.pred_instances.label_names
         return dict(self.pred2dict(result.sample), label_names=names)
+
+
+def _ending(sources: Iterable[ImageSource]) -> list[ImageSource]:
+    """Sources that have an end.
+
+    Raises:
+        ValueError: there is a camera among them.
+    """
+    found = [*sources]
+    if any(source.camera is not None for source in found):
+        raise ValueError("a camera has no end: loop over stream() instead.")
+    return found
 
 
 def _sample(result: Result) -> DetDataSample:

@@ -124,6 +124,7 @@ SHORT = {
     "oracle": "ceiling: novel boxes given",
 }
 NO_PART_OF_A_RUN = ("doctor", "find_unused_parameters")
+CHECKS = ("words", "data")  # hooks that refuse or warn, and change no number
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -226,6 +227,8 @@ def config_hash(config: Path) -> str:
     content = Config.fromfile(config, lazy_import=False).to_dict()
     for key in NO_PART_OF_A_RUN:
         content.pop(key, None)
+    for key in CHECKS:
+        content.get("default_hooks", {}).pop(key, None)
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
