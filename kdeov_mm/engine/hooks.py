@@ -135,7 +135,11 @@ class DataCheckHook(Hook):
         if len(self.sides) == self.steps or not isinstance(data_batch, dict):
             return
         samples = data_batch.get("data_samples") or ()
-        boxes = [s.gt_instances.bboxes for s in samples if "gt_instances" in s]
+        boxes = [
+            sample.gt_instances.bboxes
+            for sample in samples
+            if "bboxes" in sample.get("gt_instances", ())
+        ]
         self.sides.append(
             torch.cat([short_sides(b) for b in boxes or [torch.empty(0)]])
         )

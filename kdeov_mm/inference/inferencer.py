@@ -139,7 +139,7 @@ class KDEOVInferencer(DetInferencer):
         every = whole_number("every", every)
         if slices is not None:
             slices = whole_number("slices", slices, MIN_SLICE)
-            overlap = real_number("overlap", overlap, 0, 1, "[{}, {})")
+        overlap = real_number("overlap", overlap, 0, 1, "[{}, {})")
         student = KDEOV(self.model, batch_size)
         # words are embedded once for all images
         asked = self._vocabulary(words)

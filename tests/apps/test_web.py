@@ -284,18 +284,21 @@ NOT_GIVEN = [
     {},
 ]
 BAD: dict[str, tuple[Any, int, str]] = {
-    **{f"file {i}": ([x, "a", 0.1], 400, "no image") for i, x in enumerate(NOT_GIVEN)},
-    "few": ([None], 400, "Expected 3 inputs, got 1"),
-    "many": ([None, "a", 0.1, 1], 400, "Expected 3 inputs, got 4"),
-    "number": ([None, 3, 0.1], 400, "Words: expected text"),
-    "list": ([None, ["a"], 0.1], 400, "Words: expected text"),
-    "text": ([None, "a", "b"], 400, "Threshold: expected a number"),
-    "nan": ('{"data": [null, "a", NaN]}', 400, "Threshold: expected a number"),
+    **{
+        f"file {i}": ([x, "a", 0.1, False], 400, "no image")
+        for i, x in enumerate(NOT_GIVEN)
+    },
+    "few": ([None], 400, "Expected 4 inputs, got 1"),
+    "many": ([None, "a", 0.1, False, 1], 400, "Expected 4 inputs, got 5"),
+    "number": ([None, 3, 0.1, False], 400, "Words: expected text"),
+    "list": ([None, ["a"], 0.1, False], 400, "Words: expected text"),
+    "text": ([None, "a", "b", False], 400, "Threshold: expected a number"),
+    "nan": ('{"data": [null, "a", NaN, false]}', 400, "Threshold: expected a number"),
     "no list": ({"a": 1}, 400, "a list of its inputs"),
     "no dict": ("[]", 400, "a list of its inputs"),
     "no json": ("{{{", 400, "this is none"),
     "deep": ("[" * 99999, 400, "this is none"),
-    "long": ([None, "a" * 2**21, 0.1], 413, "too large"),
+    "long": ([None, "a" * 2**21, 0.1, False], 413, "too large"),
 }
 
 

@@ -137,7 +137,7 @@ def test_what_cannot_be_loaded_is_named(checkpoint: Path, tmp_path: Path) -> Non
     (tmp_path / "damaged.pth").write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(ValueError, match="damaged.pth is no checkpoint"):
         KDEOVInferencer(None, tmp_path / "damaged.pth", "cpu")
-    with pytest.raises(ValueError, match="weights"):
+    with pytest.raises(ValueError, match="a checkpoint, or both; got neither"):
         KDEOVInferencer(device="cpu")
 
 
