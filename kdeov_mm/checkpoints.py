@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .files import BROKEN
 from .models.pretrained import take_pretrained
+from .yolo_world import is_yolo_world, state_of, what_is
 
 # the values that JSON and mmengine's config files write as names
 NAMES = dict(true=True, false=False, null=None, inf=float("inf"), nan=float("nan"))
@@ -183,8 +184,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         content = CheckpointLoader.load_checkpoint(str(path), "cpu")
     except BROKEN as error:
-        raise ValueError(f"{path} is no checkpoint, or damaged: {error}") from error
-    return content if isinstance(content, dict) else {}
+        reason = what_is(Path(path), error)
+        raise ValueError(f"{path} is no checkpoint, or damaged: {reason}") from error
+    content = content if isinstance(content, dict) else {}
+    # weights under another name, or alone
+    weights = state_of(content)
+    return dict(content, state_dict=weights) if is_yolo_world(weights) else content
 
 
 def read_config(config: Any, strict: bool = False) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from ..checkpoints import check_parts, load_model, read_checkpoint, read_config
 from ..datasets.segmentation import BACKGROUND
 from ..models import FoldedDetector, SegStudent, TextEmbeds
 from ..vocabulary import Asked, Vocabulary, Words, as_vocabulary
+from ..yolo_world import config_with_words, is_yolo_world, state_of
 from .images import AnyImage, as_rgb
 
 T = TypeVar("T")
@@ -94,14 +95,20 @@ class KDEOV:
     def from_checkpoint(cls, checkpoint: str | Path, device: str = "cpu") -> "KDEOV":
         """Build from a checkpoint of ``tools/train.py`` alone, which holds its config.
 
-        The config is read as data and not run.
+        The config is read as data and not run. A ``.pth`` of YOLO-World's authors
+        serves, too: its weights say which size it is, and it brings its text tower
+        (:mod:`kdeov_mm.yolo_world`).
 
         Raises:
             FileNotFoundError: there is no such checkpoint.
             ValueError: it is damaged, holds no config, one that cannot be read, or one
                 that names other parts than those of mm packages and this one.
         """
-        meta = read_checkpoint(checkpoint).get("meta")
+        content = read_checkpoint(checkpoint)
+        if is_yolo_world(state := state_of(content)):
+            own = Config(config_with_words(state))
+            return cls(load_model(own, checkpoint, device))
+        meta = content.get("meta")
         config = read_config((meta or {}).get("cfg"), strict=True)
         if not config or "model" not in config:
             raise ValueError(
