@@ -45,6 +45,8 @@ SIZES = dict(
 GET = (
     "take a pre-trained file, e.g. yolo_world_v2_s_obj365v1_goldg_pretrain-55b943ea.pth"
 )
+# what they have seen: boxes, and phrases of GoldG (GQA, Flickr30k) and CC3M-lite
+PRETRAINING: list[str] = page.pretraining
 BAKED = (
     f"re-parameterised, and cannot be asked other words: {GET}, and fold your words "
     "into it (KDEOVDetector.fold). They are baked into its "

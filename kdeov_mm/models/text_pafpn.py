@@ -131,8 +131,7 @@ class ImagePooling(nn.Module):
 
     def forward(self, text: Tensor, feats: Sequence[Tensor]) -> Tensor:
         """Words (K, D) and L maps (B, C_l, H_l, W_l) -> words of images (B, K, D)."""
-        pool = nn.functional.adaptive_max_pool2d
-        pooled = [pool(p(f), 3).flatten(2) for p, f in zip(self.projections, feats)]
+        pooled = [_best_of_regions(p(f)) for p, f in zip(self.projections, feats)]
         tokens = torch.cat(pooled, 2).transpose(1, 2)  # (B, 9 L, E)
         words = text.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
         # (B, n, E) -> (B, M, n, E / M)
@@ -142,6 +141,22 @@ class ImagePooling(nn.Module):
         )
         found = nn.functional.scaled_dot_product_attention(query, key, value)
         return words + self.proj(found.transpose(1, 2).flatten(2))
+
+
+def _best_of_regions(feats: Tensor, side: int = 3) -> Tensor:
+    """Maps (B, C, H, W) -> the maxima of 3 x 3 regions (B, C, 9).
+
+    torch's ``adaptive_max_pool2d``, which no exporter knows for free sizes.
+    """
+
+    def regions(length: int) -> list[slice]:
+        ends = [(i * length // side, -(-(i + 1) * length // side)) for i in range(side)]
+        return [slice(*pair) for pair in ends]
+
+    rows, columns = map(regions, feats.shape[2:])
+    return torch.stack(
+        [feats[..., r, c].amax((2, 3)) for r in rows for c in columns], 2
+    )
 
 
 class HeldGuide(nn.Module):

@@ -322,3 +322,13 @@ def test_captions_that_were_learnt_are_read_for_novel_names(tmp_path: Path) -> N
     report = leak_report(write(tmp_path / "c.pth", cfg=cfg), COCO_NOVEL)
     assert report["captions"] == {"data/coco/annotations/captions_train2017.json": None}
     assert "not there to be read" in describe_leaks(report)
+
+
+def test_weights_of_yolo_world_say_what_they_have_seen(tmp_path: Path) -> None:
+    file = tmp_path / "yolo_world.pth"
+    weights = {"backbone.image_model.stem.conv.weight": torch.ones(1)}
+    meta = dict(dataset_meta=dict(classes=COCO_BASE), cfg=FROM_NOTHING)
+    torch.save(dict(meta=meta, state_dict=weights), file)
+    report = leak_report(file, COCO_NOVEL)
+    assert report["clean"] is False and len(report["found"]["objects365v1"]) == 17
+    assert [name in str(report["unclear"]) for name in ("GoldG", "CC3M")] == [True] * 2
