@@ -150,8 +150,12 @@ def _best_of_regions(feats: Tensor, side: int = 3) -> Tensor:
     """
 
     def regions(length: int) -> list[slice]:
-        ends = [(i * length // side, -(-(i + 1) * length // side)) for i in range(side)]
-        return [slice(*pair) for pair in ends]
+        # rounded up without a negative number, of which ONNX cuts off the rest
+        last = side - 1
+        return [
+            slice(i * length // side, ((i + 1) * length + last) // side)
+            for i in range(side)
+        ]
 
     rows, columns = map(regions, feats.shape[2:])
     return torch.stack(
