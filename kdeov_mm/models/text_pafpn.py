@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .fusion import WithWords
 
 HEAD_CHANNELS = 32  # of an attention head, in all of their sizes
-PART = 1 << 20  # similarities of locations and words that are held at once
+PART = 1 << 18  # similarities of locations and words at once: what a cache holds
 
 
 class MaxSigmoidAttention(nn.Module):
