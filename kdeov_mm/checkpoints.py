@@ -24,6 +24,7 @@ from .clip.source import CLIPSource
 from .files import BROKEN
 from .models.pretrained import take_pretrained
 from .options import config_of
+from .yolo_world import is_yolo_world, state_of, what_is
 
 # the values that JSON and mmengine's config files write as names
 NAMES = dict(true=True, false=False, null=None, inf=float("inf"), nan=float("nan"))
@@ -256,19 +257,25 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         content = CheckpointLoader.load_checkpoint(str(path), "cpu")
     except UnpicklingError as error:
         # torch's own message says how to switch its safety off
-        raise ValueError(
-            f"{path} is no checkpoint, or damaged, or it holds more than tensors and "
-            "plain data, which could run code: ask its maker for the state_dict alone."
-        ) from error
+        reason = what_is(Path(path), error)
+        if reason == str(error) or str(error) in reason:
+            reason = (
+                "or it holds more than tensors and plain data, which could run code: "
+                "ask its maker for the state_dict alone."
+            )
+        raise ValueError(f"{path} is no checkpoint, or damaged: {reason}") from error
     except BROKEN as error:
-        raise ValueError(f"{path} is no checkpoint, or damaged: {error}") from error
+        reason = what_is(Path(path), error)
+        raise ValueError(f"{path} is no checkpoint, or damaged: {reason}") from error
     content = content if isinstance(content, dict) else {}
     meta = content.get("meta")
     if not isinstance(meta, Mapping | None):
         raise ValueError(
             f"{path} is no checkpoint, or damaged: its meta is a {type(meta).__name__}"
         )
-    return content
+    # weights under another name, or alone
+    weights = state_of(content)
+    return dict(content, state_dict=weights) if is_yolo_world(weights) else content
 
 
 def read_config(config: Any, strict: bool = False) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from .conftest import ROOT, load_tool
 
 CONFIGS = sorted(
     path
-    for room in ("kdeov", "image_text", "seg", "vild")
+    for room in ("kdeov", "image_text", "seg", "vild", "yoloworld")
     for path in (ROOT / "configs" / room).rglob("*.py")
 )
 EVERY_PAGE = sorted((ROOT / "configs").rglob("*.py"))

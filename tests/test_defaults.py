@@ -19,6 +19,8 @@ import kdeov_mm
 
 DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "models": {
+        "TextPAFPN": dict(image_pooling=False),
+        "ImagePooling": dict(embed_dims=256, heads=8),
         "KDEOVDetector": dict(frozen=False),
         "KDEOVDetector.predict": dict(rescale=True),
         "KDEOVDetector.fold": dict(fuse=True),
@@ -46,7 +48,11 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         "OVHead.predict": dict(rescale=False),
         "OVHead.predict_by_feat": dict(rescale=True, with_nms=True),
         "OVHeadModule": dict(
-            hidden_channels=80, l2_norm=False, prior_words=80, prior_size=640
+            level_scales=False,
+            hidden_channels=80,
+            l2_norm=False,
+            prior_words=80,
+            prior_size=640,
         ),
         "GridHeadModule": dict(grid_side=3.0),
         "CandidateLocations": dict(number=1000, probes=256),
@@ -59,6 +65,7 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         "Student.predict_boxes": dict(rescale=True),
         "initial_logit_scale": dict(temperature=0.07),
         "TextClassifier": dict(
+            level_scales=False,
             embed_dims=0,
             num_biases=0,
             learn_scale=True,

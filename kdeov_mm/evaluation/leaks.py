@@ -21,6 +21,7 @@ from open_clip import IMAGENET_CLASSNAMES
 from ..border import items_of, taken_apart
 from ..checkpoints import read_checkpoint, read_config
 from ..vocabulary import clean_name
+from ..yolo_world import PRETRAINING, is_yolo_world, state_of
 
 # those of ImageNet are labels of images, all others boxes
 LABEL_SETS: Mapping[str, tuple[str, ...]] = {
@@ -174,6 +175,10 @@ def training_record(content: Any) -> dict[str, Any]:
         learnt. ``undeclared``, ``unclear``: sentences on what is not known of these
         weights, and of the training itself.
     """
+    # a file of YOLO-World names one of its data sets
+    if isinstance(content, Mapping) and is_yolo_world(state_of(content)):
+        nothing: dict[str, Any] = dict(labels=[], files=[], weights={}, captions=[])
+        return dict(nothing, pretraining=PRETRAINING, undeclared=[], unclear=[])
     meta = content.get("meta") or {} if isinstance(content, Mapping) else {}
     # the config is read, never run
     config = read_config(meta.get("cfg"))

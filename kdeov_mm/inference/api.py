@@ -22,6 +22,7 @@ from ..checkpoints import load_model, own_config, read_checkpoint
 from ..datasets.segmentation import BACKGROUND
 from ..models import FoldedDetector, SegStudent, TextEmbeds
 from ..vocabulary import Asked, Vocabulary, Words, as_vocabulary
+from ..yolo_world import config_with_words, is_yolo_world, state_of
 from .images import AnyImage, as_rgb
 
 T = TypeVar("T")
@@ -104,14 +105,20 @@ class KDEOV:
         """Build from a checkpoint of ``tools/train.py`` alone, which holds its config.
 
         The config is read as data and not run, and a CLIP whose weights it names by a
-        tag is not downloaded.
+        tag is not downloaded. A ``.pth`` of YOLO-World's authors serves, too: its
+        weights say which size it is, and it brings its text tower
+        (:mod:`kdeov_mm.yolo_world`).
 
         Raises:
             FileNotFoundError: there is no such checkpoint.
             ValueError: it is damaged, holds no config, one that cannot be read, or one
                 that names other parts than those of mm packages and this one.
         """
-        config = own_config(read_checkpoint(checkpoint), checkpoint)
+        content = read_checkpoint(checkpoint)
+        if is_yolo_world(state := state_of(content)):
+            own = Config(config_with_words(state))
+            return cls(load_model(own, checkpoint, device))
+        config = own_config(content, checkpoint)
         try:
             student = cls(load_model(config, checkpoint, device))
         # of a config of ours the traceback would help its author; this one is a file

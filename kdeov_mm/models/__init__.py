@@ -28,4 +28,5 @@ from .seg_heads import ClosedSegHead, OpenSegHead, PixelProjection
 from .segmentor import SegStudent
 from .student import words_of
 from .text_classifier import TextClassifier, TextEmbeds
+from .text_pafpn import TextPAFPN
 from .vild import ViLDBBoxHead, ViLDDetector, ViLDRoIHead

@@ -13,6 +13,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ..vocabulary import Asked, Words, as_vocabulary
+from ..yolo_world import read_yolo_world
 from .distill.base import Distillation, RegionEmbeds, StudentBatch
 from .distill.image import ImageDistillation
 from .folded import FoldedDetector
@@ -37,7 +38,8 @@ class KDEOVDetector(Student, SingleStageDetector):
 
     Args:
         backbone: e.g. ``mmyolo.YOLOv8CSPDarknet``.
-        neck: e.g. ``mmyolo.YOLOv8PAFPN``.
+        neck: e.g. ``mmyolo.YOLOv8PAFPN``; None where the fusion is one
+            (:class:`TextPAFPN`).
         bbox_head: :class:`OVHead`.
         text_encoder: :class:`kdeov_mm.clip.CLIPTextEncoder`.
         fusion: a module of ``fusion.py``; None for none.
@@ -56,7 +58,7 @@ class KDEOVDetector(Student, SingleStageDetector):
     def __init__(
         self,
         backbone: dict[str, Any],
-        neck: dict[str, Any],
+        neck: dict[str, Any] | None,
         bbox_head: dict[str, Any],
         text_encoder: dict[str, Any],
         fusion: dict[str, Any] | None = None,
@@ -74,6 +76,9 @@ class KDEOVDetector(Student, SingleStageDetector):
         super().__init__(
             backbone, neck, bbox_head, train_cfg, test_cfg, data_preprocessor, init_cfg
         )
+        # mmdet leaves out what there is none of
+        if neck is None:
+            self.neck = None
         # words, teacher and what learns from it
         self.text_encoder = MODELS.build(text_encoder)
         self.fusion = MODELS.build(fusion) if fusion else None
@@ -95,6 +100,7 @@ class KDEOVDetector(Student, SingleStageDetector):
             self.global_head.requires_grad_(True)
         self._freeze_idle_parts()
         self.check_clip()
+        self._register_load_state_dict_pre_hook(read_yolo_world, with_module=True)
         # a tenth faster on a CPU, and needed by half precision on a GPU
         self.to(memory_format=torch.channels_last)
 

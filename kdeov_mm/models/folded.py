@@ -166,7 +166,11 @@ class FoldedDetector(SingleStageDetector):
             self.candidates = CandidateLocations(
                 maps[0].weight, candidates, layers=same
             )
-        self.fusion = None if fusion is None else fusion.requires_grad_(False).eval()
+        self.fusion = fusion
+        if fusion is not None:
+            fusion.requires_grad_(False).eval()
+            if self.fuse:
+                fuse_conv_bn(fusion)
         self.words = tuple(words)
 
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
@@ -218,11 +222,12 @@ class FoldedDetector(SingleStageDetector):
         return self.add_pred_to_datasample(batch_data_samples, results)
 
 
-def fuse_before_words(detector: SingleStageDetector) -> Any:
+def fuse_before_words(detector: Any) -> Any:
     """Fold BatchNorms into convolutions, in place; the projections stay as they are."""
     module = detector.bbox_head.head_module
     # everything before the projections
-    for part in (detector.backbone, detector.neck, module.reg_preds):
+    parts = detector.backbone, detector.neck, detector.fusion, module.reg_preds
+    for part in filter(None, parts):
         fuse_conv_bn(part)
     for branch in module.cls_preds:
         fuse_conv_bn(branch[:-1])

@@ -2,7 +2,8 @@
 
 Each form is the identity at the start and does not depend on the order of
 the words, and has ``fixed(text)``: the same for these words alone. No fusion is a
-choice too (``fusion=None``). The last form, :class:`ClassFiLM`, changes the words
+choice too (``fusion=None``), and so is a whole neck (:class:`TextPAFPN`, which is no
+identity). The last form, :class:`ClassFiLM`, changes the words
 instead of the features, and folds.
 """
 
@@ -123,10 +124,10 @@ class CrossAttentionFusion(nn.Module):
 
     def fixed(self, text: Tensor) -> nn.Module:
         """Maps -> maps for words (K, D); the attention to them stays."""
-        return _WithWords(copy.deepcopy(self), text)
+        return WithWords(copy.deepcopy(self), text)
 
 
-class _WithWords(nn.Module):
+class WithWords(nn.Module):
     """A fusion that holds its words (K, D)."""
 
     def __init__(self, fusion: nn.Module, text: Tensor) -> None:
@@ -135,6 +136,7 @@ class _WithWords(nn.Module):
         self.register_buffer("text", text.detach())
 
     def forward(self, feats: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Fuse."""
         return self.fusion(feats, self.get_buffer("text"))
 
 

@@ -22,6 +22,8 @@ from .text_classifier import (
     rename_old_keys,
 )
 
+BATCH_NORM = dict(type="BN")
+
 
 class HeadInput(NamedTuple):
     """What the head module is given.
@@ -49,8 +51,9 @@ class OVHeadModule(BoxBranches):
         embed_dims: dimension D of the teacher's space.
         in_channels: channels of each level before ``widen_factor``.
         hidden_channels: least width of the class branch.
-        projection_norm: norm of :class:`SpatialProjection`; BatchNorm by default.
+        projection_norm: norm of :class:`SpatialProjection`; None for no norm.
         l2_norm: divide embeddings by their length.
+        level_scales: each level has a temperature of its own.
         adapter: config of :class:`ClassFiLM`; None leaves the words as they are.
         prior_words: number of words of the log prior.
         prior_size: image side in pixels of the log prior.
@@ -62,16 +65,18 @@ class OVHeadModule(BoxBranches):
         embed_dims: int,
         in_channels: int | Sequence[int],
         hidden_channels: int = 80,
-        projection_norm: dict[str, Any] | None = None,
+        projection_norm: dict[str, Any] | None = BATCH_NORM,
         l2_norm: bool = False,
+        level_scales: bool = False,
         adapter: dict[str, Any] | None = None,
         prior_words: int = 80,
         prior_size: int = 640,
         **kwargs: Any,
     ) -> None:
         self.embed_dims = embed_dims
-        self.projection_norm = projection_norm or dict(type="BN")
+        self.projection_norm = projection_norm
         self.l2_norm = l2_norm
+        self.level_scales = level_scales
         self.prior = prior_words * prior_size**2
         # the parent's class branch is at least `num_classes` wide
         super().__init__(hidden_channels, in_channels, **kwargs)
@@ -82,7 +87,9 @@ class OVHeadModule(BoxBranches):
 
     def _init_layers(self) -> None:
         # before the branches: optimizers number parameters in this order since 0.1.0
-        self.classifier = TextClassifier(num_biases=self.num_levels)
+        self.classifier = TextClassifier(
+            num_biases=self.num_levels, level_scales=self.level_scales
+        )
         super()._init_layers()
         # in place of the last convolution, to K classes
         for branch in self.cls_preds:

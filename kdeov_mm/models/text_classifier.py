@@ -74,6 +74,7 @@ class TextClassifier(nn.Module):
     Args:
         embed_dims: dimension D; needed by ``background``.
         num_biases: learnable biases, one for each feature level; 0 for none.
+        level_scales: each of these levels has a temperature of its own, too.
         adapter: config of :class:`ClassFiLM`; None leaves the vectors as they are.
         learn_scale: whether the temperature is learnt.
         background: a learnable vector beside the classes, whose logit comes last
@@ -95,6 +96,7 @@ class TextClassifier(nn.Module):
         self,
         embed_dims: int = 0,
         num_biases: int = 0,
+        level_scales: bool = False,
         adapter: dict[str, Any] | None = None,
         learn_scale: bool = True,
         background: bool = False,
@@ -103,10 +105,13 @@ class TextClassifier(nn.Module):
         super().__init__()
         if background and embed_dims < 1:
             raise ValueError("background needs embed_dims, the dimension of the text")
+        scale = initial_logit_scale(temperature)
+        if level_scales:
+            scale = scale.repeat(num_biases)
         if learn_scale:
-            self.logit_scale = nn.Parameter(initial_logit_scale(temperature))
+            self.logit_scale = nn.Parameter(scale)
         else:
-            self.register_buffer("logit_scale", initial_logit_scale(temperature))
+            self.register_buffer("logit_scale", scale)
         self.bias = nn.Parameter(torch.zeros(num_biases)) if num_biases else None
         self.adapter = MODELS.build(adapter) if adapter else None
         self.background = (
@@ -116,7 +121,7 @@ class TextClassifier(nn.Module):
         )
 
     def scale(self) -> Tensor:
-        """The inverse temperature, a scalar of at most 100."""
+        """The inverse temperature, at most 100: a scalar, or (L,) of the levels."""
         # the parameter itself, since a clamp of the value alone has no gradient beyond;
         # by `data`, since a step may read it several times before its backward pass
         if self.training and self.logit_scale.requires_grad:
@@ -142,20 +147,26 @@ class TextClassifier(nn.Module):
         """Vectors (W, D) -> for each level the 1x1 convolution of embeddings."""
         if self.bias is None:
             raise ValueError("a classifier of levels needs num_biases, one for each")
-        # one kernel for all levels, a bias for each
-        weight, offset = self._weight(vectors)
+        # the words of all levels, a bias for each; of levels that share a temperature
+        # one kernel
+        weights, offset = self._weight(vectors)
         # len() would fix the number of words in an exported graph
         biases = (offset + self.bias[:, None]).expand(-1, vectors.shape[0])
-        return [Linear1x1(weight, bias) for bias in biases]
+        if weights.ndim == 2:
+            return [Linear1x1(weights, bias) for bias in biases]
+        return [Linear1x1(weight, bias) for weight, bias in zip(weights, biases)]
 
     def _weight(self, vectors: Tensor) -> tuple[Tensor, Tensor | float]:
-        """What embeddings are multiplied by (W, D), and what is added (W,)."""
-        scale = self.scale()
+        """What embeddings are multiplied by (W, D), and what is added (W,).
+
+        Of levels with temperatures of their own, (L, W, D) and (L, W).
+        """
+        scale = self.scale()[..., None]
         if self.adapter is None:
-            return scale * vectors, 0.0
+            return scale[..., None] * vectors, 0.0
         # FiLM of the embedding is another vector and a bias for each word
         adapted, offset = self.adapter(vectors)
-        return scale * adapted, scale * offset
+        return scale[..., None] * adapted, scale * offset
 
 
 def max_over_synonyms(

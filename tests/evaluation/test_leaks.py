@@ -374,3 +374,13 @@ def test_the_tool_says_what_is_no_checkpoint(
         with pytest.raises(SystemExit) as end:
             tool.main([config, str(tmp_path / f"{name}.pth")])
         assert end.value.code == 2 and f"{name}.pth" in capsys.readouterr().err
+
+
+def test_weights_of_yolo_world_say_what_they_have_seen(tmp_path: Path) -> None:
+    file = tmp_path / "yolo_world.pth"
+    weights = {"backbone.image_model.stem.conv.weight": torch.ones(1)}
+    meta = dict(dataset_meta=dict(classes=COCO_BASE), cfg=FROM_NOTHING)
+    torch.save(dict(meta=meta, state_dict=weights), file)
+    report = leak_report(file, COCO_NOVEL)
+    assert report["clean"] is False and len(report["found"]["objects365v1"]) == 17
+    assert [name in str(report["unclear"]) for name in ("GoldG", "CC3M")] == [True] * 2
