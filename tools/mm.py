@@ -21,7 +21,9 @@ from kdeov_mm.datasets import LoadImageFromFile
 
 def main() -> None:
     folder = Path(mmdet.__file__).parent / ".mim/tools"
-    tools = {path.stem: path for path in sorted(folder.rglob("*.py"))}
+    # of two of a name the one that is not for tracking, deeper in a folder of its own
+    files = sorted(folder.rglob("*.py"), key=lambda path: -len(path.parts))
+    tools = {path.stem: path for path in files}
     if len(sys.argv) < 2 or sys.argv[1] not in tools:
         sys.exit(f"{__doc__}\nTOOL is one of: {', '.join(tools)}")
     path = tools[sys.argv[1]]
