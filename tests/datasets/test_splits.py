@@ -662,8 +662,8 @@ def write_full_size(path: Path) -> None:
             file.write(
                 ", ".join(
                     f'{{"segmentation": [[{polygons[k % 997]}]], "area": {k}.0625, '
-                    f'"iscrowd": 0, "image_id": {k % FULL_IMAGES}, "bbox": [{k % 640}.'
-                    f'29, {k % 427}.58, 127.45, 98.2], "category_id": '
+                    f'"iscrowd": 0, "image_id": {k % FULL_IMAGES}, "bbox": [{k % 510}.'
+                    f'29, {k % 325}.58, 127.45, 98.2], "category_id": '
                     f'{COCO_IDS[k % 80]}, "id": {900_000 + k}}}'
                     for k in range(start, start + 10_000)
                 )
