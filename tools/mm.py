@@ -2,6 +2,7 @@
 
     python tools/mm.py analyze_results CONFIG PREDICTIONS.pkl FOLDER
     python tools/mm.py confusion_matrix CONFIG PREDICTIONS.pkl FOLDER
+    python tools/mm.py browse_dataset CONFIG --output-dir FOLDER --not-show
 
 It registers this package's parts and mends what mmdet needs, then runs the file of
 that name in mmdet's ``.mim/tools``; ``tools/test.py --out`` writes predictions.

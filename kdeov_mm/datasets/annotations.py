@@ -224,7 +224,9 @@ class AnnotationFile:
                 # tools that do not know a size write 0, or nothing
                 if value is None or (value == 0 and type(value) in NUMBERS):
                     image[side] = None
-                elif type(value) not in NUMBERS or not 0 < value == int(value):
+                elif type(value) not in NUMBERS or not (
+                    0 < value <= LARGEST and value == int(value)
+                ):
                     self._refuse(
                         f"image {image['id']} has a {side} that is no number of "
                         f"pixels: {value!r}"

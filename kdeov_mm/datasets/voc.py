@@ -9,7 +9,7 @@ from typing import Any
 
 from mmdet.datasets import XMLDataset
 from mmdet.registry import DATASETS
-from mmengine.fileio import list_from_file
+from mmengine.fileio import get, list_from_file
 from mmengine.logging import print_log
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -18,7 +18,6 @@ from .annotations import (
     AnnotationError,
     AnnotationFile,
     Record,
-    category_ids,
     picture_size,
 )
 
@@ -38,7 +37,7 @@ class OVXMLDataset(XMLDataset):
 
     Attributes:
         checks: what the check put right or dropped.
-        looked: what opening images showed.
+        looked: what opening images showed; None of a remote storage.
 
     Raises:
         AnnotationError: XML that is missing, damaged, or lacks what has to be there,
@@ -62,15 +61,17 @@ class OVXMLDataset(XMLDataset):
         classes = self.metainfo["classes"]
         file.check_names(classes)
         file.fill_sizes(lambda image: picture_size(image["file_name"]))
-        self.looked = file.look_at_images(lambda i: i["file_name"], self.checked)
+        self.looked = None
+        if not self.backend_args:
+            self.looked = file.look_at_images(lambda i: i["file_name"], self.checked)
         file.check_boxes()
         self.checks = file.notes
         for note in file.notes:
             print_log(f"{file.path}: {note.text}", "current", logging.WARNING)
         # mmdet's records
-        asked = [c for c in content["categories"] if c["name"] in {*classes}]
-        there = [c["name"] for c in asked]
-        labels = dict(zip(category_ids(asked, there), map(classes.index, there)))
+        label_of = {name: label for label, name in enumerate(classes)}
+        labels = {c["id"]: label_of.get(c["name"]) for c in content["categories"]}
+        least = self.bbox_min_size or 0
         records = {
             image["id"]: dict(
                 img_path=image["file_name"],
@@ -83,12 +84,13 @@ class OVXMLDataset(XMLDataset):
             for image in file.content["images"]
         }
         for box in file.content["annotations"]:
-            if box["category_id"] in labels:
+            label = labels[box["category_id"]]
+            if label is not None:
                 x, y, width, height = box["bbox"]
                 instance = dict(
                     bbox=[x, y, x + width, y + height],
-                    bbox_label=labels[box["category_id"]],
-                    ignore_flag=box["iscrowd"],
+                    bbox_label=label,
+                    ignore_flag=int(box["iscrowd"] or min(width, height) < least),
                 )
                 records[box["image_id"]]["instances"].append(instance)
         return [*records.values()]
@@ -103,7 +105,8 @@ class OVXMLDataset(XMLDataset):
         for number, name in enumerate(names, 1):
             path = folder / f"{name}.xml"
             try:
-                root = ET.parse(path).getroot()
+                data = get(str(path), backend_args=self.backend_args)
+                root = ET.fromstring(data)
                 width, height = (
                     _number(root, f"size/{side}", 0) for side in ("width", "height")
                 )
@@ -112,8 +115,7 @@ class OVXMLDataset(XMLDataset):
                 faults.append(f"{path} is not there")
                 continue
             except (ET.ParseError, ValueError) as error:
-                empty = not path.stat().st_size
-                faults.append(f"{path} {'is empty' if empty else error}")
+                faults.append(f"{path} {error if data.strip() else 'is empty'}")
                 continue
             image = dict(id=number, name=name, width=width, height=height)
             images.append(dict(image, file_name=self._image(name), xml_path=str(path)))

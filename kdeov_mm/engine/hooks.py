@@ -187,13 +187,13 @@ def check_stock_metrics(dataset: Any, metrics: Sequence[Any]) -> None:
     for metric in metrics:
         if not isinstance(metric, CocoMetric):  # LVISMetric is one, too
             continue
-        if isinstance(metric, LVISMetric):
-            theirs = metric._lvis_api.get_cat_ids()
-        elif metric._coco_api is not None:
-            names = dataset.metainfo["classes"]
-            theirs = metric._coco_api.get_cat_ids(cat_names=names)
-        else:  # it takes the samples' own labels
+        # LVIS's asks all of its file; without a file the samples' labels are taken
+        lvis = isinstance(metric, LVISMetric)
+        api = metric._lvis_api if lvis else metric._coco_api
+        if api is None:
             continue
+        names = {} if lvis else dict(cat_names=dataset.metainfo["classes"])
+        theirs = api.get_cat_ids(**names)
         if list(theirs) != list(ours):
             raise ValueError(
                 f"{type(metric).__name__} numbers the classes in the order of its file "

@@ -159,7 +159,7 @@ class OpenVocabularyMetric(ProtocolMetric):
                     f"{said[0]} x {said[1]} pixels, it was loaded with {size[0]} x "
                     f"{size[1]}: its boxes would lie beside the objects."
                 )
-        if not sizes:
+        if not sizes and not self.file.unsized:
             folder = Path(self.file.path).parent / "images"
             self.file.look_at_images(lambda i: folder / str(i.get("file_name")), 100)
         # sizes that the file does not say

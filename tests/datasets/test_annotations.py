@@ -80,6 +80,7 @@ WRONG: dict[str, tuple[Callable[[Coco], Any], str]] = {
     "no file": (change("file_name", ..., "images"), "no text as their 'file_name'"),
     "same file": (same_file, "share their file"),
     "width": (change("width", "100", "images"), "width that is no number"),
+    "endless width": (change("width", float("inf"), "images"), "no number of pixels"),
     "negative height": (change("height", -5, "images"), "height that is no number"),
     "no box": (change("bbox", ...), "a list of four is expected"),
     "box of three": (change("bbox", [1, 2, 3]), "3 numbers in place of four"),
@@ -387,7 +388,7 @@ def write_voc(folder: Path, text: str | None = None, ending: str = "jpg", **last
     (folder / "train.txt").write_text("0\n1 \r\n2\n\n3\n")
 
 
-def read_voc(folder: Path) -> OVXMLDataset:
+def read_voc(folder: Path, **kwargs: Any) -> OVXMLDataset:
     return OVXMLDataset(
         data_root=str(folder),
         ann_file="train.txt",
@@ -396,6 +397,7 @@ def read_voc(folder: Path) -> OVXMLDataset:
         data_prefix=dict(sub_data_root=""),
         metainfo=dict(classes=("cat",)),
         pipeline=[],
+        **kwargs,
     )
 
 
@@ -461,3 +463,11 @@ def test_missing_xml_and_images_are_named(tmp_path: Path) -> None:
     (tmp_path / "annotations/2.xml").unlink()
     with pytest.raises(AnnotationError, match=r"1 of 4 XML files.*2\.xml is not there"):
         read_voc(tmp_path)
+
+
+def test_boxes_below_a_least_size_are_crowds(tmp_path: Path) -> None:
+    """``filter_cfg``'s ``bbox_min_size``, as of mmdet's data set."""
+    write_voc(tmp_path, box=(11, 21, 15, 61))
+    data = read_voc(tmp_path, filter_cfg=dict(bbox_min_size=10))
+    flags = [data.get_data_info(i)["instances"][0]["ignore_flag"] for i in (0, 3)]
+    assert flags == [0, 1]
