@@ -325,9 +325,8 @@ class StoredBatch:
         if not self.mirrored[index]:
             return boxes
         width = self.shapes[index][1]
-        return boxes[:, [2, 1, 0, 3]] * np.float32([-1, 1, -1, 1]) + np.float32(
-            [width, 0, width, 0]
-        )
+        beyond = np.array([width, 0, width, 0], np.float32)
+        return beyond + boxes[:, [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32)
 
 
 def mirrored(boxes: Tensor, width: int) -> Tensor:

@@ -59,7 +59,9 @@ class CLIPImageTeacher:
         # a tower that was rounded is read anew where it has to be exact
         if self._tower is None or dtype == torch.float32:
             self._tower = self.source.load().visual
-        self._tower.to(device, dtype, memory_format=torch.channels_last)
+        own = device.type in PRECISION
+        layout = torch.channels_last if own else torch.preserve_format
+        self._tower.to(device, dtype, memory_format=layout)
         self._place = device, dtype
         self._mean = self._mean.to(device, non_blocking=True)
         self._std = self._std.to(device, non_blocking=True)
