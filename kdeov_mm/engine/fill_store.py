@@ -259,4 +259,4 @@ class Embedder:
         # all words in their order: a fusion depends on them
         with frozen_statistics(self.student.train()):
             regions = self.student.rate_regions(inputs, samples)
-        return self.pickers[0].own_boxes(samples, regions)
+        return [its.cpu() for its in self.pickers[0].own_boxes(samples, regions)]

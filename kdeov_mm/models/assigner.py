@@ -53,16 +53,8 @@ class TaskAligner(BatchTaskAlignedAssigner):
                 assigned_labels=torch.zeros_like(pred_scores[..., 0]).long(),
                 assigned_scores=torch.zeros_like(pred_scores),
             )
-        # how well each location finds each object, and names it: (B, G, N)
         labels = gt_labels[..., 0].long()
-        index = labels[:, None].expand(-1, pred_scores.shape[1], -1)
-        named = pred_scores.gather(2, index).transpose(1, 2)
-        if self.use_ciou:
-            pairs = pred_bboxes[:, None], gt_bboxes[:, :, None]
-            overlaps = bbox_overlaps(*pairs, bbox_format="xyxy").clamp(0)
-        else:
-            overlaps = yolov6_iou_calculator(gt_bboxes, pred_bboxes)
-        quality = named.pow(self.alpha) * overlaps.pow(self.beta)
+        quality, overlaps = self._rate(pred_bboxes, pred_scores, labels, gt_bboxes)
         # an object's best locations, of those with their centre in its box
         inside = select_candidates_in_gts(priors[:, :2], gt_bboxes) > 0
         best = (quality * inside).topk(min(self.topk, len(priors))).indices
@@ -86,3 +78,23 @@ class TaskAligner(BatchTaskAlignedAssigner):
             assigned_labels=label,
             assigned_scores=scores,
         )
+
+    def _rate(
+        self, boxes: Tensor, scores: Tensor, labels: Tensor, truth: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """How well each location finds and names each object, and its IoU: (B, G, N).
+
+        Args:
+            boxes: (B, N, 4).
+            scores: (B, N, K).
+            labels: (B, G).
+            truth: (B, G, 4).
+        """
+        index = labels[:, None].expand(-1, scores.shape[1], -1)
+        named = scores.gather(2, index).transpose(1, 2)
+        if self.use_ciou:
+            pairs = boxes[:, None], truth[:, :, None]
+            overlaps = bbox_overlaps(*pairs, bbox_format="xyxy").clamp(0)
+        else:
+            overlaps = yolov6_iou_calculator(truth, boxes)
+        return named.pow(self.alpha) * overlaps.pow(self.beta), overlaps
