@@ -57,7 +57,8 @@ class CLIPImageTeacher:
         if (device, dtype) == self._place:
             return self._tower
         # a tower that was rounded is read anew where it has to be exact
-        if self._tower is None or dtype == torch.float32:
+        rounded = self._place is not None and self._place[1] != torch.float32
+        if self._tower is None or (rounded and dtype == torch.float32):
             self._tower = self.source.load().visual
         own = device.type in PRECISION
         layout = torch.channels_last if own else torch.preserve_format
