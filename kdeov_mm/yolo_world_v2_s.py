@@ -14,7 +14,7 @@ size = dict(deepen_factor=0.33, widen_factor=widen_factor, norm_cfg=norm_cfg)
 model = dict(
     type="KDEOVDetector",
     data_preprocessor=dict(
-        type="DetDataPreprocessor",
+        type="BatchPreprocessor",
         mean=[0.0, 0.0, 0.0],
         std=[255.0] * 3,
         bgr_to_rgb=True,
@@ -67,7 +67,7 @@ model = dict(
     vocabulary=dict(size=80, min_size=80),
     train_cfg=dict(
         assigner=dict(
-            type="mmyolo.BatchTaskAlignedAssigner",
+            type="mmdet.TaskAligner",
             num_classes=1,
             topk=10,
             alpha=0.5,

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from kdeov_mm.clip.source import TEACHERS
 from kdeov_mm.datasets.shapes_files import write_world
-from kdeov_mm.models import KDEOVDetector, OVHead, RegionEmbeds
+from kdeov_mm.models import KDEOVDetector, OVHead, RegionDistillation, RegionEmbeds
 from kdeov_mm.vocabulary import as_vocabulary
 
 from .standins import write_label_maps, write_standins
@@ -155,6 +155,16 @@ def loss_and_regions(
     """Detection losses and locations, without a distillation between."""
     located = head.embed(feats)
     return head.losses(located, vectors, samples), located.regions
+
+
+def match(
+    head: RegionDistillation, boxes: Tensor, regions: RegionEmbeds, image: Any = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The matched pairs: locations, boxes and weights, (m,) each."""
+    images = torch.as_tensor(image).expand(len(boxes))
+    where, weight = head.match(boxes, regions, images)
+    which = (weight > 0).nonzero()[:, 0]
+    return where[weight > 0], which, weight[weight > 0]
 
 
 def make_sample(

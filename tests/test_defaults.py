@@ -21,6 +21,8 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "models": {
         "TextPAFPN": dict(image_pooling=False),
         "ImagePooling": dict(embed_dims=256, heads=8),
+        "BatchPreprocessor": dict(non_blocking=True),
+        "BatchPreprocessor.forward": dict(training=False),
         "KDEOVDetector": dict(frozen=False),
         "KDEOVDetector.predict": dict(rescale=True),
         "KDEOVDetector.fold": dict(fuse=True),
@@ -79,7 +81,7 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "clip": {
         "CLIPSource": dict(fetch=True),
-        "CLIPImageTeacher": dict(batch_size=512),
+        "CLIPImageTeacher": dict(batch_size=2048),
         "CLIPImageTeacher.embed_crops": dict(scales=(1.0, 1.5)),
     },
     "evaluation": {

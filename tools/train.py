@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -144,7 +145,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         or cfg.get("work_dir")
         or str(Path("work_dirs") / Path(args.config).stem)
     )
-    # precision and learning rate
+    # precision and learning rate; a GPU multiplies what is float32 in TF32
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
     if args.amp:
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.setdefault("loss_scale", "dynamic")

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
@@ -273,7 +274,8 @@ class StoredBatch:
         """As :class:`TeacherBatch`."""
         # the store has them for the image as it is
         image = self.stored[index]
-        return self._mirror(image.boxes[image.stored], index)
+        boxes = image.boxes.numpy()[image.stored.numpy()]
+        return torch.from_numpy(self._mirror(boxes, index))
 
     def crops(self, boxes: Sequence[Tensor], scales: Sequence[float]) -> Tensor:
         """As :class:`TeacherBatch`; ValueError where the store lacks a box."""
@@ -284,33 +286,47 @@ class StoredBatch:
             )
         # boxes of several heads are stored together, with the index of their scales
         kind: int = self.scales.index(tuple(scales))
-        parts = []
-        for i, (image, wanted) in enumerate(zip(self.stored, boxes)):
+        # on the host, where the store is
+        every = torch.cat([*boxes]).detach().float().cpu().numpy()
+        ends = np.cumsum([len(wanted) for wanted in boxes])[:-1]
+        parts, places, begin = [], [], 0
+        for i, (image, asked) in enumerate(zip(self.stored, np.split(every, ends))):
             # the nearest stored box of these scales, in the image as it is
-            asked = self._mirror(wanted.detach().float().cpu(), i)
-            apart = torch.cdist(asked, image.boxes, p=torch.inf)  # (n, M)
-            apart = apart.masked_fill(image.scales != kind, torch.inf)
-            # of no boxes there is no nearest one
-            far = asked[:, 0] + torch.inf
-            near, which = apart.min(1) if apart.numel() else (far, far)
+            asked = self._mirror(asked, i)
+            apart = np.abs(asked[:, None] - image.boxes.numpy()).max(2)  # (n, M)
+            apart[:, image.scales.numpy() != kind] = np.inf
+            near = apart.min(1, initial=np.inf)
             if (near > TOLERANCE).any():
                 raise ValueError(
                     f"{self.folder} does not hold the box "
                     f"{asked[near > TOLERANCE][0].tolist()} of image {self.ids[i]!r}: "
                     "make it again with this config."
                 )
-            parts.append(image.crops(self.mirrored[i])[which.long()])
-        return F.normalize(self._join(torch.cat, parts), dim=-1)
+            if len(asked):
+                places.append(apart.argmin(1) + begin)
+            parts.append(image.crops(self.mirrored[i]))
+            begin += len(image.boxes)
+        which = torch.from_numpy(np.concatenate([*places, np.zeros(0, int)]))
+        return F.normalize(self._join(torch.cat, parts, which), dim=-1)
 
     @torch.autocast("cpu", enabled=False)  # in which torch cannot join float16
     def _join(
-        self, join: Callable[[list[Tensor]], Tensor], parts: list[Tensor]
+        self,
+        join: Callable[[list[Tensor]], Tensor],
+        parts: list[Tensor],
+        which: Tensor | None = None,
     ) -> Tensor:
-        return join(parts).to(self.device).float()
+        joined = join(parts)
+        joined = joined if which is None else joined[which]
+        return joined.to(self.device, non_blocking=True).float()
 
-    def _mirror(self, boxes: Tensor, index: int) -> Tensor:
+    def _mirror(self, boxes: np.ndarray, index: int) -> np.ndarray:
         # twice is as before: the same for boxes to and from the store
-        return mirrored(boxes, self.shapes[index][1]) if self.mirrored[index] else boxes
+        if not self.mirrored[index]:
+            return boxes
+        width = self.shapes[index][1]
+        beyond = np.array([width, 0, width, 0], np.float32)
+        return beyond + boxes[:, [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32)
 
 
 def mirrored(boxes: Tensor, width: int) -> Tensor:

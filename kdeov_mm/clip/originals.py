@@ -18,8 +18,9 @@ class Originals(NamedTuple):
     Attributes:
         pixels: (B, 3, H, W), RGB in [0, 1], black padding.
         sizes: height and width of each image in ``pixels``.
-        scale, shift: (B, 2), for x and y: pixels of the input times ``scale``, plus
-            ``shift``, are those of ``pixels``; a negative scale mirrors.
+        scale, shift: (B, 2), for x and y, on the host: pixels of the input times
+            ``scale``, plus ``shift``, are those of ``pixels``; a negative scale
+            mirrors.
     """
 
     pixels: Tensor
@@ -29,12 +30,17 @@ class Originals(NamedTuple):
 
     def boxes(self, boxes: Sequence[Tensor]) -> list[Tensor]:
         """B tensors of boxes (n_b, 4), xyxy in pixels of the input -> of ``pixels``."""
-        result = []
-        for own, scale, shift in zip(boxes, self.scale, self.shift):
-            ends = own.reshape(-1, 2, 2) * scale + shift  # (n, 4) -> (n, 2, xy)
-            # a mirror swaps them
-            result.append(torch.cat([ends.amin(1), ends.amax(1)], 1))
-        return result
+        counts = [len(own) for own in boxes]
+        numbers = [i for i, n in enumerate(counts) for _ in range(n)]
+        every, image = torch.cat([*boxes]), torch.tensor(numbers, dtype=torch.long)
+        scale, shift = (
+            part[image][:, None].to(every.device, non_blocking=True)
+            for part in (self.scale, self.shift)
+        )
+        ends = every.reshape(-1, 2, 2) * scale + shift  # (n, 4) -> (n, 2, xy)
+        # a mirror swaps them
+        swapped = torch.cat([ends.amin(1), ends.amax(1)], 1)
+        return [*swapped.split(counts)]
 
     def windows(self, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """What inputs of B heights and widths show of the images: (3, h, w) each.
@@ -84,10 +90,7 @@ def find_originals(
     images, maps = [], []
     for sample, image in zip(samples, pixels):
         if "original" in sample:
-            # RGB, as the preprocessor makes the input
             image = sample.original
-            if preprocessor._channel_conversion:
-                image = image.flip(0)
             # from the input back to the original
             matrix = np.linalg.inv(sample.homography_matrix.astype(float))
             maps.append([*matrix[[0, 1], [0, 1]], *matrix[:2, 2]])
@@ -99,9 +102,22 @@ def find_originals(
     # one stack of all, black around them
     sizes = [image.shape[1:] for image in images]
     height, width = (max(side) for side in zip(*sizes))
-    stack = pixels.new_zeros(len(images), 3, height, width)
+    kept = all("original" in sample for sample in samples)
+    stack = pixels.new_zeros(
+        (len(images), 3, height, width), dtype=torch.uint8 if kept else pixels.dtype
+    )
     for place, image, sample in zip(stack, images, samples):
-        image = image / 255 if "original" in sample else image
-        place[:, : image.shape[1], : image.shape[2]] = image
-    scale, shift = pixels.new_tensor(maps).split(2, 1)
+        if not kept and "original" in sample:
+            image = _rgb(image.to(stack.device, non_blocking=True), preprocessor)
+        place[:, : image.shape[1], : image.shape[2]].copy_(image, non_blocking=True)
+    if kept:
+        stack = _rgb(stack, preprocessor)
+    scale, shift = torch.tensor(maps, dtype=torch.float).split(2, 1)
     return Originals(stack, sizes, scale, shift)
+
+
+def _rgb(pixels: Tensor, preprocessor: Any) -> Tensor:
+    """Originals (..., 3, H, W) uint8 as RGB in [0, 1]."""
+    if preprocessor._channel_conversion:
+        pixels = pixels.flip(-3)
+    return pixels / 255

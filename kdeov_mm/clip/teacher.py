@@ -1,6 +1,7 @@
 """The frozen teacher: images, crops, dense maps and captions to vectors."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -15,13 +16,17 @@ from .originals import Originals, find_originals
 from .source import CLIPSource
 from .text import CLIPTextEncoder
 
+# device -> precision of the tower, whatever the student's is; else float32
+PRECISION = {"cuda": torch.float16}
+
 
 @MODELS.register_module()
 class CLIPImageTeacher:
     """Frozen CLIP image encoder, used only in training.
 
     It is no ``nn.Module``, so that its weights are neither trained nor saved in the
-    student's checkpoint. :class:`CachedTeacher` answers the same from a store.
+    student's checkpoint. On a GPU it computes in half precision, whatever the student
+    does. :class:`CachedTeacher` answers the same from a store.
 
     Args:
         model, pretrained: see :class:`CLIPSource`.
@@ -31,12 +36,13 @@ class CLIPImageTeacher:
     is_live = True
 
     def __init__(
-        self, model: str, pretrained: str | None = None, batch_size: int = 512
+        self, model: str, pretrained: str | None = None, batch_size: int = 2048
     ) -> None:
         self.source = CLIPSource(model, pretrained)
         self.batch_size = batch_size
         # the tower is loaded when an image is embedded, and follows it to its device
         self._tower: Any = None
+        self._place: tuple[torch.device, torch.dtype] | None = None
         self.text_encoder = CLIPTextEncoder(model, pretrained)
         statistics = self.source.image_statistics()
         self._mean = torch.tensor(statistics["mean"]).view(1, 3, 1, 1)
@@ -47,10 +53,19 @@ class CLIPImageTeacher:
         return self
 
     def _load(self, device: torch.device) -> Any:
-        if self._tower is None:
+        dtype = PRECISION.get(device.type, torch.float32)
+        if (device, dtype) == self._place:
+            return self._tower
+        # a tower that was rounded is read anew where it has to be exact
+        rounded = self._place is not None and self._place[1] != torch.float32
+        if self._tower is None or (rounded and dtype == torch.float32):
             self._tower = self.source.load().visual
-        self._tower.to(device)
-        self._mean, self._std = self._mean.to(device), self._std.to(device)
+        own = device.type in PRECISION
+        layout = torch.channels_last if own else torch.preserve_format
+        self._tower.to(device, dtype, memory_format=layout)
+        self._place = device, dtype
+        self._mean = self._mean.to(device, non_blocking=True)
+        self._std = self._std.to(device, non_blocking=True)
         return self._tower
 
     def check_heads(self, heads: Mapping[str, Any]) -> None:
@@ -79,7 +94,8 @@ class CLIPImageTeacher:
         """Images (N, 3, H, W), RGB in [0, 1], of any size -> (N, D) unit vectors."""
         tower = self._load(images.device)
         images = self._normalised(images, _pair(tower.image_size))
-        embeds = torch.cat([tower(part) for part in images.split(self.batch_size)])
+        with self._own_precision(images.device):
+            embeds = torch.cat([tower(part) for part in images.split(self.batch_size)])
         return F.normalize(embeds.float(), dim=-1)
 
     @torch.no_grad()
@@ -95,7 +111,14 @@ class CLIPImageTeacher:
         """Images in [0, 1] as the tower takes them, resized if they need it."""
         images = _resized(images, size)
         # the bicubic filter overshoots at edges
-        return (images.clamp(0, 1) - self._mean) / self._std
+        images = (images.clamp(0, 1) - self._mean) / self._std
+        return images.to(PRECISION.get(images.device.type, images.dtype))
+
+    @staticmethod
+    def _own_precision(device: torch.device) -> AbstractContextManager:
+        """Where the tower has a precision of its own, the student's does not matter."""
+        own = device.type in PRECISION
+        return torch.autocast(device.type, enabled=False) if own else nullcontext()
 
     @torch.no_grad()
     def embed_dense(self, pixels: Tensor) -> Tensor:
@@ -121,9 +144,10 @@ class CLIPImageTeacher:
         height, width = (max(round(n / patch), 1) for n in pixels.shape[-2:])
         images = self._normalised(pixels, (height * patch, width * patch))
         # the tower's own way from tokens to the space that it shares with text
-        embeds = tower.ln_post(self._patch_values(tower, images))  # (B, hw, C)
-        if tower.proj is not None:
-            embeds = embeds @ tower.proj
+        with self._own_precision(images.device):
+            embeds = tower.ln_post(self._patch_values(tower, images))  # (B, hw, C)
+            if tower.proj is not None:
+                embeds = embeds @ tower.proj
         embeds = F.normalize(embeds.float(), dim=-1)
         # (B, hw, D) -> (B, D, h, w)
         return embeds.transpose(1, 2).unflatten(2, (height, width))
@@ -169,23 +193,27 @@ class CLIPImageTeacher:
             (sum n_b, D) unit vectors, in the order of ``boxes``.
         """
         size = _pair(self._load(pixels.device).image_size)
+        its = torch.cat([*boxes]).to(pixels.device, torch.float, non_blocking=True)
+        numbers = [i for i, own in enumerate(boxes) for _ in range(len(own))]
+        image = torch.tensor(numbers, dtype=torch.float)
+        image = image[:, None].to(pixels.device, non_blocking=True)
+        # at all scales: (S * R, 5), the image's number first
         limit = max(pixels.shape[-2:])
+        scaled = [torch.cat([image, _scale_boxes(its, s, limit)], 1) for s in scales]
         # a black margin, so that a crop at the border does not depend on whether
         # the image was padded for its batch
         framed = F.pad(pixels.float(), (0, 1, 0, 1))
-        total = pixels.new_zeros(())
-        # each scale is embedded by itself, so that small and large crops count alike
-        for scale in scales:
-            scaled = [_scale_boxes(own, scale, limit) for own in boxes]
-            total = total + self(roi_align(framed, scaled, size, aligned=True))
-        return F.normalize(total, dim=-1)
+        crops = roi_align(framed, torch.cat(scaled), size, aligned=True)
+        # each scale has unit vectors, so that small and large crops count alike
+        each = self(crops).unflatten(0, (len(scales), len(its)))
+        return F.normalize(each.sum(0), dim=-1)
 
 
 def _scale_boxes(boxes: Tensor, scale: float, limit: int) -> Tensor:
     """Boxes (n, 4) xyxy, sides clipped to 1 px to ``limit``, then scaled."""
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     half = (boxes[:, 2:] - boxes[:, :2]).clamp(1, limit) * scale / 2
-    return torch.cat([centre - half, centre + half], dim=1).float()
+    return torch.cat([centre - half, centre + half], dim=1)
 
 
 def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -215,10 +243,16 @@ def undo_normalisation(
         pixels = pixels * preprocessor.std + preprocessor.mean
     pixels = pixels / 255
     # what the preprocessor fills the padding with is not known here
-    for image, (height, width, *_) in zip(pixels, shapes):
-        image[:, height:] = 0
-        image[..., width:] = 0
-    return pixels
+    size = tuple(pixels.shape[-2:])
+    if all(tuple(shape[:2]) == size for shape in shapes):
+        return pixels
+    # (B, H) and (B, W)
+    rows, columns = (
+        torch.arange(n) < torch.tensor([shape[side] for shape in shapes])[:, None]
+        for side, n in enumerate(size)
+    )
+    image = rows[:, None, :, None] & columns[:, None, None]
+    return pixels * image.to(pixels.device, non_blocking=True)
 
 
 class LiveBatch(NamedTuple):
@@ -241,6 +275,8 @@ class LiveBatch(NamedTuple):
         if self.originals is not None:
             return self.teacher.embed_images(self.originals.windows(self.shapes))
         # without their padding, which would be read as a part of the image
+        if {tuple(s[:2]) for s in self.shapes} == {tuple(self.pixels.shape[-2:])}:
+            return self.teacher(self.pixels)
         parts = [image[:, : s[0], : s[1]] for image, s in zip(self.pixels, self.shapes)]
         return self.teacher.embed_images(parts)
 

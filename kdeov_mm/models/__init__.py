@@ -1,5 +1,6 @@
 """The students: models, heads, fusion, projection, and distillation."""
 
+from .assigner import TaskAligner
 from .detector import KDEOVDetector
 from .distill.attention import AttentionDistillation
 from .distill.base import Distillation, Needs, RegionEmbeds, StudentBatch
@@ -22,6 +23,7 @@ from .image_text import ImageTextModel
 from .ov_head import OVHead
 from .ov_head_module import GridHeadModule, HeadInput, OVHeadModule
 from .postprocess import CandidateLocations
+from .preprocessor import BatchPreprocessor
 from .projection import GlobalProjection, MeanEmbedding, SpatialProjection
 from .random_vocabulary import RandomVocabulary
 from .seg_heads import ClosedSegHead, OpenSegHead, PixelProjection

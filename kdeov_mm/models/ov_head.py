@@ -10,11 +10,11 @@ from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from mmengine.structures import InstanceData
 from mmyolo.models.dense_heads import YOLOv8Head
-from mmyolo.models.utils import gt_instances_preprocess
 from torch import Tensor
 
 from .box_branches import without_autocast
 from .distill.base import RegionEmbeds, joint_total
+from .distill.regions import padded
 from .postprocess import (
     PART,
     CandidateLocations,
@@ -159,7 +159,8 @@ class OVHead(YOLOv8Head):
             if unlabelled is not None:
                 left_out = unlabelled & ~target["fg_mask_pre_prior"].bool()
                 loss_cls = loss_cls.masked_fill(left_out[..., None], 0)
-            losses = self._box_losses(boxes, distances, points, target, total)
+            most = sum(map(len, batch_gt_instances)) * self.assigner.topk
+            losses = self._box_losses(boxes, distances, points, target, total, most)
         return dict(loss_cls=loss_cls.sum() / total, **losses)
 
     def _box_losses(
@@ -169,6 +170,7 @@ class OVHead(YOLOv8Head):
         points: Tensor,
         target: dict[str, Tensor],
         total: Tensor,
+        most: int,
     ) -> dict[str, Tensor]:
         """The losses of boxes where an object is matched.
 
@@ -178,27 +180,32 @@ class OVHead(YOLOv8Head):
             points: centres and strides (N, 4).
             target: the assigner's.
             total: what sums are divided by.
+            most: locations that have an object, at most.
         """
-        # n images and locations; their boxes in strides
-        where = target["fg_mask_pre_prior"].bool().nonzero(as_tuple=True)
-        stride = points[:, 2:3][where[1]]
-        truth = target["assigned_bboxes"][where] / stride
-        weight = target["assigned_scores"].sum(-1)[where]
-        loss_bbox = self.loss_bbox(boxes[where] / stride, truth, weight=weight[:, None])
+        # n locations of all images, and perhaps others of weight 0: how many have an
+        # object is not known without a look; their boxes in strides
+        found = target["fg_mask_pre_prior"].float().flatten()
+        found, where = found.topk(min(most, len(found)), sorted=False)
+        place = where % len(points)
+        stride = points[place, 2:3]
+        truth = target["assigned_bboxes"].flatten(0, 1)[where] / stride
+        weight = target["assigned_scores"].sum(-1).flatten()[where] * found
+        predicted = boxes.flatten(0, 1).index_select(0, where) / stride
+        loss_bbox = self.loss_bbox(predicted, truth, reduction_override="none") * weight
         # the two bins next to each side
         sides = self.bbox_coder.encode(
-            points[:, :2][where[1]] / stride,
+            points[place, :2] / stride,
             truth,
             max_dis=self.head_module.reg_max - 1,
             eps=0.01,
         )
         loss_dfl = self.loss_dfl(
-            distances[where].flatten(0, 1),
+            distances.flatten(0, 1).index_select(0, where).flatten(0, 1),
             sides.flatten(),
             weight=weight[:, None].expand(-1, 4).flatten(),
             avg_factor=total,
         )
-        return dict(loss_bbox=loss_bbox / total, loss_dfl=loss_dfl)
+        return dict(loss_bbox=loss_bbox.sum() / total, loss_dfl=loss_dfl)
 
     def _assign(
         self,
@@ -208,9 +215,9 @@ class OVHead(YOLOv8Head):
         truth: Sequence[InstanceData],
     ) -> dict[str, Tensor]:
         """The assigner's targets for logits (B, N, K) and boxes (B, N, 4)."""
-        # labels and boxes of all images, zeros where an image has fewer: (B, G, 5)
-        objects = gt_instances_preprocess(truth, len(truth))
-        labels, its = objects[..., :1], objects[..., 1:]
+        # labels and boxes of all images, zeros where an image has fewer
+        labels = padded([objects.labels for objects in truth], boxes.device)[..., None]
+        its = padded([objects.bboxes for objects in truth], boxes.device)
         exists = (its.sum(-1, keepdim=True) > 0).float()
         # the assigner reads the number of words from this attribute
         self.assigner.num_classes = logits.shape[2]
@@ -334,11 +341,12 @@ class OVHead(YOLOv8Head):
         """The locations, with detached boxes, for the distillation."""
         # how sure the box distribution is of its four sides
         bins = torch.cat(side_logits, 1).detach().float().softmax(-1)  # (B, N, 4, R)
+        points = self._points(sides)
         return RegionEmbeds(
             _flatten(embeds),
-            self.decode([level.detach() for level in sides]),
+            self._decode(points, _flatten(sides).detach().float()),
             bins.amax(-1).mean(-1),
-            self._points(sides)[:, :2],
+            points[:, :2],
             torch.zeros_like(bins[..., 0, 0], dtype=torch.bool),
         )
 
@@ -352,4 +360,4 @@ def _verified(metas: Sequence[dict[str, Any]], quality: Tensor) -> Tensor:
     """Which words are verified in each image: (B, 1, K) bool; all, if not told."""
     every = torch.ones(quality.shape[2], dtype=torch.bool)
     rows = [meta.get("verified", every) for meta in metas]
-    return torch.stack(rows)[:, None].to(quality.device)
+    return torch.stack(rows)[:, None].to(quality.device, non_blocking=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -19,13 +20,13 @@ def filled_part(samples: SampleList, size: Sequence[int] | None = None) -> Tenso
         samples: B samples; one that does not say how it was padded was not.
         size: height and width of the inputs; None: those of the samples' batch.
     """
-    filled = torch.ones(len(samples), 2)
+    filled = [[1.0, 1.0] for _ in samples]
     for row, sample in zip(filled, samples):
         # padding is at the right and the bottom
         if "batch_input_shape" in sample:
             sizes = zip(sample.img_shape, size or sample.batch_input_shape)
-            row.copy_(torch.tensor([part / whole for part, whole in sizes]))
-    return filled
+            row[:] = [part / whole for part, whole in sizes]
+    return torch.tensor(filled)
 
 
 def as_if_alone(
@@ -102,8 +103,9 @@ def crop_to_fit(images: Tensor, boxes: Sequence[Tensor], side: int) -> Crops:
     """
     height, width = images.shape[-2:]
     crops, filled = [], []
+    pixels = iter(torch.cat([*boxes]).round().long().tolist())
     for image, its in zip(images, boxes):
-        for x1, y1, x2, y2 in its.round().long().tolist():
+        for x1, y1, x2, y2 in islice(pixels, len(its)):
             # at least one pixel, inside the image
             x1, y1 = min(max(x1, 0), width - 1), min(max(y1, 0), height - 1)
             part = image[None, :, y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)]

@@ -115,7 +115,9 @@ class Student:
                 refuse_equal(words, dict(zip(flat, vectors)), self.text_encoder)
         if device is None:
             device = next(self.parameters()).device  # type: ignore[attr-defined]
-        return merge_synonyms(vectors.to(device), words, self.synonyms)
+        return merge_synonyms(
+            vectors.to(device, non_blocking=True), words, self.synonyms
+        )
 
     def build_teaching(
         self, teacher: dict[str, Any] | None, distill: dict[str, dict[str, Any]] | None
@@ -306,7 +308,8 @@ def merge_synonyms(
         return TextEmbeds(vectors)
     # the class of each vector
     sizes = torch.tensor([len(own) for own in words])
-    owner = torch.arange(len(words)).repeat_interleave(sizes).to(vectors.device)
+    owner = torch.arange(len(words)).repeat_interleave(sizes)
+    owner = owner.to(vectors.device, non_blocking=True)
     if synonyms == "max":
         return TextEmbeds(vectors, owner)
     # the direction of the mean

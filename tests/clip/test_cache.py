@@ -28,9 +28,11 @@ from kdeov_mm.clip import (
 )
 from kdeov_mm.datasets.transforms import META_KEYS
 from kdeov_mm.files import locked
+from kdeov_mm.models import words_of
 from kdeov_mm.models.distill.regions import block_boxes
 
 from ..conftest import EMBED_DIMS, ROOT, load_tool, run_env, write_clip
+from ..operators import operators_of_step
 
 SCALES = (1.0, 1.5)
 COSINE = dict(cosine=dict(type="CosineDistance"))
@@ -111,6 +113,21 @@ def batch(request: Any, config: Config, dataset: Any) -> Iterator[dict[str, Any]
     samples = data["data_samples"]
     assert all(s.metainfo.get("flip", False) == request.param for s in samples)
     yield dict(inputs=data["inputs"], samples=samples, preprocessor=preprocessor)
+
+
+def test_a_larger_batch_has_hardly_more_operators_from_the_store(
+    config: Config, dataset: Any, store: EmbeddingStore
+) -> None:
+    cfg = Config(config.to_dict()).model
+    cfg.distill = dict(region=cfg.distill.region)
+    model = MODELS.build(cfg).train()
+    model.teacher.admit(dataset, model.distill_heads, model.data_preprocessor)
+    data = pseudo_collate([dataset.prepare_data(i) for i in range(4)])
+    model.embed(words_of(data["data_samples"]))
+    few, many = (operators_of_step(model, data, times) for times in (1, 4))
+    assert many.number < 1.1 * few.number
+    # values of the file, on the host
+    assert {*many.stops} == {"_local_scalar_dense"}
 
 
 def test_half_precision_reads_the_same_from_the_store(

@@ -148,14 +148,14 @@ def test_own_boxes_are_larger_than_four_pixels_and_cut_at_the_border() -> None:
     regions = RegionEmbeds(
         None, torch.tensor([boxes]), torch.tensor([[0.9, 0.8, 0.7, 0.6]]), None, None
     )
-    found = RegionPicker().own_boxes(make_sample(shape=(64, 56)), regions, 0)
+    (found,) = RegionPicker().own_boxes([make_sample(shape=(64, 56))], regions)
     torch.testing.assert_close(
         found, torch.tensor([[10.0, 10, 14.1, 40], [0, 50, 30, 64]])
     )
 
 
 def test_random_squares_are_a_tenth_to_a_half_of_the_shorter_side() -> None:
-    squares = _random_squares((60, 200), 4000)
+    (squares,) = _random_squares(torch.tensor([[200.0, 60]]), 4000)
     sides = (squares[:, 2:] - squares[:, :2]) / 60
     torch.testing.assert_close(sides[:, 0], sides[:, 1])
     assert sides.amin().item() == pytest.approx(0.1, abs=2e-3)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdeov_mm.models import KDEOVDetector, OVHead, RegionDistillation
 
-from ..conftest import EMBED_DIMS, loss_and_regions, make_sample
+from ..conftest import EMBED_DIMS, loss_and_regions, make_sample, match
 
 Build = Callable[..., KDEOVDetector]
 SIDE = 640
@@ -170,9 +170,9 @@ def test_regions_of_all_sizes_find_their_locations_in_half(
     with torch.autocast("cpu", dtype):
         _, half = loss_and_regions(head, make_feats(dtype), text, samples)
         boxes = samples[0].gt_instances.bboxes
-        where, which, _ = distill.match(boxes, half, 0)
+        where, which, _ = match(distill, boxes, half, 0)
     assert set(which.tolist()) == set(range(len(boxes)))
-    wanted = {*zip(*(t.tolist() for t in distill.match(boxes, full, 0)[:2]))}
+    wanted = {*zip(*(t.tolist() for t in match(distill, boxes, full, 0)[:2]))}
     found = {*zip(where.tolist(), which.tolist())}
     assert len(found ^ wanted) <= len(wanted) / 20
 

@@ -29,7 +29,7 @@ from kdeov_mm.models import (
 from kdeov_mm.models.label_maps import POINTS, FullSize, label_pixels, pixel_regions
 from kdeov_mm.models.segmentor import ProjectedTeacher
 
-from ..conftest import EMBED_DIMS, WORDS, make_sample
+from ..conftest import EMBED_DIMS, WORDS, make_sample, match
 
 LEAVES = ("shapes", "shapes_document", "shapes_dense")
 
@@ -320,7 +320,7 @@ def test_of_a_large_object_pixels_all_over_it_are_taught(
     embeds = F.normalize(torch.randn(1, EMBED_DIMS, 40, 40), dim=1)
     regions = pixel_regions(embeds, background, 4)
     box = torch.tensor([[20.0, 20, 140, 140]])
-    where, _, weight = build().distill["region"].match(box, regions, 0)
+    where, _, weight = match(build().distill["region"], box, regions)
     assert len(where) == POINTS
     rows, columns = where // 40, where % 40
     for places in (rows, columns):

@@ -37,6 +37,7 @@ train_dataloader = dict(
     batch_size=16,  # on each of 8 GPUs
     num_workers=4,
     persistent_workers=True,
+    pin_memory=True,
     sampler=dict(type="ResumableSampler", shuffle=True),
     dataset=dict(
         type="OVCocoDataset",
@@ -52,6 +53,7 @@ val_dataloader = dict(
     batch_size=16,
     num_workers=4,
     persistent_workers=True,
+    pin_memory=True,
     sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="OVCocoDataset",

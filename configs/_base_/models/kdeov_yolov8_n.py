@@ -14,7 +14,7 @@ act_cfg = dict(type="SiLU", inplace=True)
 model = dict(
     type="KDEOVDetector",
     data_preprocessor=dict(
-        type="DetDataPreprocessor",
+        type="BatchPreprocessor",
         mean=[0.0, 0.0, 0.0],
         std=[255.0] * 3,
         bgr_to_rgb=True,
@@ -78,7 +78,7 @@ model = dict(
     vocabulary=dict(size=80, min_size=40),
     train_cfg=dict(
         assigner=dict(
-            type="mmyolo.BatchTaskAlignedAssigner",
+            type="mmdet.TaskAligner",
             num_classes=1,
             topk=10,
             alpha=0.5,

@@ -45,7 +45,7 @@ class AttentionDistillation(Distillation):
         embeds = F.normalize(located.float(), dim=-1)  # (B, N, D)
         similar = torch.einsum("bd,bnd->bn", target, embeds) / self.temperature
         # padding gets no attention
-        filled = filled_part(student.samples).to(embeds.device)
+        filled = filled_part(student.samples).to(embeds.device, non_blocking=True)
         inside = [in_image(filled, f.shape[-2:]).flatten(1) for f in student.feats]
         similar = similar.masked_fill(~torch.cat(inside, 1), -torch.inf)
         pooled = torch.einsum("bn,bnd->bd", similar.softmax(-1), embeds)

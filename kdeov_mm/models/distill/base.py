@@ -4,12 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
+import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, SampleList
 from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor, nn
 
 from ...clip.teacher_batch import TeacherBatch
+from .losses import Anchors
 
 # B tensors (n_b, 4) of boxes -> embeddings of what is there, (sum n_b, D)
 BoxEmbeds: TypeAlias = Callable[[Sequence[Tensor]], Tensor]
@@ -159,7 +161,11 @@ class Distillation(nn.Module):
         raise NotImplementedError
 
     def compare(
-        self, embeds: Tensor, targets: Tensor, weights: Tensor | None = None
+        self,
+        embeds: Tensor,
+        targets: Tensor,
+        weights: Tensor | None = None,
+        which: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The weighted mean of each distance, times its loss weight.
 
@@ -167,18 +173,25 @@ class Distillation(nn.Module):
 
         Args:
             embeds: the student's (N, D), any length.
-            targets: the teacher's unit vectors (N, D).
-            weights: (N,), any sum; None: all the same.
+            targets: the teacher's unit vectors (M, D).
+            weights: (N,), any sum; None: all the same. Those of weight 0 do not count.
+            which: (N,) the target of each embedding; None: M = N, each its own.
         """
         if weights is None:
-            weights = targets.new_ones(len(targets))
+            weights = targets.new_ones(len(embeds))
+        if which is None:
+            which = torch.arange(len(embeds), device=weights.device)
+        counts = torch.zeros_like(targets[:, 0]).index_add(
+            0, which, (weights > 0).to(targets)
+        )
+        anchors = Anchors(targets, counts, which)
         # gradients are averaged over processes: each takes its part of the joint mean
         total, processes = joint_total(weights.sum())
         weights = weights / (total / processes).clamp(min=1e-6)
         losses = {}
         for name, distance in self.distances.items():
             # of no embeddings it is 0, with the gradient that every process needs
-            loss = (distance(embeds, targets) * weights).sum()
+            loss = (distance(embeds, targets[which], anchors) * weights).sum()
             weight: Any = distance.loss_weight
             losses[f"loss_{self.kind}_{name}"] = loss * weight
         return losses

@@ -69,11 +69,12 @@ class DenseDistillation(Distillation):
         embeds = torch.stack(maps, 1).permute(0, 1, 3, 4, 2)  # (B, L, h, w, D)
         target = target.permute(0, 2, 3, 1)[:, None].expand(embeds.shape)
         # places without padding, some of them drawn at random
-        filled = filled_part(student.samples).to(target.device)
-        image = in_image(filled, size)[:, None].expand(embeds.shape[:4])
+        image = in_image(filled_part(student.samples), size)[:, None].expand(
+            embeds.shape[:4]
+        )
         places = torch.nonzero(image)
-        order = torch.randperm(len(places), device=places.device)[: self.points]
-        drawn = places[order].unbind(1)
+        order = torch.randperm(len(places))[: self.points]
+        drawn = places[order].to(target.device, non_blocking=True).unbind(1)
         return self.compare(embeds[drawn], target[drawn])
 
     def fixed_boxes(self, sample: DetDataSample) -> Tensor:

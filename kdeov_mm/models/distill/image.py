@@ -146,12 +146,14 @@ class ImageDistillation(RegionPicker):
         """
         samples = student.samples
         feats = self.image_feats(student)
-        embeds = self.embed(feats, filled_part(samples).to(feats[0].device))  # (B, D)
+        embeds = self.embed(
+            feats, filled_part(samples).to(feats[0].device, non_blocking=True)
+        )  # (B, D)
         # the teacher's embeddings of the regions (R, D)
         boxes: list[Tensor] = []
         of_regions = embeds.detach()[:0]
         if self.sources:
-            boxes = self.regions(student, teacher)
+            boxes = self.pick(student, teacher).split()
             if any(map(len, boxes)):
                 of_regions = teacher.crops(boxes, self.scales)
         # captions: InfoNCE over the joint batch
@@ -172,18 +174,19 @@ class ImageDistillation(RegionPicker):
         if self.crops and len(of_regions):
             crops, which = self._embed_crops(boxes, student)
             embeds = torch.cat([embeds, crops])
-            targets.append(of_regions[which])
+            targets.append(of_regions[which.to(of_regions.device, non_blocking=True)])
         if self.calibrate:
             # no crops: no labels, but a loss that every process takes part in
             labels, crops_seen = embeds.new_zeros(0).long(), embeds[:0]
             if len(of_regions):
-                labels, crops_seen = labels_of(samples, boxes)[which], crops
+                labels, crops_seen = labels_of(samples, boxes).cpu()[which], crops
+                labels = labels.to(crops.device, non_blocking=True)
             value = self._calibration(crops_seen, student.text, labels)
             losses["loss_global_calibration"] = value
         if self.distances:
             target = torch.cat(targets)
-            some = target.any(1)  # an image without regions has no target
-            losses |= self.compare(embeds[some], target[some])
+            some = target.any(1).float()  # an image without regions has no target
+            losses |= self.compare(embeds, target, some)
         return losses
 
     def _embed_crops(
@@ -196,26 +199,27 @@ class ImageDistillation(RegionPicker):
             student: says how crops become features.
 
         Returns:
-            (C, D) unit vectors, and the number of each region, in [0, sum n_b).
+            (C, D) unit vectors, and the number of each region, in [0, sum n_b), on the
+            host.
         """
         features: CropFeatures | None = student.crop_features
         if features is None:
             raise ValueError("`crops` need a student with crop_features: KDEOVDetector")
         # pixels for each of the crop sizes
         height, width = student.samples[0].batch_input_shape
-        counts = [len(b) for b in boxes]
+        every, counts = torch.cat([*boxes]), [len(b) for b in boxes]
         budget = self.crops * len(boxes) * height * width / len(self.crop_sizes)
         embeds, which = [], []
         for side in self.crop_sizes:
             # as many crops of this side as the budget of pixels allows
             number = max(round(budget / side**2), 1)
             drawn = torch.randperm(sum(counts))[:number].sort().values
-            taken = torch.zeros(sum(counts), dtype=torch.bool)
-            taken[drawn] = True
-            chosen = [b[t.to(b.device)] for b, t in zip(boxes, taken.split(counts))]
+            taken = torch.zeros(sum(counts), dtype=torch.long).index_fill(0, drawn, 1)
+            kept = [int(t.sum()) for t in taken.split(counts)]
+            chosen = [*every[drawn.to(every.device, non_blocking=True)].split(kept)]
             feats, filled = features(chosen, side)
             embeds.append(self.embed(feats, filled))
-            which.append(drawn.to(filled.device))
+            which.append(drawn)
         return torch.cat(embeds), torch.cat(which)
 
     def _calibration(

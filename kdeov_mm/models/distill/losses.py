@@ -4,6 +4,7 @@ And InfoNCE between images and captions, over the joint batch of all processes.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.distributed.nn.functional as dist_functional
@@ -11,6 +12,20 @@ import torch.nn.functional as F
 from mmdet.registry import MODELS
 from mmengine.dist import all_gather, all_reduce, get_rank, get_world_size
 from torch import Tensor, nn
+
+
+class Anchors(NamedTuple):
+    """What the rows of a batch are compared with: the teacher's, each once.
+
+    Attributes:
+        rows: (A, D) unit vectors.
+        counts: (A,) how many rows of the batch have it.
+        which: (N,) that of each row.
+    """
+
+    rows: Tensor
+    counts: Tensor
+    which: Tensor
 
 
 class Distance(nn.Module):
@@ -29,7 +44,9 @@ class Distance(nn.Module):
 class CosineDistance(Distance):
     """1 - cosine: 0 when the directions are equal, 2 when opposite."""
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(
+        self, student: Tensor, teacher: Tensor, anchors: Anchors | None = None
+    ) -> Tensor:
         """Embeddings (N, D), any length, and unit vectors (N, D) -> (N,)."""
         return 1 - F.cosine_similarity(student.float(), teacher, dim=-1)
 
@@ -38,7 +55,9 @@ class CosineDistance(Distance):
 class L2Distance(Distance):
     """Squared Euclidean distance of unit vectors; equals 2 * (1 - cosine)."""
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(
+        self, student: Tensor, teacher: Tensor, anchors: Anchors | None = None
+    ) -> Tensor:
         """Embeddings (N, D), any length, and unit vectors (N, D) -> (N,)."""
         # both have length 1
         unit = F.normalize(student.float(), dim=-1)
@@ -49,7 +68,9 @@ class L2Distance(Distance):
 class L1Distance(Distance):
     """L1 distance of unit vectors, ViLD's (Gu et al., 2021, section 3.3)."""
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(
+        self, student: Tensor, teacher: Tensor, anchors: Anchors | None = None
+    ) -> Tensor:
         """Embeddings (N, D), any length, and unit vectors (N, D) -> (N,)."""
         unit = F.normalize(student.float(), dim=-1)
         return (unit - teacher).abs().sum(-1)
@@ -75,19 +96,16 @@ class RelationalDistance(Distance):
         super().__init__(loss_weight)
         self.temperature = temperature
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(
+        self, student: Tensor, teacher: Tensor, anchors: Anchors | None = None
+    ) -> Tensor:
         """Embeddings (N, D), any length, and unit vectors (N, D) -> (N,)."""
         with torch.autocast(student.device.type, enabled=False):
-            unit, teacher = F.normalize(student.float(), dim=-1), teacher.detach()
-            # equal rows (one region, several locations) count once, with a weight
-            everyone, first = joint_rows(teacher)
-            anchors, which, count = everyone.unique(
-                dim=0, return_inverse=True, return_counts=True
-            )
-            which = which[first : first + len(teacher)]
+            unit = F.normalize(student.float(), dim=-1)
+            everyone, share, which = joint_anchors(teacher.detach(), anchors)
             # similarities to all regions of the joint batch: (N, A)
-            logits = unit @ anchors.T / self.temperature + count.log()
-            wanted = anchors @ anchors.T / self.temperature + count.log()
+            logits = unit @ everyone.T / self.temperature + share
+            wanted = everyone @ everyone.T / self.temperature + share
             # KL divergence from the teacher's distribution
             student_log = logits.log_softmax(-1)
             teacher_log = wanted.log_softmax(-1)[which]
@@ -117,16 +135,18 @@ class ContrastiveDistance(Distance):
         self.temperature = temperature
         self.same = same
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(
+        self, student: Tensor, teacher: Tensor, anchors: Anchors | None = None
+    ) -> Tensor:
         """Embeddings (N, D), any length, and unit vectors (N, D) -> (N,)."""
         with torch.autocast(student.device.type, enabled=False):
             unit = F.normalize(student.float(), dim=-1)
-            # the share of each region of the joint batch: (N, M)
-            everyone, first = joint_rows(teacher)
-            logits = (unit @ everyone.T / self.temperature).log_softmax(-1)
+            # the share of each region of the joint batch: (N, A)
+            everyone, share, which = joint_anchors(teacher, anchors)
+            logits = (unit @ everyone.T / self.temperature + share).log_softmax(-1)
             # regions that look the same to the teacher are positives, too
             own = teacher @ everyone.T > self.same
-            own[:, first : first + len(teacher)].fill_diagonal_(True)
+            own = own.scatter(1, which[:, None], True)
             return -_log_share(logits, own)
 
 
@@ -160,6 +180,30 @@ class InfoNCE(nn.Module):
             share = _log_share(logits.log_softmax(1), own)
             share = share + _log_share(logits.T.log_softmax(1), own)
             return -share.mean() / 2 * self.loss_weight
+
+
+def joint_anchors(
+    teacher: Tensor, anchors: Anchors | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The anchors of all processes.
+
+    Args:
+        teacher: rows (N, D) of this process.
+        anchors: its own; None: its rows.
+
+    Returns:
+        Vectors (A, D), the logarithms of their counts (A,), and the anchor of each row
+        of this process, (N,).
+    """
+    if anchors is None:
+        which = torch.arange(len(teacher), device=teacher.device)
+        anchors = Anchors(teacher, torch.ones_like(teacher[:, 0]), which)
+    rows = anchors.rows if teacher.requires_grad else anchors.rows.detach()
+    joined = torch.cat([rows, anchors.counts[:, None]], 1)
+    everyone, first = joint_rows(joined)
+    # what nobody has is as good as absent
+    share = everyone[:, -1].detach().clamp(min=1e-30).log()
+    return everyone[:, :-1], share, anchors.which + first
 
 
 def joint_rows(rows: Tensor) -> tuple[Tensor, int]:

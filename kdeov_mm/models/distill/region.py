@@ -1,17 +1,16 @@
 """Distillation of crops into the student's locations."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from mmdet.registry import MODELS
+from mmdet.structures import SampleList
 from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from ...clip.teacher_batch import TeacherBatch
 from .base import RegionEmbeds, StudentBatch
-from .regions import SOURCES, RegionPicker
+from .regions import SOURCES, RegionPicker, Regions, padded
 
 
 @MODELS.register_module()
@@ -60,59 +59,73 @@ class RegionDistillation(RegionPicker):
         regions = student.regions
         if regions is None:
             raise ValueError("RegionDistillation needs a student with regions")
-        parts = self.by_source(student, teacher)
-        boxes = [torch.cat([*its.values()]) for its in parts]
+        picked = self.pick(student, teacher)
+        boxes = picked.split()
         # a student that embeds any box, or its locations as one list (B*N, D)
         if regions.embeds is None:
             assert student.embed_boxes is not None
             embeds = student.embed_boxes(boxes)
         else:
             embeds = regions.embeds.flatten(0, 1)
-        if not any(map(len, boxes)):
+        if not len(picked.boxes):
             return self.compare(embeds[:0], embeds[:0].detach().float())
-        # the teacher's embedding of each region (R, D)
+        # the teacher's embedding of each region (R, D), and its image (R,)
         targets = teacher.crops(boxes, self.scales)
-        mark = regions.unlabelled is not None and not self.background
-        free = self.free(student, parts) if mark else None
+        own, device = picked.boxes.to(regions.boxes, non_blocking=True), targets.device
+        image = picked.images(device)
+        marked = regions.unlabelled if not self.background else None
+        if marked is not None:
+            free = self.free(picked, own, image, student.samples)
         if regions.embeds is None:
-            if free is not None:
-                mark_overlapped(regions, boxes, free, self.nms_iou)
+            if marked is not None:
+                mark_overlapped(regions, own, image, free, self.nms_iou)
             return self.compare(embeds, targets)
-        # pairs of a location and a region, whose image is `image` (R,); each region
-        # has the same weight
-        image = torch.repeat_interleave(torch.tensor([len(b) for b in boxes]))
-        image = image.to(targets.device)
-        where, which, weight = self.match(torch.cat(boxes), regions, image)
-        where = where + image[which] * regions.boxes.shape[1]
+        # pairs of a location and a region; each region has the same weight
+        where, weight = self.match(own, regions, image)  # (R, n) each
+        where = where + image[:, None] * regions.boxes.shape[1]
         # those of objects without a label are no background
-        if free is not None and regions.unlabelled is not None:
-            regions.unlabelled.view(-1)[where[free[which]]] = True
+        if marked is not None:
+            hits = ((weight > 0) & free[:, None]).float().flatten()
+            found = torch.zeros_like(marked, dtype=torch.float).view(-1)
+            marked |= found.index_add(0, where.flatten(), hits).view_as(marked) > 0
         # one look-up for the batch: each has a gradient of the size of all locations
-        return self.compare(embeds[where], targets[which], weight)
+        which = torch.arange(len(where), device=device)[:, None].expand_as(where)
+        chosen = embeds.index_select(0, where.flatten())
+        return self.compare(chosen, targets, weight.flatten(), which.flatten())
 
-    def free(self, student: StudentBatch, parts: Sequence[dict[str, Tensor]]) -> Tensor:
-        """Which regions of the batch are objects without a label: (R,) bool."""
-        truths = [sample.gt_instances.bboxes for sample in student.samples]
-        return torch.cat([self.unlabelled(p, t) for p, t in zip(parts, truths)])
+    def free(
+        self, picked: Regions, boxes: Tensor, image: Tensor, samples: SampleList
+    ) -> Tensor:
+        """Which regions are objects without a label: (R,) bool.
+
+        Args:
+            picked: the regions.
+            boxes: their boxes (R, 4), on the device.
+            image: (R,) their images.
+            samples: with the labels.
+        """
+        truth = padded([s.gt_instances.bboxes for s in samples], boxes.device)
+        covered = bbox_overlaps(boxes[:, None], truth[image])[:, 0] > self.nms_iou
+        objects = picked.objects.to(boxes.device, non_blocking=True)
+        return objects & ~covered.any(1)
 
     @torch.no_grad()
     def match(
-        self, boxes: Tensor, regions: RegionEmbeds, image: Tensor | int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, boxes: Tensor, regions: RegionEmbeds, image: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The locations that stand for a box.
 
         Args:
             boxes: (R, 4), xyxy in pixels.
             regions: of the student, N in each image.
-            image: (R,) each box's image, or the image of all.
+            image: (R,) each box's image.
 
         Returns:
-            Location indices (m,) in [0, N), box indices (m,), and weights (m,) that
-            sum to 1 for each matched box.
+            Of each box the best locations (R, n) in [0, N), and their weights (R, n):
+            0 for those that are not matched; the others sum to 1.
         """
         # overlap with all locations whose centre lies in the box: (R, N)
-        own = regions.boxes[image].expand(len(boxes), -1, -1)
-        overlap = bbox_overlaps(boxes[:, None], own)[:, 0]
+        overlap = bbox_overlaps(boxes[:, None], regions.boxes[image])[:, 0]
         assert regions.centres is not None  # locations have one
         x, y = regions.centres.T
         inside = (
@@ -125,24 +138,23 @@ class RegionDistillation(RegionPicker):
         # the best ones, if they come near the very best
         best, where = overlap.topk(min(self.num_locations, len(x)), dim=1)
         taken = best > self.match_iou * best[:, :1].clamp(min=1e-6)
-        which = torch.arange(len(boxes), device=taken.device)
-        which = which[:, None].expand_as(taken)
-        weight = taken.float() / taken.sum(1, keepdim=True).clamp(min=1)
-        return where[taken], which[taken], weight[taken]
+        return where, taken.float() / taken.sum(1, keepdim=True).clamp(min=1)
 
 
 def mark_overlapped(
-    regions: RegionEmbeds, boxes: Sequence[Tensor], free: Tensor, iou: float
+    regions: RegionEmbeds, boxes: Tensor, image: Tensor, free: Tensor, iou: float
 ) -> None:
     """Mark the student's regions that overlap boxes of objects without a label.
 
     Args:
         regions: ``unlabelled`` is changed in place.
-        boxes: B tensors (n_b, 4).
-        free: (sum n_b,) bool, which of them are such objects.
+        boxes: (R, 4).
+        image: (R,) their images.
+        free: (R,) bool, which of them are such objects.
         iou: regions that overlap one more than this are marked.
     """
     assert regions.unlabelled is not None
-    pairs = zip(boxes, free.split([len(b) for b in boxes]))
-    for mark, own, (its, chosen) in zip(regions.unlabelled, regions.boxes, pairs):
-        mark |= (box_iou(own, its[chosen]) > iou).any(1)
+    near = bbox_overlaps(boxes[:, None], regions.boxes[image])[:, 0] > iou  # (R, N)
+    hits = torch.zeros_like(regions.unlabelled, dtype=torch.float)
+    hits.index_add_(0, image, (near & free[:, None]).float())
+    regions.unlabelled.logical_or_(hits > 0)

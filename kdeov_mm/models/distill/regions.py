@@ -1,13 +1,14 @@
 """Which boxes of an image the teacher embeds."""
 
 from collections.abc import Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
-from mmdet.structures import DetDataSample
+from mmdet.structures import DetDataSample, SampleList
+from mmdet.structures.bbox import bbox_overlaps
 from mmengine.structures import InstanceData
 from torch import Tensor
-from torchvision.ops import batched_nms, box_iou
 
 from ...clip.teacher_batch import TeacherBatch
 from .base import Distillation, Needs, RegionEmbeds, StudentBatch
@@ -78,53 +79,39 @@ class RegionPicker(Distillation):
         return Needs(sources=self.sources, scales=scales, grids=grids)
 
     @torch.no_grad()
-    def regions(self, student: StudentBatch, teacher: TeacherBatch) -> list[Tensor]:
-        """Boxes (n_b, 4) of each image, source after source."""
-        parts = self.by_source(student, teacher)
-        return [torch.cat([*its.values()]) for its in parts]
+    def pick(self, student: StudentBatch, teacher: TeacherBatch) -> "Regions":
+        """The regions of a batch, of each image source after source.
 
-    @torch.no_grad()
-    def by_source(
-        self, student: StudentBatch, teacher: TeacherBatch
-    ) -> list[dict[str, Tensor]]:
-        """Of each image, source -> boxes (n, 4), which may be none."""
-        result, embeds = [], student.regions
-        for i, sample in enumerate(student.samples):
-            truth, parts = sample.gt_instances.bboxes, {}
-            for source in self.sources:
-                boxes = truth[:0]
-                if source == "truth":
-                    boxes = visible_truth(sample).bboxes
-                elif source == "own":
-                    if embeds is not None and student.progress >= self.warmup:
-                        boxes = self.own_boxes(sample, embeds, i)
-                elif source == "random":
-                    boxes = _random_squares(sample.img_shape, self.proposals)
-                elif source == "blocks":
-                    boxes = block_boxes(sample.img_shape, self.grids)
-                else:
-                    boxes = teacher.stored_boxes(i)
-                parts[source] = boxes.to(truth)
-            result.append(parts)
-        return result
-
-    def unlabelled(self, parts: dict[str, Tensor], truth: Tensor) -> Tensor:
-        """Which regions of an image are objects without a label.
-
-        Args:
-            parts: the image's boxes by source, R together.
-            truth: (G, 4).
-
-        Returns:
-            (R,) bool: the student's own and stored boxes that no label covers.
+        They are on the student's device where its own boxes are a source; else where
+        the labels are.
         """
-        flags = []
-        for source, boxes in parts.items():
-            if source not in OBJECTS or not len(truth):
-                flags.append(torch.full_like(boxes[:, 0], source in OBJECTS).bool())
+        samples, embeds = student.samples, student.regions
+        truth = samples[0].gt_instances.bboxes
+        own = embeds if "own" in self.sources else None
+        # source -> boxes of each image
+        sizes, given = image_sizes(samples), {}
+        for source in self.sources:
+            boxes = [truth[:0]] * len(samples)
+            if source == "truth":
+                boxes = [visible_truth(sample).bboxes for sample in samples]
+            elif source == "own":
+                if own is not None and student.progress >= self.warmup:
+                    boxes = self.own_boxes(samples, own)
+            elif source == "random":
+                boxes = [*_random_squares(sizes, self.proposals)]
+            elif source == "blocks":
+                boxes = [*(_tiles(self.grids) * sizes[:, None].repeat(1, 1, 2))]
             else:
-                flags.append(box_iou(boxes, truth).amax(1) <= self.nms_iou)
-        return torch.cat(flags)
+                boxes = [teacher.stored_boxes(i) for i in range(len(samples))]
+            # those of all images move at once
+            joined = torch.cat(boxes).to(own.boxes if own else truth, non_blocking=True)
+            given[source] = joined.split([len(its) for its in boxes])
+        # image after image
+        boxes = [part for parts in zip(*given.values()) for part in parts]
+        counts = [sum(map(len, parts)) for parts in zip(*given.values())]
+        objects = [source in OBJECTS for source in given] * len(samples)
+        flags = [flag for flag, its in zip(objects, boxes) for _ in range(len(its))]
+        return Regions(torch.cat(boxes), counts, torch.tensor(flags, dtype=torch.bool))
 
     def fixed_boxes(self, sample: DetDataSample) -> Tensor:
         """The boxes (n, 4) of ``truth`` and ``blocks``: the same each time."""
@@ -134,27 +121,76 @@ class RegionPicker(Distillation):
         return torch.cat([truth[:0], *chosen])
 
     @torch.no_grad()
-    def own_boxes(
-        self, sample: DetDataSample, regions: RegionEmbeds, index: int
-    ) -> Tensor:
-        """The student's sharpest boxes that no label covers: (n, 4)."""
-        truth = sample.gt_instances.bboxes
-        height, width = sample.img_shape[:2]
-        limit = truth.new_tensor([width, height, width, height])
-        boxes = regions.boxes[index].clamp(min=0).minimum(limit)
+    def own_boxes(self, samples: SampleList, regions: RegionEmbeds) -> list[Tensor]:
+        """The student's sharpest boxes that no label covers: (n_b, 4) of each image."""
+        device = regions.boxes.device
+        limit = image_sizes(samples).to(device, non_blocking=True).repeat(1, 2)
+        boxes = regions.boxes.clamp(min=0).minimum(limit[:, None])  # (B, N, 4)
         # sharpness; -1 where a label covers the box, or it is smaller than 4 pixels
-        score = regions.sharpness[index]
-        if len(truth):
-            score = score.masked_fill(box_iou(boxes, truth).amax(1) > self.nms_iou, -1)
-        large = (boxes[:, 2:] - boxes[:, :2]).amin(1) > 4
-        score = score.masked_fill(~large, -1)
-        # the best ones, without duplicates
-        pool = score.topk(min(max(64, 4 * self.proposals), len(score))).indices
-        pool = pool[score[pool] > 0]
-        keep = batched_nms(
-            boxes[pool], score[pool], torch.zeros_like(pool), self.nms_iou
-        )
-        return boxes[pool[keep[: self.proposals]]]
+        truth = padded([s.gt_instances.bboxes for s in samples], device)
+        covered = (bbox_overlaps(boxes, truth) > self.nms_iou).any(2)
+        large = (boxes[..., 2:] - boxes[..., :2]).amin(2) > 4
+        score = regions.sharpness.masked_fill(covered | ~large, -1)
+        # the best of a pool, one after the other, without their duplicates
+        pool = min(max(64, 4 * self.proposals), score.shape[1])
+        score, where = score.topk(pool)
+        boxes = boxes.gather(1, where[..., None].expand(-1, -1, 4))
+        near = bbox_overlaps(boxes, boxes) > self.nms_iou  # (B, pool, pool)
+        picks, kept = [boxes[:0, 0]], [score[:, :0]]
+        for _ in range(self.proposals):
+            best, which = score.max(1, keepdim=True)
+            kept.append(best)
+            picks.append(boxes.gather(1, which[..., None].expand(-1, -1, 4))[:, 0])
+            same = near.gather(1, which[..., None].expand(-1, -1, pool))[:, 0]
+            score = score.masked_fill(same, -1).scatter(1, which, -1)
+        # how many there are: the one look at values
+        counts = (torch.cat(kept, 1) > 0).sum(1).tolist()
+        places = [i + j * len(samples) for i, n in enumerate(counts) for j in range(n)]
+        index = torch.tensor(places, dtype=torch.long).to(device, non_blocking=True)
+        return [*torch.cat(picks)[index].split(counts)]
+
+
+class Regions(NamedTuple):
+    """The regions of a batch, image after image.
+
+    Attributes:
+        boxes: (R, 4), xyxy in pixels of the padded input.
+        counts: the number in each image.
+        objects: (R,) bool, those of sources of objects that may have no label.
+    """
+
+    boxes: Tensor
+    counts: list[int]
+    objects: Tensor
+
+    def split(self) -> list[Tensor]:
+        """The boxes of each image."""
+        return [*self.boxes.split(self.counts)]
+
+    def images(self, device: torch.device) -> Tensor:
+        """The image of each region: (R,) int64."""
+        numbers = [i for i, n in enumerate(self.counts) for _ in range(n)]
+        return torch.tensor(numbers, dtype=torch.long).to(device, non_blocking=True)
+
+
+def padded(rows: Sequence[Tensor], device: torch.device) -> Tensor:
+    """B tensors (n_b, ...) -> (B, G, ...) on a device, zeros behind the rows of each.
+
+    Nothing waits for the device where the rows are on the host.
+    """
+    counts = [len(its) for its in rows]
+    most = max(counts)
+    joined = torch.cat([*rows])
+    places = [i * most + j for i, n in enumerate(counts) for j in range(n)]
+    index = torch.tensor(places, dtype=torch.long).to(joined.device, non_blocking=True)
+    result = joined.new_zeros(len(rows) * most, *joined.shape[1:])
+    result = result.index_copy(0, index, joined).to(device, non_blocking=True)
+    return result.view(len(rows), most, *joined.shape[1:])
+
+
+def image_sizes(samples: SampleList) -> Tensor:
+    """Width and height of each input without its padding: (B, 2), on the host."""
+    return torch.tensor([sample.img_shape[1::-1] for sample in samples]).float()
 
 
 def visible_truth(sample: DetDataSample) -> InstanceData:
@@ -165,19 +201,31 @@ def visible_truth(sample: DetDataSample) -> InstanceData:
 
 def block_boxes(shape: Sequence[int], grids: Sequence[int]) -> Tensor:
     """Tiles of n x n grids over an image (height, width, ...): (sum n^2, 4) xyxy."""
-    # corners in units of the image, then in pixels
+    return _tiles(tuple(grids)) * torch.tensor([shape[1], shape[0]] * 2)
+
+
+@lru_cache
+def _tiles(grids: tuple[int, ...]) -> Tensor:
+    """Tiles of n x n grids, in units of the image: (sum n^2, 4) xyxy."""
     tiles = []
     for n in grids:
         x, y = torch.meshgrid(torch.arange(n), torch.arange(n), indexing="xy")
-        corners = torch.stack([x, y, x + 1, y + 1], -1).reshape(-1, 4) / n
-        tiles.append(corners * torch.tensor([shape[1], shape[0]] * 2))
+        tiles.append(torch.stack([x, y, x + 1, y + 1], -1).reshape(-1, 4) / n)
     return torch.cat(tiles)
 
 
-def _random_squares(shape: Sequence[int], count: int) -> Tensor:
-    """Squares of 0.1 to 0.5 of the shorter side, inside the image: (count, 4)."""
+def _random_squares(sizes: Tensor, count: int) -> Tensor:
+    """Squares of 0.1 to 0.5 of the shorter side, inside the image.
+
+    Args:
+        sizes: (B, 2), width and height.
+        count: of each image.
+
+    Returns:
+        (B, count, 4).
+    """
     # sides of 0.1 to 0.5, placed anywhere inside
-    height, width = shape[:2]
-    side = min(height, width) * torch.empty(count, 1).uniform_(0.1, 0.5)
-    corner = torch.rand(count, 2) * (torch.tensor([width, height]) - side)
-    return torch.cat([corner, corner + side], 1)
+    shorter = sizes.amin(1)[:, None, None]
+    side = shorter * torch.empty(len(sizes), count, 1).uniform_(0.1, 0.5)
+    corner = torch.rand(len(sizes), count, 2) * (sizes[:, None] - side)
+    return torch.cat([corner, corner + side], 2)

@@ -15,7 +15,7 @@ from kdeov_mm.models import RegionDistillation, RegionEmbeds, StudentBatch
 from kdeov_mm.models.distill.regions import block_boxes
 from kdeov_mm.models.student import training_progress
 
-from ...conftest import EMBED_DIMS, make_sample
+from ...conftest import EMBED_DIMS, make_sample, match
 
 SIDE, STRIDE = 64, 8
 CENTRES = torch.cartesian_prod(*[torch.arange(STRIDE / 2, SIDE, STRIDE)] * 2)
@@ -62,7 +62,7 @@ def regions_of(
     regions: RegionEmbeds,
     teacher: Any = None,
 ) -> list[Tensor]:
-    return head.regions(StudentBatch((), samples, regions=regions), teacher)
+    return head.pick(StudentBatch((), samples, regions=regions), teacher).split()
 
 
 def run(
@@ -167,7 +167,7 @@ def test_checkpoints_that_counted_steps_are_read() -> None:
 def test_weights_of_a_matched_region_sum_to_one() -> None:
     head = make_head(match_iou=0.3, locations=4)
     regions = torch.tensor([*TRUTH, [0.0, 0, 3, 3]])  # no location lies in the third
-    where, which, weight = head.match(regions, make_locations(), 0)
+    where, which, weight = match(head, regions, make_locations(), 0)
     sums = torch.zeros(3).index_add(0, which, weight)
     torch.testing.assert_close(sums, torch.tensor([1.0, 1, 0]))
     assert where.bincount().max() >= 1 and which.bincount().max() <= 4
@@ -176,15 +176,15 @@ def test_weights_of_a_matched_region_sum_to_one() -> None:
 def test_ground_truth_finds_a_location_however_bad_the_boxes() -> None:
     """Early boxes overlap nothing well; the labels teach all the same."""
     boxes = torch.cat([CENTRES - 1, CENTRES + 1], 1)[None]
-    _, which, _ = make_head(match_iou=0.9).match(
-        torch.tensor(TRUTH), make_locations(boxes=boxes), 0
+    _, which, _ = match(
+        make_head(match_iou=0.9), torch.tensor(TRUTH), make_locations(boxes=boxes)
     )
     assert set(which.tolist()) == {0, 1}
 
 
 def test_matched_locations_are_the_best_of_those_in_the_region() -> None:
     locations, regions = make_locations(), torch.tensor(TRUTH)
-    where, which, _ = make_head(match_iou=0.5, locations=5).match(regions, locations, 0)
+    where, which, _ = match(make_head(match_iou=0.5, locations=5), regions, locations)
     overlap = box_iou(regions, locations.boxes[0])
     for i, region in enumerate(regions):
         inside = ((region[:2] < CENTRES) & (region[2:] > CENTRES)).all(1)
@@ -204,7 +204,7 @@ def test_loss_is_zero_when_locations_say_what_the_teacher_says() -> None:
     assert run(head, samples, locations, teacher) > 0.1
     embeds = torch.zeros_like(locations.embeds)
     for image, regions in enumerate(teacher.asked[0]):
-        where, which, _ = head.match(regions, locations, image)
+        where, which, _ = match(head, regions, locations, image)
         for place, region in zip(where, which, strict=True):
             embeds[image, place] = 5 * teacher.direction(regions[region])
         assert len(where) == len(set(where.tolist()))
@@ -246,7 +246,7 @@ def test_gradient_pulls_matched_locations_and_no_others() -> None:
     locations = make_locations()
     run(head, [make_sample(TRUTH, [0, 1])], locations, teacher).backward()
     moved = locations.embeds.grad[0].abs().sum(-1) > 0
-    where, _, _ = head.match(torch.tensor(TRUTH), locations, 0)
+    where, _, _ = match(head, torch.tensor(TRUTH), locations, 0)
     assert 0 < moved.sum() < len(CENTRES)
     assert set(moved.nonzero().flatten().tolist()) == set(where.tolist())
 
@@ -298,9 +298,9 @@ def test_locations_of_objects_without_a_label_are_marked(
     run(head, samples, locations, teacher)
     expected = nothing.clone()
     for image in range(2):
-        own = head.own_boxes(samples[image], locations, image)
+        own = head.own_boxes(samples, locations)[image]
         free = own if "own" in sources else stored[1:]
-        expected[image, head.match(free, locations, image)[0]] = True
+        expected[image, match(head, free, locations, image)[0]] = True
     assert 0 < expected.sum() < 64
     assert torch.equal(locations.unlabelled, expected)
     # where they are background all the same, and before there are own boxes
@@ -350,11 +350,11 @@ def test_matching_a_batch_is_matching_its_images() -> None:
     head, locations = make_head(), make_locations(batch=3)
     regions = [torch.tensor(TRUTH), torch.zeros(0, 4), torch.tensor(TRUTH[1:])]
     image = torch.tensor([0, 0, 2])
-    where, which, weight = head.match(torch.cat(regions), locations, image)
+    where, which, weight = match(head, torch.cat(regions), locations, image)
     begin = 0
     for i, boxes in enumerate(regions):
         here = image[which] == i
-        alone = head.match(boxes, locations, i)
+        alone = match(head, boxes, locations, i)
         assert torch.equal(where[here], alone[0])
         assert torch.equal(which[here], alone[1] + begin)
         assert torch.equal(weight[here], alone[2])
