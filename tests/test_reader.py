@@ -1,6 +1,7 @@
 """One reader: a file has the same pixels in all parts of the project, or none."""
 
 import importlib.util
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 
 from kdeov_mm import reader
 from kdeov_mm.inference.images import as_rgb
-from kdeov_mm.reader import read_image
+from kdeov_mm.reader import decode_image, read_image
 
 from .conftest import ROOT
 

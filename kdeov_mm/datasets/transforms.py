@@ -222,7 +222,8 @@ class HSVJitter(YOLOXHSVRandomAug):
             return results
         pixels = cv2.cvtColor(results["img"], cv2.COLOR_BGR2HSV)
         if saturation or value:
-            cv2.add(pixels, (0, saturation, value, 0), dst=pixels)
+            gains = (0, saturation, value, 0)  # a scalar, which its types leave out
+            cv2.add(pixels, gains, dst=pixels)  # type: ignore[call-overload]
         if hue:
             table = ((np.arange(256) + hue) % 180).astype(np.uint8)
             turned = cv2.LUT(cv2.extractChannel(pixels, 0), table)
