@@ -94,7 +94,9 @@ def make_stand_in(folder: Path, number: int) -> None:
     base = [
         i for i, n in enumerate(names) if n in OVCocoDataset.METAINFO["base_classes"]
     ]
-    images, boxes, captions = [], [], []
+    images: list[dict[str, Any]] = []
+    boxes: list[dict[str, Any]] = []
+    captions: list[dict[str, Any]] = []
     for i in range(number):
         y, x = rng.integers(0, (1280 - 480, 1280 - 640))
         file = f"{i:06d}.jpg"
