@@ -1,6 +1,7 @@
 """One reader: a file has the same pixels in all parts of the project, or none."""
 
 import importlib.util
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 
 from kdeov_mm import reader
 from kdeov_mm.inference.images import as_rgb
-from kdeov_mm.reader import read_image
+from kdeov_mm.reader import decode_image, read_image
 
 from .conftest import ROOT
 
@@ -171,3 +172,23 @@ def test_mm_s_other_ways_of_loading_stay(tmp_path: Path) -> None:
     image = floats(dict(results))["img"]
     assert image.dtype == np.float32
     assert np.array_equal(image, mmcv.imread(results["img_path"]))
+
+
+def test_plain_jpegs_are_read_without_pil(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most photos; any header of which the pixels could depend asks PIL."""
+    files = {}
+    for name in ("rgb.jpg", "gray.jpg", "progressive.jpg", "cmyk.jpg", "turned_6.jpg"):
+        image, options = IMAGES[name]
+        image.save(buffer := io.BytesIO(), "JPEG", **options)
+        files[name] = buffer.getvalue()
+    asked = []
+    opened = Image.open
+
+    def spy(file: Any) -> Image.Image:
+        asked.append(name)
+        return opened(file)
+
+    monkeypatch.setattr(Image, "open", spy)
+    for name, data in files.items():
+        decode_image(data, name)
+    assert asked == ["cmyk.jpg", "turned_6.jpg"]

@@ -23,7 +23,9 @@ from .segmentation import (
     VOCSegDataset,
 )
 from .transforms import (
+    HSVJitter,
     KeepOriginal,
+    LargeScaleJitter,
     LoadCaptions,
     LoadImageFromFile,
     LoadWords,
@@ -46,8 +48,10 @@ __all__ = [
     "CropDataset",
     "CropToBox",
     "ImageFolderDataset",
+    "HSVJitter",
     "KeepOriginal",
     "LVISCrops",
+    "LargeScaleJitter",
     "LoadCaptions",
     "LoadImageFromFile",
     "LoadWords",

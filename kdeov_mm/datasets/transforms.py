@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
+from mmcv.image import imresize, rescale_size
 from mmcv.transforms import BaseTransform
 from mmcv.transforms import LoadImageFromFile as _LoadImageFromFile
-from mmdet.datasets.transforms import PackDetInputs
+from mmdet.datasets.transforms import PackDetInputs, YOLOXHSVRandomAug
 from mmdet.registry import TRANSFORMS
 from mmengine.fileio import get, load
 
@@ -81,9 +83,18 @@ class PackInputs(PackDetInputs):
             ValueError: steps after :class:`KeepOriginal` turn the image, or move it
                 without recording how; or pixels are no finite numbers.
         """
-        packed = super().transform(results)
-        # one such picture would make all weights NaN
         image = results.get("img", np.zeros(0, np.uint8))
+        # of these the parent takes the planes as they are, instead of copying pixels
+        if image.dtype == np.uint8 and image.ndim == 3:
+            results["img"] = in_planes(image)
+        # the parent copies metainfo deeply, and there may be thousands of words
+        plain = {k: v for k, v in results.items() if k not in self.meta_keys}
+        packed = super().transform(plain)
+        sample = packed["data_samples"]
+        for key in self.meta_keys:
+            if key in results:
+                sample.set_field(results[key], key, field_type="metainfo")
+        # one such picture would make all weights NaN
         if image.dtype.kind == "f" and not np.isfinite(image).all():
             raise ValueError(
                 f"{results.get('img_path')} has pixels that are no finite numbers: "
@@ -101,10 +112,10 @@ class PackInputs(PackDetInputs):
                 "seg=-2), ...)."
             )
         if "original" in results:
-            sample, image = packed["data_samples"], results["original"]
-            image = torch.from_numpy(image).permute(2, 0, 1).contiguous()
-            sample.set_data(dict(original=image))
-            sample.set_metainfo(dict(homography_matrix=results["homography_matrix"]))
+            original = torch.from_numpy(results["original"]).permute(2, 0, 1)
+            sample.set_data(dict(original=original.contiguous()))
+            matrix = results["homography_matrix"]
+            sample.set_field(matrix, "homography_matrix", field_type="metainfo")
             # those of ignored boxes are not among the instances
             visible = torch.from_numpy(_visible_parts(results)).float()
             ignored = results.get("gt_ignore_flags", np.zeros(len(visible), bool))
@@ -167,7 +178,8 @@ class KeepOriginal(BaseTransform):
     names less well; as ViLD's, the teacher's embeddings do not depend on it. Where
     images are very large, a ``Resize`` before it bounds the memory.
     :class:`PackInputs` hands the image on. Of the steps that move pixels, mmdet's
-    Resize, RandomCrop, RandomFlip and what is made of them may follow.
+    Resize, RandomCrop, RandomFlip and what is made of them may follow, and
+    :class:`LargeScaleJitter`.
     """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
@@ -184,7 +196,7 @@ class KeepOriginal(BaseTransform):
                 "(PhotoMetricDistortion), and load images without to_float32."
             )
         # later steps may write into the image and its boxes
-        results["original"] = image.copy()
+        results["original"] = in_planes(image)
         results["original_boxes"] = _corners(results)
         # mmdet's steps multiply what they do into it
         results["homography_matrix"] = np.eye(3, dtype=np.float32)
@@ -192,6 +204,150 @@ class KeepOriginal(BaseTransform):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
+
+
+@TRANSFORMS.register_module()
+class HSVJitter(YOLOXHSVRandomAug):
+    """mmdet's ``YOLOXHSVRandomAug``: the same pixels to the bit, in half of its time.
+
+    Saturation and value are added by one saturating operator of OpenCV; the hue, which
+    goes round, is looked up in a table. An image that is not changed stays as it is,
+    where mmdet's rounds it to HSV and back. Arguments are mmdet's.
+    """
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Change ``img``, (H, W, 3) uint8 BGR; a new array."""
+        hue, saturation, value = map(int, self._get_hsv_gains())
+        if not (hue or saturation or value):
+            return results
+        pixels = cv2.cvtColor(results["img"], cv2.COLOR_BGR2HSV)
+        if saturation or value:
+            gains = (0, saturation, value, 0)  # a scalar, which its types leave out
+            cv2.add(pixels, gains, dst=pixels)  # type: ignore[call-overload]
+        if hue:
+            table = ((np.arange(256) + hue) % 180).astype(np.uint8)
+            turned = cv2.LUT(cv2.extractChannel(pixels, 0), table)
+            cv2.insertChannel(turned, pixels, 0)
+        results["img"] = cv2.cvtColor(pixels, cv2.COLOR_HSV2BGR, dst=pixels)
+        return results
+
+
+@TRANSFORMS.register_module()
+class LargeScaleJitter(BaseTransform):
+    """Resize by a random factor and cut a random square: ViLD's and Detic's jitter.
+
+    What mmdet's ``RandomResize`` (``keep_ratio``), ``RandomCrop`` and
+    ``FilterAnnotations`` draw and keep, but an enlarged image is cut before it is
+    resized, so that no pixel is computed that is thrown away. The cut is at whole
+    pixels of the image; boxes and ``homography_matrix`` follow it exactly, within half
+    such a pixel of what mmdet's steps give.
+
+    Args:
+        size: side of the square in pixels. A factor of 1 fits the longer side to it.
+        ratio_range: the least and the largest factor.
+        min_box: boxes stay whose visible part is wider and higher, in pixels.
+        colours: a step for pixels alone, done before or after the resize, where there
+            are fewer of them.
+
+    Raises:
+        ValueError: sizes or factors that are not positive.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        ratio_range: tuple[float, float] = (0.1, 2.0),
+        min_box: float = 0.0,
+        colours: dict[str, Any] | None = None,
+    ) -> None:
+        if size < 1 or not 0 < ratio_range[0] <= ratio_range[1] or min_box < 0:
+            raise ValueError(
+                "expected a size of 1 or more, positive factors in order and min_box "
+                f"of 0 or more, got {size}, {ratio_range}, {min_box}"
+            )
+        self.size, self.ratio_range, self.min_box = size, ratio_range, min_box
+        self.colours = None if colours is None else TRANSFORMS.build(colours)
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Change ``img``, (H, W, 3), and the boxes.
+
+        Raises:
+            ValueError: the sample has masks or a label map, which are not cut.
+        """
+        if {"gt_masks", "gt_seg_map"} & results.keys():
+            raise ValueError(
+                "LargeScaleJitter cuts boxes only: for masks and label maps use "
+                "RandomResize and RandomCrop."
+            )
+        image = results["img"]
+        sizes = np.array(image.shape[1::-1])
+        # the size of the whole, and the square in it
+        low, high = self.ratio_range
+        side = int(self.size * (np.random.random_sample() * (high - low) + low))
+        whole = np.array(rescale_size(tuple(sizes), (side, side)))
+        new = whole.clip(max=self.size)
+        first = np.array([np.random.randint(n + 1) for n in (whole - new)[::-1]])[::-1]
+        # the same in pixels of the image
+        begin = np.round(first * sizes / whole).astype(int)
+        end = np.round((first + new) * sizes / whole).astype(int)
+        begin = np.minimum(begin, end - 1)
+        scale = new / (end - begin)
+        # colours where there are fewer pixels
+        results["img"] = image[begin[1] : end[1], begin[0] : end[0]]
+        enlarged = new.prod() > (end - begin).prod()
+        if self.colours and enlarged:
+            results = self.colours(results)
+        results["img"] = imresize(results["img"], tuple(map(int, new)))
+        if self.colours and not enlarged:
+            results = self.colours(results)
+        results["img_shape"] = results["img"].shape[:2]
+        results["scale_factor"] = tuple(map(float, scale))
+        # as mmdet's steps, into what was done before
+        matrix = np.diag([*scale, 1.0])
+        matrix[:2, 2] = -begin * scale
+        before = results.get("homography_matrix", np.eye(3))
+        results["homography_matrix"] = (matrix @ before).astype(np.float32)
+        self._cut_boxes(results, begin, scale)
+        return results
+
+    def _cut_boxes(
+        self, results: dict[str, Any], begin: np.ndarray, scale: np.ndarray
+    ) -> None:
+        """Move the boxes, cut them at the border, and leave out what is too small."""
+        if "gt_bboxes" not in results:
+            return
+        boxes = (_corners(results).reshape(-1, 2, 2) - begin) * scale
+        boxes = boxes.clip(0, results["img_shape"][::-1]).astype(np.float32)
+        keep = (boxes[:, 1] - boxes[:, 0] > self.min_box).all(1)
+        # of the kind that LoadAnnotations made
+        kept = torch.from_numpy(boxes[keep].reshape(-1, 4))
+        results["gt_bboxes"] = type(results["gt_bboxes"])(kept)
+        for key in ("gt_bboxes_labels", "gt_ignore_flags"):
+            if key in results:
+                results[key] = results[key][keep]
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(size={self.size}, ratio_range={self.ratio_range}, "
+            f"min_box={self.min_box}, colours={self.colours})"
+        )
+
+
+def in_planes(image: np.ndarray) -> np.ndarray:
+    """A copy of an image (H, W, C) uint8, as a view of its planes (C, H, W).
+
+    Steps see the same pixels, and packing finds the planes made. OpenCV splits pixels
+    in a third of the time of a transposed copy.
+    """
+    # OpenCV would copy a mirrored view, which is what mm's flips give
+    mirrored = image.strides[1] < 0
+    image = image[:, ::-1] if mirrored else image
+    planes = np.empty((image.shape[2], *image.shape[:2]), np.uint8)
+    cv2.split(image, [*planes])
+    if mirrored:
+        for plane in planes:
+            cv2.flip(plane, 1, dst=plane)
+    return planes.transpose(1, 2, 0)
 
 
 @TRANSFORMS.register_module()

@@ -1,6 +1,7 @@
 """From the head's features to boxes, of any number of words."""
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -61,7 +62,8 @@ def is_agnostic(cfg: Any) -> bool:
 def least_logit(cfg: Any) -> float:
     """The score threshold of a ``test_cfg``, as a logit."""
     least = max(float(cfg.get("score_thr", 0)), 0.0)
-    return torch.logit(torch.tensor(least)).item()
+    # no tensor, whose value would be read back
+    return math.log(least / (1 - least)) if 0 < least < 1 else math.inf * (least - 0.5)
 
 
 def max_boxes(cfg: Any) -> int:
@@ -158,6 +160,8 @@ def above(logits: Sequence[Tensor], threshold: float, enough: int) -> Scored:
         threshold: a logit.
         enough: number of scores that suffice.
     """
+    if logits[0].shape[1] < 2 * BLOCK:
+        return _above_together(logits, threshold)
     # the maximum of each block of words: most blocks have no score above
     blocks, start = [], 0
     for level in logits:
@@ -184,6 +188,25 @@ def above(logits: Sequence[Tensor], threshold: float, enough: int) -> Scored:
         word = first + block[row] * part.shape[2] + column
         index.append(torch.stack([location[row] + start, word], 1))
     return Scored(torch.cat(values).float(), torch.cat(index))
+
+
+def _above_together(logits: Sequence[Tensor], threshold: float) -> Scored:
+    """All scores of few words above a threshold.
+
+    A GPU's host waits for two operators, however many levels there are.
+    """
+    # locations with a score above, counted over all levels
+    peaks = torch.cat([level.amax(1) for level in logits])
+    places = (peaks > threshold).nonzero()[:, 0]
+    # their scores, of the level in which each lies: (n, K)
+    chosen, start = logits[0].new_zeros(len(places), 1), 0
+    for level in filter(len, logits):  # of a level, no location may be asked
+        its = level[(places - start).clamp(0, len(level) - 1)]
+        chosen = torch.where((places >= start)[:, None], its, chosen)
+        start += len(level)
+    row, word = (chosen > threshold).nonzero().unbind(1)
+    index = torch.stack([places[row], word], 1)
+    return Scored(chosen[row, word].float(), index)
 
 
 def score_in_parts(

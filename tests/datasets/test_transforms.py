@@ -161,3 +161,88 @@ def test_each_way_to_turn_an_image_is_refused(entry: tuple[int, int]) -> None:
     results["homography_matrix"][entry] = 1e-3
     with pytest.raises(ValueError, match="rotate or shear"):
         _visible_parts(results)
+
+
+JITTER = dict(type="LargeScaleJitter", size=64, min_box=2)
+MMDETS = (
+    dict(type="RandomResize", scale=(64, 64), ratio_range=(0.1, 2), keep_ratio=True),
+    dict(type="RandomCrop", crop_size=(64, 64), allow_negative_crop=True),
+    dict(type="FilterAnnotations", min_gt_bbox_wh=(2, 2), keep_empty=False),
+)
+
+
+def test_the_jitter_keeps_the_boxes_that_mmdet_keeps() -> None:
+    """Each within a pixel of the image, and on average the same."""
+    flip = dict(type="RandomFlip", prob=0.5)
+    found: list[list[torch.Tensor]] = [[], []]
+    for seed in range(200):
+        ours = run(LOAD, KEEP, JITTER, flip, PACK, seed=seed)
+        mmdets = run(LOAD, KEEP, *MMDETS, flip, PACK, seed=seed)
+        assert (ours.img_shape, ours.flip) == (mmdets.img_shape, mmdets.flip)
+        boxes = [sample.gt_instances.bboxes.tensor for sample in (ours, mmdets)]
+        if len(boxes[0]) == len(boxes[1]):
+            # an image that fits is not cut
+            allowed = 1e-4 if max(ours.img_shape) < 64 else 1.01
+            assert torch.allclose(*boxes, rtol=0, atol=allowed)
+        for held, its in zip(found, boxes):
+            held.append(its)
+    counts = [len(torch.cat(held)) for held in found]
+    assert counts[0] == pytest.approx(counts[1], abs=3)
+    sides = [
+        (boxes[:, 2:] - boxes[:, :2]).mean(0) for boxes in map(torch.cat, found)
+    ]  # fmt: skip
+    torch.testing.assert_close(*sides, rtol=0.01, atol=0)
+
+
+def test_boxes_lie_on_their_pixels_after_the_jitter() -> None:
+    image = np.zeros((96, 128, 3), np.uint8)
+    image[10:50, 20:60] = 255
+    instances = [dict(bbox=BOXES[0], bbox_label=0, ignore_flag=0)]
+    pipeline = Compose([LOAD, dict(JITTER, colours=dict(type="HSVJitter"))])
+    for seed in range(30):
+        np.random.seed(seed)
+        results = pipeline(dict(img=image, img_shape=(96, 128), instances=instances))
+        assert max(results["img_shape"]) <= 64
+        for x1, y1, x2, y2 in results["gt_bboxes"].tensor.tolist():
+            ys, xs = np.nonzero(results["img"].max(2) > 100)
+            seen = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+            assert seen == pytest.approx((x1, y1, x2, y2), abs=1.2)
+
+
+def test_what_the_jitter_cannot_do_is_refused() -> None:
+    for wrong in (dict(size=0), dict(ratio_range=(0, 1)), dict(min_box=-1)):
+        with pytest.raises(ValueError, match="positive factors in order"):
+            TRANSFORMS.build({**JITTER, **wrong})
+    with pytest.raises(ValueError, match="boxes only"):
+        TRANSFORMS.build(JITTER)(dict(img=np.zeros((8, 8, 3)), gt_seg_map=0))
+
+
+def test_the_jitter_of_colours_is_mmdets() -> None:
+    image = np.random.default_rng(0).integers(256, size=(40, 50, 3), dtype=np.uint8)
+    steps = [TRANSFORMS.build(dict(type=t)) for t in ("HSVJitter", "YOLOXHSVRandomAug")]
+    changed = 0
+    for seed in range(30):
+        results = []
+        for step in steps:
+            np.random.seed(seed)
+            results.append(step(dict(img=image.copy()))["img"])
+        if not np.array_equal(results[0], image):  # mmdet's rounds the others
+            changed += 1
+            assert np.array_equal(*results)
+    assert changed > 20
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_packing_copies_pixels_once_and_words_never(mirrored: bool) -> None:
+    image = np.random.default_rng(0).integers(256, size=(40, 50, 3), dtype=np.uint8)
+    image = image[:, ::-1] if mirrored else image
+    words = (("a", "b"), ("c",))
+    packed = PackInputs()(dict(img=image, words=words))
+    assert np.array_equal(packed["inputs"], image.transpose(2, 0, 1))
+    assert packed["inputs"].is_contiguous()
+    assert packed["data_samples"].words is words
+    assert packed["data_samples"].metainfo["words"] is not None
+    # KeepOriginal's planes are handed on as they are
+    kept = KeepOriginal()(dict(img=image))
+    assert kept["original"].transpose(2, 0, 1).flags.c_contiguous
+    assert np.array_equal(kept["original"], image)

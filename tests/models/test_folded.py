@@ -9,6 +9,7 @@ from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdeov_mm import KDEOV
 from kdeov_mm.models import (
@@ -275,6 +276,40 @@ def test_the_order_of_products_is_the_cheaper_one_and_says_the_same(
             own, _ = head(HeadInput(feats, TextEmbeds(text[:number])))
             for one, other in zip(folded(feats)[0], own):
                 torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+class Stops(TorchDispatchMode):
+    """Counts the operators for which a GPU's host would wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        name = func.__name__.split(".")[0]
+        masks = args[1] if name.startswith("index") and len(args) > 1 else ()
+        masked = isinstance(masks, (list, tuple)) and any(
+            isinstance(i, Tensor) and i.dtype == torch.bool for i in masks
+        )
+        if masked or name in ("_local_scalar_dense", "nonzero", "masked_select"):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_gpu_would_be_waited_for_twice(
+    build_detector: Callable[..., KDEOVDetector],
+) -> None:
+    """From pixels to boxes; besides these suppression and the labels, once each."""
+    folded = build(build_detector).fold([f"word {i}" for i in range(80)])
+    pixels = [torch.randint(256, (3, 128, 128), dtype=torch.uint8)]
+    meta = dict(img_shape=(128, 128), ori_shape=(128, 128), scale_factor=(1.0, 1.0))
+    with Stops() as stops, torch.no_grad():
+        sample = DetDataSample(metainfo=meta)
+        folded.test_step(dict(inputs=pixels, data_samples=[sample]))
+    # mmengine's preprocessor reads a tensor of sizes, which is on the CPU anyway
+    assert stops.names == ["_local_scalar_dense", "nonzero", "nonzero"]
 
 
 # ------------------------------------------------------------ very many words

@@ -37,7 +37,8 @@ def build(file: str, words: int, image: np.ndarray, settings: dict[str, Any]) ->
         inner.names = dict(enumerate(names))
     elif words != 80:
         raise ValueError("a closed-set model of ultralytics has 80 classes")
-    inner.fuse()
+    # on a GPU `predict` moves a copy, or moves it later than the network is asked
+    inner.fuse().to(settings["device"])
     options = dict(
         imgsz=settings["size"],
         conf=settings["score_threshold"],

@@ -12,19 +12,12 @@ train_pipeline = [
     dict(type="KeepOriginal"),  # what the teacher crops
     # large-scale jitter, as ViLD and Detic
     dict(
-        type="RandomResize",
-        scale=(image_size, image_size),
+        type="LargeScaleJitter",
+        size=image_size,
         ratio_range=(0.1, 2.0),
-        keep_ratio=True,
+        min_box=2,
+        colours=dict(type="HSVJitter"),
     ),
-    dict(
-        type="RandomCrop",
-        crop_type="absolute",
-        crop_size=(image_size, image_size),
-        allow_negative_crop=True,
-    ),
-    dict(type="FilterAnnotations", min_gt_bbox_wh=(2, 2), keep_empty=False),
-    dict(type="YOLOXHSVRandomAug"),
     dict(type="RandomFlip", prob=0.5),
     dict(type="PackInputs"),
 ]

@@ -12,7 +12,7 @@ train_pipeline = [
         type="RandomResize", scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True
     ),
     dict(type="RandomCrop", crop_type="absolute", crop_size=crop_size),
-    dict(type="YOLOXHSVRandomAug"),
+    dict(type="HSVJitter"),
     dict(type="RandomFlip", prob=0.5),
     dict(type="PackInputs"),
 ]
