@@ -72,9 +72,17 @@ def path_of(what: str, value: Any) -> Path:
         ValueError: it is empty, or no path.
     """
     named = isinstance(value, (str, Path)) and str(value).strip()
-    if not named or "\0" in str(value) or len(os.fspath(value)) > 4096:
+    if not named or "\0" in str(value) or not 0 < len(_encoded(value)) <= 4096:
         raise ValueError(f"{what}: expected a path, got {value!r:.80}")
     return Path(value)
+
+
+def _encoded(path: str | Path) -> bytes:
+    """A path as the system knows it; empty where it can have no such file."""
+    try:
+        return os.fsencode(path)
+    except UnicodeEncodeError:
+        return b""
 
 
 def items_of(what: str, values: Any) -> list[Any]:

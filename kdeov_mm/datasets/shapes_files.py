@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as mask_utils
 
+from ..border import whole_number
 from .shapes import SIZE, WORLDS, Scene, World, draw_scene, scene_rng
 
 FORMAT = 1
@@ -45,8 +46,12 @@ def write_world(
 
     Raises:
         OSError: the folder holds something else, or the disk is full.
+        ValueError: the seed is negative.
     """
     root, drawn = Path(root), WORLDS[world]
+    whole_number("seed", seed, least=0)
+    if root.is_file():
+        raise NotADirectoryError(f"{root} is a file, expected a folder")
     recipe = dict(format=FORMAT, seed=seed, num_train=num_train, num_val=num_val)
     if world != "360":
         recipe["world"] = int(world)
