@@ -28,6 +28,7 @@ except ImportError as error:
 
 MAX_WAITING = 1000  # questions in the queue
 MAX_SESSIONS = 100  # whose inputs Gradio keeps in memory
+KEPT_WORDS = 4000  # of users, in memory alone
 CSS = "#image img {width: 100%; height: 100%; object-fit: contain}"  # small ones grow
 
 
@@ -44,6 +45,10 @@ def build_page(
         examples: images and their words, to try; see :func:`.answers.write_examples`.
         folder: of images to search; None for no tab to search.
     """
+    # words of strangers fill neither memory nor disk
+    encoder = getattr(model.model, "text_encoder", None)
+    if encoder is not None:
+        encoder.most_words = KEPT_WORDS
     with gr.Blocks(
         title="kdeov_mm: words in, boxes out",
         analytics_enabled=False,

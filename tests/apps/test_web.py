@@ -273,6 +273,10 @@ def address(
     page.close()
 
 
+def test_words_of_strangers_are_not_kept_on_disk(address: str, student: KDEOV) -> None:
+    assert student.model.text_encoder.most_words == web.KEPT_WORDS
+
+
 IMAGE = {"_type": "gradio.FileData"}
 NOT_GIVEN = [
     dict(path=str(ROOT / "docs/demo.jpg")),
