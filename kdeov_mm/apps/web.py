@@ -129,7 +129,10 @@ def serve(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860) -> str:
 
     Raises:
         OSError: the port is taken, or the host is none of this machine.
+        ValueError: the host is empty, which would be any of its names.
     """
+    if not host.strip():
+        raise ValueError(f"--host: expected a name or an address, got {host!r}")
     steady_memory()
     # fonts of the system: Gradio's own are loaded from the internet
     local = ("127.0.0.1", "localhost", "::1")

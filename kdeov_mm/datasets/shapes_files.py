@@ -45,13 +45,9 @@ def write_world(
         True when written, False when this very world was there already.
 
     Raises:
-        OSError: the folder holds something else, or the disk is full.
-        ValueError: the seed is negative.
+        OSError, ValueError: it holds something else, the disk is full, or seed < 0.
     """
     root, drawn = Path(root), WORLDS[world]
-    whole_number("seed", seed, least=0)
-    if root.is_file():
-        raise NotADirectoryError(f"{root} is a file, expected a folder")
     recipe = dict(format=FORMAT, seed=seed, num_train=num_train, num_val=num_val)
     if world != "360":
         recipe["world"] = int(world)
@@ -88,6 +84,9 @@ def write_world(
 
 def _is_there(root: Path, recipe: dict[str, int]) -> bool:
     """Whether this world is there, whole; raises when something is in the way."""
+    whole_number("seed", recipe["seed"], least=0)
+    if root.is_file():
+        raise NotADirectoryError(f"{root} is a file, expected a folder")
     if not root.is_dir() or not any(root.iterdir()):
         return False
     # never overwrite what somebody may need

@@ -303,6 +303,11 @@ def test_large_blocks_go_back_to_the_system_whatever_was_freed_before() -> None:
     assert look().hblkhd == before
 
 
+def test_an_empty_host_is_refused() -> None:
+    with pytest.raises(ValueError, match="--host: expected a name or an address"):
+        web.serve(None, host="")
+
+
 IMAGE = {"_type": "gradio.FileData"}
 NOT_GIVEN = [
     dict(path=str(ROOT / "docs/demo.jpg")),
