@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import tempfile
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +14,10 @@ from torch import Tensor
 
 # what content of another shape raises, where it is taken apart
 ODD = (
-    *(ArithmeticError, AttributeError, LookupError, MemoryError),
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError),
     *(RuntimeError, TypeError, ValueError),
 )
+HOME = Path(__file__).parent
 
 
 def whole_number(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
@@ -69,9 +72,17 @@ def path_of(what: str, value: Any) -> Path:
         ValueError: it is empty, or no path.
     """
     named = isinstance(value, (str, Path)) and str(value).strip()
-    if not named or "\0" in str(value) or len(os.fspath(value)) > 4096:
+    if not named or "\0" in str(value) or not 0 < len(_encoded(value)) <= 4096:
         raise ValueError(f"{what}: expected a path, got {value!r:.80}")
     return Path(value)
+
+
+def _encoded(path: str | Path) -> bytes:
+    """A path as the system knows it; empty where it can have no such file."""
+    try:
+        return os.fsencode(path)
+    except UnicodeEncodeError:
+        return b""
 
 
 def items_of(what: str, values: Any) -> list[Any]:
@@ -117,16 +128,37 @@ def built(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def sentences(tool: str) -> Iterator[None]:
+def sentences(tool: str, folder: str | Path | None = None) -> Iterator[None]:
     """End a tool with a sentence where what it was given is wrong.
+
+    What this package did not foresee is named with its type, and its traceback is kept.
+
+    Args:
+        tool: its name, e.g. ``'train.py'``.
+        folder: for the file of a traceback; None: the system's for temporary files.
 
     Raises:
         SystemExit: with the sentence.
     """
     try:
         yield
-    except (ImportError, OSError, SyntaxError, ValueError) as error:
-        raise SystemExit(f"{tool}: {error}") from error
+    except Exception as error:
+        raise SystemExit(f"{tool}: {_told(error, tool, folder)}") from error
+
+
+def _told(error: Exception, tool: str, folder: str | Path | None) -> str:
+    """An error as a sentence, and where its traceback is."""
+    frame = [*traceback.walk_tb(error.__traceback__)][-1][0]
+    raised_here = Path(frame.f_code.co_filename).is_relative_to(HOME)
+    # those of files and of Python's grammar name what is wrong, whoever raises them
+    if raised_here or isinstance(error, (ImportError, OSError, SyntaxError)):
+        return str(error)
+    with tempfile.NamedTemporaryFile(
+        "w", prefix=f"{tool}-", suffix=".txt", dir=folder, delete=False
+    ) as file:
+        file.writelines(traceback.format_exception(error))
+    said = f"{type(error).__name__}: {error}".rstrip(": ")
+    return f"{said:.1000}\nThis was not foreseen; its traceback is in {file.name}"
 
 
 def given_path(value: str) -> Path:

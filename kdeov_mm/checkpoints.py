@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 from mmdet.registry import MODELS
@@ -255,6 +256,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         )
     try:
         content = CheckpointLoader.load_checkpoint(str(path), "cpu")
+        # torch does not compare the checksums of its files
+        if is_zipfile(path) and (part := ZipFile(path).testzip()):
+            raise ValueError(f"the checksum of {part} differs")
     except UnpicklingError as error:
         # torch's own message says how to switch its safety off
         reason = what_is(Path(path), error)
@@ -264,7 +268,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
                 "ask its maker for the state_dict alone."
             )
         raise ValueError(f"{path} is no checkpoint, or damaged: {reason}") from error
-    except BROKEN as error:
+    except (*BROKEN, BadZipFile) as error:
         reason = what_is(Path(path), error)
         raise ValueError(f"{path} is no checkpoint, or damaged: {reason}") from error
     content = content if isinstance(content, dict) else {}

@@ -96,6 +96,17 @@ def config_of(
     return cfg
 
 
+def work_dir_of(config: str | Path, cfg: Config, given: str | None) -> str:
+    """The folder of a run: of the command line, of the config, or named after it.
+
+    Raises:
+        ValueError: it is no path; an empty one names no folder.
+    """
+    folder = cfg.get("work_dir") if given is None else given
+    default = Path("work_dirs") / Path(config).stem
+    return str(default if folder is None else path_of("--work-dir", folder))
+
+
 def _strings_in_brackets(path: Path) -> list[str]:
     """The lines of a file that are ``name = ("...")``."""
     lines = path.read_text(encoding="utf-8").splitlines()

@@ -346,6 +346,16 @@ def load_tool(name: str) -> Any:
     return tool
 
 
+class Program:
+    """What a pickle of it makes when it is read: a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
+
+
 def run_env(**extra: str) -> dict[str, str]:
     """The environment of a tool that a test starts."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))

@@ -131,14 +131,16 @@ def test_no_config_is_none(nothing: Any, strict: bool) -> None:
 # ------------------------------------------------------------- files and models
 
 
-@pytest.mark.parametrize("harm", ["empty", "text", "cut", "zip"])
+@pytest.mark.parametrize("harm", ["empty", "text", "cut", "zip", "zeros"])
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, harm: str) -> None:
     path = tmp_path / "a.pth"
     torch.save(dict(state_dict=dict(x=torch.ones(100))), path)
     whole = path.read_bytes()
+    ones = torch.ones(100).numpy().tobytes()
     content = dict(
-        empty=b"", text=b"no weights", cut=whole[: len(whole) // 2], zip=b"PK" * 40
-    )
+        empty=b"", text=b"no weights", cut=whole[: len(whole) // 2], zip=b"PK" * 40,
+        zeros=whole.replace(ones, bytes(len(ones))),
+    )  # fmt: skip
     path.write_bytes(content[harm])
     with pytest.raises(ValueError, match=r"a\.pth is no checkpoint, or damaged"):
         read_checkpoint(path)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from mmengine.config import Config
 
-from kdeov_mm.options import ConfigOptions, config_of, merge_options
+from kdeov_mm.options import ConfigOptions, config_of, merge_options, work_dir_of
 
 from .conftest import ROOT
 
@@ -103,3 +103,13 @@ def test_a_file_of_names_is_no_missing_comma(tmp_path: Path) -> None:
     names.write_text("cat\ndog\n")
     file.write_text(f"val_dataloader = dict(metainfo=dict(classes={str(names)!r}))")
     assert config_of(file).val_dataloader.metainfo.classes == str(names)
+
+
+def test_the_folder_of_a_run_is_named_or_refused() -> None:
+    assert work_dir_of("configs/a.py", Config(), None) == "work_dirs/a"
+    cfg = Config(dict(work_dir="b"))
+    assert work_dir_of("configs/a.py", cfg, None) == "b"
+    assert work_dir_of("configs/a.py", cfg, "c") == "c"
+    for empty in ("", " "):
+        with pytest.raises(ValueError, match="--work-dir: expected a path, got"):
+            work_dir_of("configs/a.py", cfg, empty)

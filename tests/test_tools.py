@@ -26,7 +26,7 @@ from kdeov_mm import KDEOV
 from kdeov_mm.files import locked
 from kdeov_mm.models import KDEOVDetector
 
-from .conftest import ROOT, run_env
+from .conftest import ROOT, Program, run_env
 
 STATES: list[dict[str, Any]] = []
 
@@ -197,6 +197,62 @@ def test_weights_alone_are_no_checkpoint_to_resume(
         train_in(tmp_path, config, "--resume", str(tmp_path / "w.pth"))
 
 
+def changed(path: Path, changes: dict[str, Any], place: Path) -> Path:
+    """A checkpoint with other parts, ``optimizer.param_groups.0.lr`` -> value."""
+    content: Any = torch.load(path, weights_only=True)
+    for key, value in changes.items():
+        *names, last = [int(n) if n.isdecimal() else n for n in key.split(".")]
+        part = content
+        for name in names:
+            part = part[name]
+        part[last] = value
+    torch.save(content, place)
+    return place
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "reason"),
+    [
+        ("optimizer", None, "NoneType"),
+        ("optimizer.param_groups.0.lr", "x", "its optimizer has lr='x', expected"),
+        ("optimizer.param_groups.0.betas", 3, r"betas=3, expected one like .0"),
+        ("optimizer.state.0.exp_avg", torch.ones(3), "the state of other weights"),
+        ("message_hub", [1], "'list' object"),
+        ("meta.iter", "x", r"meta\['iter'\] is at least 0, a whole number, got 'x'"),
+        ("ema_state_dict", [3], r"expected weights in ema_state_dict, got \[3\]"),
+    ],
+)
+def test_resume_from_odd_parts_says_so(
+    part: str, value: Any, reason: str, config: Path, trained: Path, tmp_path: Path
+) -> None:
+    path = changed(trained / "iter_1.pth", {part: value}, tmp_path / "odd.pth")
+    with pytest.raises(SystemExit, match=rf"odd\.pth.*{reason}"):
+        train_in(tmp_path, config, "--resume", str(path))
+    assert not list(tmp_path.glob("*.txt"))  # foreseen: no traceback
+
+
+def test_resume_goes_on_without_what_only_describes(
+    config: Path, trained: Path, tmp_path: Path
+) -> None:
+    loop: dict[str, Any] = {}
+    loop["x"] = loop
+    info = "message_hub.runtime_info"
+    odd = {"meta.cfg": loop, "meta.experiment_name": "x" * 10**7}
+    odd |= {f"{info}.data_sequence": 3, f"{info}.keep_ckpt_ids": 3}
+    path = changed(trained / "iter_1.pth", odd, tmp_path / "odd.pth")
+    train_in(tmp_path, config, "--resume", str(path))
+    assert (tmp_path / "iter_2.pth").is_file()
+
+
+def test_what_was_not_foreseen_ends_with_a_sentence_and_its_traceback_is_kept(
+    config: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit, match="(?s)train.py: ValueError.*foreseen") as ended:
+        train_in(tmp_path, config, **{"train_cfg.max_iters": "x"})
+    (kept,) = tmp_path.glob("train.py-*.txt")
+    assert str(kept) in str(ended.value) and "loop.py" in kept.read_text()
+
+
 def test_resume_without_a_checkpoint_begins_as_the_config_says(
     config: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -279,6 +335,88 @@ def test_weights_that_do_not_fit_are_refused(
         test.main([str(config), str(tmp_path / "a.pth"), "--work-dir", str(tmp_path)])
     with pytest.raises(ValueError, match=reason):
         KDEOV.from_config(config, tmp_path / "a.pth")
+
+
+# -------------------------------------------------------- files from strangers
+
+DOORS = ["test", "load_from", "resume", "proposals"]
+
+
+def enter(door: str, config: Path, checkpoint: Path, folder: Path) -> None:
+    """Give a checkpoint to a tool that has a config of its own."""
+    if door == "test":
+        test.main([str(config), str(checkpoint), "--work-dir", str(folder / door)])
+    elif door == "proposals":
+        cfg = Config.fromfile(config, lazy_import=False)
+        cfg.model.distill.region.sources = ("truth", "stored")
+        cfg.model.teacher.update(type="CachedTeacher", store=str(folder / door))
+        cfg.train_dataloader.dataset.indices = 1
+        cfg.dump(folder / "stored.py")
+        given = ["--proposals", str(checkpoint), "--store", str(folder / door)]
+        if tool("cache_embeddings").main([str(folder / "stored.py"), *given]):
+            raise SystemExit("refused")
+    else:
+        given = ["--resume", str(checkpoint)] if door == "resume" else []
+        options = {"load_from": checkpoint} if door == "load_from" else {}
+        train_in(folder / door, config, *given, **options)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_what_a_checkpoint_names_is_neither_run_nor_fetched(
+    door: str,
+    config: Path,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its weights are taken: the config that is built is the user's."""
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, None)
+    monkeypatch.setattr(socket, "getaddrinfo", None)
+    # forms of :data:`tests.test_checkpoints.FOREIGN`, all at once
+    address = "https://example.org/a.pth"
+    model = dict(type="subprocess.call", backbone=dict(type="antigravity.geohash"))
+    model["text_encoder"] = model["teacher"] = dict(model="hf-hub:someone/thing")
+    model["neck"] = dict(init_cfg=dict(type="Pretrained", checkpoint=address))
+    theirs = dict(
+        model=model,
+        custom_imports=dict(imports=["antigravity"]),
+        default_scope="antigravity",
+        custom_hooks=[dict(type="antigravity.geohash")],
+        optim_wrapper=dict(_delete_=True, type="os.system"),
+        load_from=address,
+    )
+    precious = tmp_path / "best_precious.pth"
+    precious.touch()
+    info = "message_hub.runtime_info"
+    changes = {"meta.cfg": theirs, f"{info}.best_ckpt": str(precious)}
+    changes[f"{info}.last_ckpt"] = address
+    path = changed(trained / "iter_1.pth", changes, tmp_path / "theirs.pth")
+    enter(door, config, path, tmp_path)
+    assert precious.exists() and "antigravity" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["--out", "--show-dir", "--work-dir"])
+def test_an_empty_path_is_refused(
+    name: str, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        test.main([str(config), "a.pth", name, ""])
+    said = f"{ended.value}{capsys.readouterr().err}"
+    assert f"{name}: expected a path, got ''" in said
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_program_in_a_checkpoint_is_not_run(
+    door: str, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program, path = Program(tmp_path / "ran"), tmp_path / "theirs.pth"
+    for content in (dict(state_dict={}, meta=program), dict(state_dict=program)):
+        torch.save(content, path)
+        with pytest.raises(SystemExit) as ended:
+            enter(door, config, path, tmp_path)
+        assert "which could run code" in f"{ended.value}{capsys.readouterr().err}"
+    assert not program.file.exists()
 
 
 def test_amp_trains_on_this_machine(config: Path, tmp_path: Path) -> None:

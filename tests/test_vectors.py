@@ -1,6 +1,7 @@
 """Vectors on disk: what is read is what was written, or it is refused."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kdeov_mm.apps.search import KIND
+from kdeov_mm.clip.store import SHARD
 from kdeov_mm.vectors import VectorFile, read_vectors, write_vectors
+
+from .conftest import Program
 
 METADATA = dict(words=["cat", "éléphant"], encoder=dict(model="shapes"), number=3)
 
@@ -41,6 +46,17 @@ def test_tensors_and_metadata_come_back(file: Path, tensors: dict[str, Tensor]) 
         assert read[name].dtype == tensor.dtype and torch.equal(read[name], tensor)
     assert {key: metadata[key] for key in METADATA} == METADATA
     assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+@pytest.mark.parametrize("kind", ["text cache", "vocabulary", SHARD, KIND])
+def test_a_pickle_in_the_place_of_vectors_is_not_run(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.safetensors"
+    torch.save(dict(vectors=Program(tmp_path / "ran")), path)
+    for whole in (path.read_bytes(), pickle.dumps(Program(tmp_path / "ran"))):
+        path.write_bytes(whole)
+        with pytest.raises(ValueError, match="is damaged, or has another format"):
+            read_vectors(path, kind)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_tuples_are_read_as_lists_and_views_as_they_look(tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from kdeov_mm.border import given_path
+from kdeov_mm.border import given_path, sentences
 from kdeov_mm.engine.fill_store import fill_store
 from kdeov_mm.options import config_of
 
 
+@sentences("cache_embeddings.py")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from kdeov_mm.border import ODD, given_path
+from kdeov_mm.border import ODD, given_path, sentences
 from kdeov_mm.checkpoints import check_device
 from kdeov_mm.files import claim, locked, write_whole
 from kdeov_mm.inference.drawing import Drawings
@@ -45,6 +45,7 @@ from kdeov_mm.vocabulary import Vocabulary, as_vocabulary
 OUT = Path("work_dirs/detect")
 
 
+@sentences("detect.py")
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     try:

@@ -16,7 +16,7 @@ from typing import Any
 from mmengine.logging import MMLogger
 from mmengine.runner import set_random_seed
 
-from kdeov_mm.border import taken_apart
+from kdeov_mm.border import sentences, taken_apart
 from kdeov_mm.checkpoints import check_loaders
 from kdeov_mm.engine.doctor import ADVICE, Finding, examine
 from kdeov_mm.options import config_of
@@ -26,6 +26,7 @@ def as_dict(model: Any) -> dict[str, Any]:
     return model if isinstance(model, dict) else {}
 
 
+@sentences("doctor.py")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter

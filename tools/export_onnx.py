@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import kdeov_mm  # isort: skip  # noqa: F401  (compat comes before mmdet)
 
 from kdeov_mm import KDEOV
-from kdeov_mm.border import given_path, whole_number
+from kdeov_mm.border import given_path, sentences, whole_number
 from kdeov_mm.inference.api import MAX_SIDE
 from kdeov_mm.inference.export import export_onnx
 from kdeov_mm.inference.export_masks import export_masks
@@ -77,6 +77,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+@sentences("export_onnx.py")
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     try:

@@ -14,13 +14,14 @@ import kdeov_mm  # isort: skip  # noqa: F401  (compat comes before mmdet)
 
 from mmdet.registry import DATASETS
 
-from kdeov_mm.border import built
+from kdeov_mm.border import built, sentences
 from kdeov_mm.checkpoints import check_loaders
 from kdeov_mm.evaluation import LABEL_SETS, describe_leaks, leak_report
 from kdeov_mm.options import config_of
 from kdeov_mm.vocabulary import asked_groups
 
 
+@sentences("leaks.py")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

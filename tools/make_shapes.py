@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from kdeov_mm.border import given_path
+from kdeov_mm.border import given_path, sentences
 from kdeov_mm.datasets.shapes import WORLDS
 from kdeov_mm.datasets.shapes_files import write_world
 
@@ -15,6 +15,7 @@ BYTES_PER_IMAGE = 25_000
 SCENES = {"360": (4000, 500), "1203": (6000, 1000)}  # train, val
 
 
+@sentences("make_shapes.py")
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(

@@ -17,9 +17,11 @@ import kdeov_mm  # isort: skip  # noqa: F401  (compat comes before mmdet)
 import mmdet
 from mmdet.datasets import utils
 
+from kdeov_mm.border import sentences
 from kdeov_mm.datasets import LoadImageFromFile
 
 
+@sentences("mm.py")
 def main() -> None:
     folder = Path(mmdet.__file__).parent / ".mim/tools"
     # of two of a name the one that is not for tracking, deeper in a folder of its own

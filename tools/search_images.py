@@ -19,12 +19,13 @@ from tqdm import tqdm
 
 from kdeov_mm import KDEOV
 from kdeov_mm.apps.search import ImageIndex, contact_sheet
-from kdeov_mm.border import given_path
+from kdeov_mm.border import given_path, sentences
 from kdeov_mm.inference.drawing import IMAGE_SUFFIXES
 
 CHECKPOINT = Path("work_dirs/kdeov_n_shapes_joint/iter_800.pth")
 
 
+@sentences("search_images.py")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter

@@ -29,7 +29,7 @@ from mmdet.visualization import get_palette
 from tqdm import tqdm
 
 from kdeov_mm import KDEOV
-from kdeov_mm.border import given_path
+from kdeov_mm.border import given_path, sentences
 from kdeov_mm.files import write_whole
 from kdeov_mm.inference.drawing import Drawings, draw_labels
 from kdeov_mm.inference.results import Result
@@ -72,6 +72,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+@sentences("segment.py")
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     try:

@@ -7,7 +7,6 @@ figures_NAME.json), and leaks.json, the novel classes that the checkpoint had la
 import argparse
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import kdeov_mm  # isort: skip  # noqa: F401  (compat comes before mmdet)
 
@@ -28,7 +27,7 @@ from kdeov_mm.checkpoints import (
     read_checkpoint,
 )
 from kdeov_mm.evaluation import describe_leaks, leak_report
-from kdeov_mm.options import ConfigOptions, config_of
+from kdeov_mm.options import ConfigOptions, config_of, work_dir_of
 from kdeov_mm.vocabulary import asked_groups
 
 
@@ -61,6 +60,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
     args = parser.parse_args(argv)
+    for name in ("out", "show_dir"):
+        if (value := getattr(args, name)) is not None and not value.strip():
+            parser.error(f"--{name.replace('_', '-')}: expected a path, got {value!r}")
     if args.out and not args.out.endswith((".pkl", ".pickle")):
         parser.error(f"--out must end in .pkl or .pickle, got {args.out}")
     # torch's launcher passes it as an argument, torchrun in the environment
@@ -72,10 +74,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     args = parse_args(argv)
     with sentences("test.py"):
         runner = make_runner(args)
-    figures = runner.test()
-    # an ONNX file does not tell what it was trained on
-    if not args.checkpoint.endswith(".onnx"):
-        report_leaks(runner, args.checkpoint)
+    with sentences("test.py", runner.work_dir):
+        figures = runner.test()
+        # an ONNX file does not tell what it was trained on
+        if not args.checkpoint.endswith(".onnx"):
+            report_leaks(runner, args.checkpoint)
     return figures
 
 
@@ -87,12 +90,7 @@ def make_runner(args: argparse.Namespace) -> Runner:
         raise ValueError(f"{args.config} has no model")
     check_loaders(cfg, "test_dataloader")
     cfg.launcher = args.launcher
-    # the folder: of the command line, of the config, or named after it
-    cfg.work_dir = (
-        args.work_dir
-        or cfg.get("work_dir")
-        or str(Path("work_dirs") / Path(args.config).stem)
-    )
+    cfg.work_dir = work_dir_of(args.config, cfg, args.work_dir)
     # a file of export_onnx.py takes the model's place, and has no weights to load
     is_onnx = args.checkpoint.endswith(".onnx")
     if is_onnx and cfg.model.type == "SegStudent":

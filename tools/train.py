@@ -1,19 +1,22 @@
 """Train a config: mm's command line over mmengine's Runner."""
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
+from torch import Tensor
 
 import kdeov_mm  # noqa: F401  (registers modules, applies compat)
-from kdeov_mm.border import built, path_of, sentences
+from kdeov_mm.border import built, sentences, taken_apart, whole_number
 from kdeov_mm.checkpoints import (
     check_loaders,
     check_weights,
@@ -22,7 +25,7 @@ from kdeov_mm.checkpoints import (
 )
 from kdeov_mm.engine.heartbeat import HeartbeatHook
 from kdeov_mm.files import locked
-from kdeov_mm.options import ConfigOptions, config_of
+from kdeov_mm.options import ConfigOptions, config_of, work_dir_of
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -120,13 +123,21 @@ def check_resumable(path: str) -> None:
         )
     missing = {"meta", "state_dict"} - {*content}
     missing = missing or {"epoch", "iter"} - {*(content["meta"] or {})}
-    if missing or not isinstance(content["state_dict"], Mapping):
+    if missing:
         raise ValueError(
             f"{path} has no {sorted(missing)}: it is no checkpoint to go on from; "
             "load_from=CKPT begins anew with its weights"
         )
-    if broken := not_finite(content["state_dict"]):
-        raise ValueError(f"{path} has weights that are no numbers, e.g. {broken[:3]}")
+    for key in ("epoch", "iter"):
+        whole_number(f"{path}: meta[{key!r}]", content["meta"][key], least=0)
+    for key in ("state_dict", "ema_state_dict"):
+        state = content.get(key, {})
+        if not isinstance(state, Mapping):
+            raise ValueError(f"{path}: expected weights in {key}, got {state!r:.80}")
+        if broken := not_finite(state):
+            raise ValueError(
+                f"{path} has weights that are no numbers, e.g. {broken[:3]}"
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -135,16 +146,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         with built("--cfg-options"):
             cfg = config_of(args.config, args.cfg_options)
         check_loaders(cfg, "train_dataloader")
+        cfg.work_dir = work_dir_of(args.config, cfg, args.work_dir)
         weights = cfg.get("load_from")
         if weights and "://" not in str(weights):  # mmengine's to fetch
             read_checkpoint(weights)
     cfg.launcher = args.launcher
-    # the folder: of the command line, of the config, or named after it
-    cfg.work_dir = (
-        args.work_dir
-        or cfg.get("work_dir")
-        or str(Path("work_dirs") / Path(args.config).stem)
-    )
     # precision and learning rate; a GPU multiplies what is float32 in TF32
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
@@ -165,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             cfg.resume, cfg.load_from = True, checkpoint
     # one training at a time in a folder; of several processes the first speaks for all
     with sentences("train.py"):
-        folder = path_of("--work-dir", cfg.work_dir)
+        folder = Path(cfg.work_dir)
         folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         if rank() == 0:
@@ -176,19 +182,69 @@ def main(argv: Sequence[str] | None = None) -> None:
                     f"train.py: another training writes to {folder}: wait for it, stop "
                     "it, or name another --work-dir."
                 ) from error
-        try:
-            with sentences("train.py"):
-                runner = make_runner(cfg)
+        with sentences("train.py", folder):
+            runner = make_runner(cfg)
             runner.register_hook(HeartbeatHook())
             runner.train()
-        except FloatingPointError as error:
-            raise SystemExit(f"train.py: {error}") from error
+
+
+class Training(Runner):
+    """mmengine's, which says of a checkpoint that it cannot be gone on from."""
+
+    def load_or_resume(self) -> None:
+        """Load or resume the checkpoint, once.
+
+        Raises:
+            ValueError: parts of it have another form, or are of another training.
+        """
+        with taken_apart(f"a training cannot begin with {self._load_from}"):
+            super().load_or_resume()
+            if self._resume:
+                check_optimizer(self.optim_wrapper)
+
+
+def check_optimizer(wrapper: Any) -> None:
+    """Refuse what an optimizer took from a checkpoint and cannot step with.
+
+    Raises:
+        ValueError: settings that are no numbers, or another state than its weights'.
+    """
+    optimizers = wrapper.values() if isinstance(wrapper, Mapping) else [wrapper]
+    for optimizer in (own.optimizer for own in optimizers):
+        for group in optimizer.param_groups:
+            # each group has what the optimizer's class has for all
+            for key, default in optimizer.defaults.items():
+                if not alike(group.get(key), default):
+                    raise ValueError(
+                        f"its optimizer has {key}={group.get(key)!r:.80}, expected one "
+                        f"like {default!r}"
+                    )
+        states = optimizer.state.items()
+        keys = {frozenset(state) for _, state in states}
+        shapes = [
+            value.shape in (weight.shape, ())
+            for weight, state in states
+            for value in state.values()
+            if isinstance(value, Tensor)
+        ]
+        if len(keys) > 1 or not all(shapes):
+            raise ValueError("its optimizer has the state of other weights")
+
+
+def alike(value: Any, default: Any) -> bool:
+    """Whether a setting of an optimizer is of the default's kind."""
+    if isinstance(default, (list, tuple)):
+        same = isinstance(value, (list, tuple)) and len(value) == len(default)
+        return same and all(map(alike, value, default))
+    if isinstance(default, (int, float)):
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    return True
 
 
 def make_runner(cfg: Config) -> Runner:
     """A runner with its data and its optimizer, as the training begins with them."""
     with built("the config cannot be built"):
-        runner = Runner.from_cfg(cfg)
+        runner = Training.from_cfg(cfg)
         # in the order of Runner.train
         assert runner.train_loop is not None
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)

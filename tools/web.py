@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdeov_mm import KDEOV
-from kdeov_mm.border import given_path
+from kdeov_mm.border import given_path, sentences
 
 WORK_DIRS = (Path("work_dirs/kdeov_n_shapes_joint"), Path("work_dirs/demo"))
 IMAGES = Path("data/shapes/images/val")
 
 
+@sentences("web.py")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter

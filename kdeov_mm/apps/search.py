@@ -243,7 +243,13 @@ class ImageIndex:
         """What is looked for as a vector (D,)."""
         if isinstance(words, str):
             check_words([words])
-            return self.model.model.text_encoder([words])[0]
+            vector: Tensor = self.model.model.text_encoder([words])[0]
+            if len(vector) != dims:
+                raise ValueError(
+                    f"{self.store} is damaged: its vectors have {dims} dimensions, "
+                    f"those of words {len(vector)}. Delete it, and it is made anew."
+                )
+            return vector
         good = isinstance(words, Tensor) and words.is_floating_point()
         if not good or words.shape != (dims,) or not 0 < words.norm() < float("inf"):
             raise ValueError(

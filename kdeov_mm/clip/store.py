@@ -6,7 +6,7 @@ mirrored. ``tools/cache_embeddings.py`` fills a store.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..border import path_of, whole_number
+from ..border import path_of, taken_apart, whole_number
 from ..files import write_whole
-from ..vectors import VectorFile, write_vectors
+from ..vectors import VectorFile, check_units, write_vectors
 
 FORMAT = 2
 SHARD = "teacher's store"
@@ -73,6 +73,10 @@ class EmbeddingStore:
                     "python tools/cache_embeddings.py CONFIG"
                 )
             self.folder.mkdir(parents=True, exist_ok=True)
+            if any(file.suffix != ".tmp" for file in self.folder.iterdir()):
+                raise StoreMismatch(
+                    f"{self.folder} is not empty and holds no store: name another one."
+                )
             write_whole(path, json.dumps(manifest, indent=1).encode())
         try:
             self.manifest: dict[str, Any] = dict(json.loads(path.read_text()))
@@ -173,23 +177,34 @@ class EmbeddingStore:
     def _images_of(self, number: int) -> dict[Any, "StoredImage"]:
         """Image id -> its part of a shard, all of which is read once and compared."""
         file = VectorFile(self.shard_file(number), SHARD)
+        with taken_apart(f"{file.path} is damaged"):
+            return dict(self._parts_of(file, number))
+
+    def _parts_of(
+        self, file: VectorFile, number: int
+    ) -> Iterator[tuple[Any, "StoredImage"]]:
         about, tensors = file.metadata, file.tensors()
         if about["shard"] != number:
-            raise ValueError(f"{file.path} is damaged: it is shard {about['shard']}")
+            raise ValueError(f"it is shard {about['shard']}")
+        ids, ends, rows = about["ids"], tensors["ends"].tolist(), len(tensors["boxes"])
+        if ends != sorted(ends) or ends[-1] != rows or len(ids) != len(ends):
+            raise ValueError("its rows are not those of its images")
+        for name, each in (("crops", rows), ("image", len(ids))):
+            check_units(tensors[name].flatten(0, 1), 2 * each, name)
+        if number_of_captions := sum(map(len, about["captions"])):
+            check_units(tensors["captions"], number_of_captions, "captions")
         # rows of an image's crops and captions follow those of the image before
-        images: dict[Any, StoredImage] = {}
         begin = first_caption = 0
         kept = [tensors[name] for name in ("boxes", "scales", "stored")]
         for place, (image, captions, end) in enumerate(
-            zip(about["ids"], about["captions"], tensors["ends"].tolist())
+            zip(ids, about["captions"], ends, strict=True)
         ):
             boxes, scales, stored = (tensor[begin:end] for tensor in kept)
-            images[image] = StoredImage(
+            yield image, StoredImage(
                 file, place, begin, boxes, scales, stored.bool(), captions,
                 first_caption,
             )  # fmt: skip
             begin, first_caption = end, first_caption + len(captions)
-        return images
 
     def __getitem__(self, image_id: Any) -> "StoredImage":
         """An image's part of the store; KeyError where there is none."""

@@ -56,6 +56,10 @@ class CLIPTextEncoder:
         cache_dir: of the cache; ``$KDEOV_CACHE``, else ``~/.cache/kdeov_mm``.
         vocabulary: file of :meth:`Vocabulary.save`, whose vectors are taken as they
             are: words that it has need neither cache nor tower.
+
+    Attributes:
+        most_words: kept in memory, and none of them written to disk; None: all are
+            kept, on disk too. For a service, whose users ask for words of their own.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class CLIPTextEncoder:
         # the cache, of which one thread at a time embeds what is missing
         self._lock = threading.Lock()
         self._vectors: dict[str, Tensor] = {}
+        self.most_words: int | None = None
         # vectors of the config's file
         self._fixed: Mapping[str, Tensor] = {}
         if vocabulary:
@@ -166,10 +171,15 @@ class CLIPTextEncoder:
             missing = [w for w in others if w not in self._vectors]
             if missing:
                 self._vectors.update(zip(missing, self.encode(missing)))
-                self._save_cache()
-        # other threads only add to the cache
-        known = ChainMap(dict(self._fixed), self._vectors)
-        return torch.stack([known[word] for word in words])
+                if self.most_words is None:
+                    self._save_cache()
+            known = ChainMap(dict(self._fixed), self._vectors)
+            text = torch.stack([known[word] for word in words])
+            # the oldest go
+            if self.most_words is not None:
+                for word in [*self._vectors][: -self.most_words]:
+                    del self._vectors[word]
+        return text
 
     def encode(self, words: Sequence[str]) -> Tensor:
         """K words as they are -> (K, D) unit vectors, without the cache.

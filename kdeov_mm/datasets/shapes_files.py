@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as mask_utils
 
+from ..border import whole_number
 from .shapes import SIZE, WORLDS, Scene, World, draw_scene, scene_rng
 
 FORMAT = 1
@@ -44,7 +45,7 @@ def write_world(
         True when written, False when this very world was there already.
 
     Raises:
-        OSError: the folder holds something else, or the disk is full.
+        OSError, ValueError: it holds something else, the disk is full, or seed < 0.
     """
     root, drawn = Path(root), WORLDS[world]
     recipe = dict(format=FORMAT, seed=seed, num_train=num_train, num_val=num_val)
@@ -83,6 +84,9 @@ def write_world(
 
 def _is_there(root: Path, recipe: dict[str, int]) -> bool:
     """Whether this world is there, whole; raises when something is in the way."""
+    whole_number("seed", recipe["seed"], least=0)
+    if root.is_file():
+        raise NotADirectoryError(f"{root} is a file, expected a folder")
     if not root.is_dir() or not any(root.iterdir()):
         return False
     # never overwrite what somebody may need

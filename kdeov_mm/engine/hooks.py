@@ -15,6 +15,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
+from ..border import taken_apart
 from ..clip import CachedTeacher
 from ..datasets import OVCocoDataset
 from ..evaluation.leaks import training_record, weight_files
@@ -84,7 +85,8 @@ class TrainingRecordHook(Hook):
         files = [] if self.before else weight_files(runner.cfg.to_dict())
         for file in files:
             try:
-                record = training_record(read_weights(file))
+                with taken_apart(file):
+                    record = training_record(read_weights(file))
             # not ours to load: it stays unclear
             except (OSError, ValueError):
                 continue
@@ -270,7 +272,8 @@ class AtomicCheckpointHook(CheckpointHook):
             path = Path(str(info[key]))
             if path.resolve().parent not in own or not path.name.startswith("best_"):
                 del info[key]
-        steps = info.get("keep_ckpt_ids") or []
+        steps = info.get("keep_ckpt_ids")
+        steps = steps if isinstance(steps, list) else []
         info["keep_ckpt_ids"] = [step for step in steps if isinstance(step, int)]
 
     def _save_checkpoint_with_step(

@@ -85,7 +85,8 @@ class ResumableTrainLoop(IterBasedTrainLoop):
             shuffle=sampler.shuffle,
         )
         if self._iter > 0:
-            self._compare(self.runner.message_hub.get_info(RECORD, {}), record)
+            held = self.runner.message_hub.get_info(RECORD, {})
+            self._compare(held if isinstance(held, dict) else {}, record)
         self.runner.message_hub.update_info(RECORD, record)
         self.dataloader_iterator = iter(self.dataloader)
 

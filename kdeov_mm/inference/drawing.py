@@ -45,7 +45,7 @@ def _missing(text: str, font: str) -> set[str]:
     return {c for c in visible if ord(c) not in _letters(font)}
 
 
-@functools.cache
+@functools.lru_cache(4096)
 def font_of(text: str) -> str | None:
     """A font file that can draw a text; None: this machine has none."""
     # the font of last resort draws any character as a box with its block's name

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -500,6 +501,18 @@ def test_a_damaged_part_is_named_and_can_be_deleted(
     again = ImageIndex(student, folder)
     assert again.update()["added"] == GOOD + BAD
     assert_whole(again, student)
+
+
+def test_vectors_of_another_dimension_are_damage(
+    student: KDEOV, folder: Path, tmp_path: Path
+) -> None:
+    index = ImageIndex(student, folder, tmp_path / "store")
+    index.update()
+    for name, entry in index.entries.items():
+        if entry.vector is not None:
+            index.entries[name] = replace(entry, vector=entry.vector[:7])
+    with pytest.raises(ValueError, match="damaged: its vectors have 7 dimensions"):
+        index.search("red ball")
 
 
 def test_a_damaged_head_is_named(student: KDEOV, folder: Path) -> None:

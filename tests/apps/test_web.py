@@ -1,6 +1,7 @@
 """The local page: what it answers, and what a browser shows of it."""
 
 import contextlib
+import ctypes
 import importlib
 import json
 import os
@@ -271,6 +272,40 @@ def address(
     page = web.build_page(student, answers.write_examples(scratch), gallery)
     yield web.serve(page, port=free_port())
     page.close()
+
+
+def test_words_of_strangers_are_not_kept_on_disk(address: str, student: KDEOV) -> None:
+    assert student.model.text_encoder.most_words == web.KEPT_WORDS
+
+
+class Allocated(ctypes.Structure):
+    """What glibc's mallinfo2 returns; ``hblkhd``: bytes in blocks of their own."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks")
+        + ("fsmblks", "uordblks", "fordblks", "keepcost")
+    ]
+
+
+def test_large_blocks_go_back_to_the_system_whatever_was_freed_before() -> None:
+    look = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if look is None:
+        pytest.skip("another C library")
+    look.restype = Allocated
+    assert web.steady_memory()
+    # by itself glibc would from now on keep blocks of this size in its heap
+    np.empty(20 * 2**20, np.uint8)
+    before = look().hblkhd
+    block = np.empty(4 * 2**20, np.uint8)
+    assert look().hblkhd >= before + block.nbytes
+    del block
+    assert look().hblkhd == before
+
+
+def test_an_empty_host_is_refused() -> None:
+    with pytest.raises(ValueError, match="--host: expected a name or an address"):
+        web.serve(None, host="")
 
 
 IMAGE = {"_type": "gradio.FileData"}

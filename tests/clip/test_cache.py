@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,10 +27,12 @@ from kdeov_mm.clip import (
     StoreMismatch,
     TeacherBatch,
 )
+from kdeov_mm.clip.store import SHARD
 from kdeov_mm.datasets.transforms import META_KEYS
 from kdeov_mm.files import locked
 from kdeov_mm.models import words_of
 from kdeov_mm.models.distill.regions import block_boxes
+from kdeov_mm.vectors import read_vectors, write_vectors
 
 from ..conftest import EMBED_DIMS, ROOT, load_tool, run_env, write_clip
 from ..operators import operators_of_step
@@ -471,6 +474,29 @@ def test_a_damaged_shard_is_found_and_made_again(
     said = capsys.readouterr().out
     assert "2 of them were there already" in said
     assert ("damaged" in said) == (harm != "removed")
+
+
+@pytest.mark.parametrize("name", ["ids", "captions", "ends", "crops", "image"])
+def test_a_shard_of_another_form_is_damaged(
+    name: str, store: EmbeddingStore, tmp_path: Path
+) -> None:
+    """With a checksum that is right: someone has written it so."""
+    shutil.copytree(store.folder, tmp_path / "store")
+    path = EmbeddingStore(tmp_path / "store").shard_file(1)
+    tensors, about = read_vectors(path, SHARD)
+    if name in tensors:
+        tensors[name] = tensors[name] * 3
+    else:
+        about[name] = None
+    write_vectors(path, SHARD, tensors, about)
+    assert not EmbeddingStore(tmp_path / "store").is_whole(1)
+
+
+def test_a_folder_of_other_things_is_no_place_for_a_store(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").touch()
+    with pytest.raises(StoreMismatch, match="is not empty and holds no store"):
+        EmbeddingStore(tmp_path, dict(images=1))
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
 
 
 @pytest.mark.slow

@@ -166,6 +166,17 @@ def test_caches_filled_in_two_orders_hold_the_same_vectors(
     assert all(torch.equal(ours[word], theirs[word]) for word in MANY)
 
 
+def test_a_service_keeps_few_words_and_writes_none(encoder: CLIPTextEncoder) -> None:
+    expected = encoder(WORDS)
+    before = encoder.cache_file.read_bytes()
+    encoder.most_words = 10
+    for start in range(0, 20, 4):
+        encoder(MANY[start : start + 4])
+    assert [*encoder._vectors] == MANY[10:20]
+    assert torch.equal(encoder(WORDS), expected) and len(encoder(MANY)) == len(MANY)
+    assert len(encoder._vectors) == 10 and encoder.cache_file.read_bytes() == before
+
+
 def test_names_are_asked_as_captions_write_them(encoder: CLIPTextEncoder) -> None:
     assert clean_name(" aerosol_can  top") == "aerosol can top"
     assert torch.equal(encoder(["red_ball"]), encoder(["red  ball "]))

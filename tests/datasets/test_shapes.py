@@ -140,6 +140,14 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         write_world(tmp_path, num_train=1, num_val=1)
 
 
+def test_no_folder_and_no_seed_are_refused_at_once(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file is a file, expected a folder"):
+        write_world(tmp_path / "file", num_train=10**9)
+    with pytest.raises(ValueError, match="seed is at least 0"):
+        write_world(tmp_path / "world", seed=-1)
+
+
 def test_an_interrupted_world_is_written_again(tmp_path):
     def stop(jobs):
         yield from list(jobs)[:2]
