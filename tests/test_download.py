@@ -27,7 +27,7 @@ class Server(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         begin = int((self.headers["Range"] or "bytes=0-")[6:-1]) if self.ranges else 0
         self.asked.append(self.headers["Range"])
-        if not self.path.endswith(".pth"):
+        if ".pth" not in self.path:
             return self.send_error(404)
         if begin >= len(CONTENT):
             return self.send_error(416)
@@ -43,7 +43,7 @@ class Server(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a server with one file."""
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()

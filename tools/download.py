@@ -93,7 +93,8 @@ def _fetch(address: str, part: Path) -> None:
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(address, headers={"Range": f"bytes={have}-"})
     try:
-        answer = urllib.request.urlopen(request, timeout=TIMEOUT)
+        # an opener of its own reads the proxies that are set now
+        answer = urllib.request.build_opener().open(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         # nothing follows what is there: it is whole, which its checksum says
         if error.code == 416 and have:

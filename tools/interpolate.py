@@ -58,8 +58,9 @@ def mix(
     # both as the model names its weights, whoever wrote the file
     states = [load_model(cfg, path).state_dict() for path in (before, after)]
     content = read_checkpoint(after)
-    # a mean is nothing to resume a training from
+    # a mean is nothing to resume a training from, so it tells no step
     meta = dict(content.get("meta") or {}, interpolated=dict(part=part))
+    meta = {key: value for key, value in meta.items() if key not in ("iter", "epoch")}
     held = dict(meta=meta, state_dict=interpolate(*states, part))
     buffer = io.BytesIO()
     torch.save(held, buffer)

@@ -26,7 +26,7 @@ def with_found(
         iou: so are those that overlap an own box more.
 
     Returns:
-        Annotations of the own categories and, after them, of the others that were asked;
+        Annotations of the own categories and, after them, of the others asked for;
         the number of boxes that were added.
 
     Raises:
