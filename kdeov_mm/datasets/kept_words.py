@@ -1,7 +1,7 @@
 """Boxes of one's own, and what a student already finds beside them, as one file."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -47,29 +47,40 @@ def with_found(
             ids[category["name"]] = max(ids.values()) + 1
             categories.append(dict(id=ids[category["name"]], name=category["name"]))
     names = {category["id"]: category["name"] for category in found["categories"]}
-    # the boxes of each image
+    boxes = [dict(box) for box in own["annotations"]]
+    last = max((box["id"] for box in boxes), default=0)
+    for image, box in _uncovered(own, found, looked, threshold, iou):
+        last += 1
+        sides = box["bbox"]
+        of = dict(image_id=image, category_id=ids[names[box["category_id"]]])
+        boxes.append(
+            dict(id=last, **of, bbox=sides, area=sides[2] * sides[3], iscrowd=0)
+        )
+    content = dict(own, annotations=boxes, categories=categories)
+    return content, len(boxes) - len(own["annotations"])
+
+
+def _uncovered(
+    own: Mapping[str, Any],
+    found: Mapping[str, Any],
+    looked: Mapping[str, int],
+    threshold: float,
+    iou: float,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Found boxes that no own box covers, with their image's number in ``own``."""
     ours, theirs = defaultdict(list), defaultdict(list)
     for box in own["annotations"]:
         ours[box["image_id"]].append(box)
     for box in found["annotations"]:
         if box["score"] >= threshold:
             theirs[box["image_id"]].append(box)
-    boxes = [dict(box) for box in own["annotations"]]
-    last = max((box["id"] for box in boxes), default=0)
     for image in own["images"]:
         new, covered = theirs[looked[image["file_name"]]], ours[image["id"]]
         # (n, G) overlaps
         overlap = box_iou(_corners(new), _corners(covered))
         for box, free in zip(new, (overlap <= iou).all(1).tolist()):
             if free:
-                last += 1
-                name = names[box["category_id"]]
-                area = box["bbox"][2] * box["bbox"][3]
-                place = dict(bbox=box["bbox"], area=area, iscrowd=0)
-                of = dict(image_id=image["id"], category_id=ids[name])
-                boxes.append(dict(id=last, **of, **place))
-    content = dict(own, annotations=boxes, categories=categories)
-    return content, len(boxes) - len(own["annotations"])
+                yield image["id"], box
 
 
 def _corners(boxes: list[dict[str, Any]]) -> Tensor:

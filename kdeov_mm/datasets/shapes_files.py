@@ -67,8 +67,7 @@ def write_world(
     jobs = [(s, i) for s in SPLITS for i in range(recipe[f"num_{s}"])]
     for split, index in progress(jobs):
         rng = scene_rng(seed, SPLITS.index(split), index)
-        by_odds = split == "train" or drawn.odds_in_val
-        scene = draw_scene(rng, drawn, by_odds)
+        scene = draw_scene(rng, drawn, split == "train" or drawn.odds_in_val)
         name = f"{split}/{index + 1:06d}"
         records[split].append(_record(rng, scene, name, index + 1, drawn))
         for path, data in _images(scene, name):
