@@ -250,14 +250,13 @@ def test_a_file_of_theirs_finds_words_without_a_config(
     )
 
 
-def test_the_page_and_the_export_take_a_file_of_theirs(
+def test_the_page_takes_a_file_of_theirs_and_names_others_as_the_export_does(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, out = tmp_path / "yolo_world.pth", tmp_path / "cat.onnx"
     torch.save(theirs("s", "v2", text=True), file)
     web, export = load_tool("web"), load_tool("export_onnx")
     given = [str(file), str(out), "--words", "cat", "--size", "64"]
-    assert export.main(given) == 0 and out.stat().st_size > 2**20
     pages = []
     with pytest.MonkeyPatch.context() as patch:
         # served to nobody, after the page is built
