@@ -56,12 +56,12 @@ def mix(
     if not before:
         raise ValueError(f"{config} has no load_from: give --before CHECKPOINT")
     # both as the model names its weights, whoever wrote the file
-    states = [load_model(cfg, path).state_dict() for path in (before, after)]
+    first, last = (load_model(cfg, path).state_dict() for path in (before, after))
     content = read_checkpoint(after)
     # a mean is nothing to resume a training from, so it tells no step
     meta = dict(content.get("meta") or {}, interpolated=dict(part=part))
     meta = {key: value for key, value in meta.items() if key not in ("iter", "epoch")}
-    held = dict(meta=meta, state_dict=interpolate(*states, part))
+    held = dict(meta=meta, state_dict=interpolate(first, last, part))
     buffer = io.BytesIO()
     torch.save(held, buffer)
     write_whole(out, buffer.getvalue())
