@@ -7,7 +7,8 @@ the kind of the file, what made the vectors, and a checksum of all of it.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,21 @@ class VectorFile:
         if "kind" in self.metadata and written != _digest(tensors, self.metadata):
             raise ValueError(f"{self.path} is damaged: its checksum differs")
         return tensors
+
+
+@contextmanager
+def untraced() -> Iterator[None]:
+    """What is read from a file is no step of a graph that torch.jit traces.
+
+    safetensors makes its tensors by views as other types, which the tracer cannot
+    write down; mmdet's ``get_flops`` traces a whole detector.
+    """
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)
 
 
 def write_vectors(

@@ -240,6 +240,17 @@ def world_1203(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def world_8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in world to fine-tune on, tiny."""
+    root = tmp_path_factory.mktemp("world") / "shapes_8"
+    write_world(root, num_train=12, num_val=8, world="8")
+    # as if a student had found them all
+    everything = root / "annotations/instances_train_all.json"
+    (root / "annotations/kept.json").write_bytes(everything.read_bytes())
+    return root
+
+
+@pytest.fixture(scope="session")
 def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """COCO, LVIS and VOC: stand-ins of a few pictures, and their splits."""
     root = tmp_path_factory.mktemp("stock")
@@ -264,6 +275,7 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def load_config(
     world: Path,
     world_1203: Path,
+    world_8: Path,
     raccoons: Path,
     stock: Path,
     imagenet: Path,
@@ -273,6 +285,7 @@ def load_config(
     places = {
         "data/shapes/": f"{world}/",
         "data/shapes_1203/": f"{world_1203}/",
+        "data/shapes_8/": f"{world_8}/",
         "data/raccoon/": f"{raccoons}/",
         "data/coco/": f"{stock}/coco/",
         "data/lvis/": f"{stock}/lvis/",

@@ -490,6 +490,75 @@ def test_predictions_go_to_a_pickle(config: Path) -> None:
         test.parse_args([str(config), "a.pth", "--out", "found.json"])
 
 
+def test_weights_between_two_checkpoints_are_one_to_test(
+    config: Path, trained: Path, tmp_path: Path
+) -> None:
+    before, after, out = trained / "iter_1.pth", trained / "iter_2.pth", tmp_path / "m"
+    given = [str(config), str(after), str(out)]
+    with pytest.raises(SystemExit, match="no load_from: give --before"):
+        tool("interpolate").main(given)
+    tool("interpolate").main([*given, "--before", str(before), "--part", "0.25"])
+    ends = [torch.load(p, weights_only=True)["state_dict"] for p in (before, after)]
+    found = torch.load(out, weights_only=True)
+    key = "backbone.stem.conv.weight"
+    expected = 0.75 * ends[0][key] + 0.25 * ends[1][key]
+    torch.testing.assert_close(found["state_dict"][key], expected)
+    assert found["meta"]["interpolated"] == dict(part=0.25)
+    # its figures, and its config, are those of a checkpoint
+    figures = test.main([str(config), str(out), "--work-dir", str(tmp_path)])
+    assert "ov/novel_AP50" in figures
+    assert KDEOV.from_checkpoint(out).model.cfg.model.type == "KDEOVDetector"
+    train_in(tmp_path / "more", config, load_from=out)
+    with pytest.raises(SystemExit, match="no checkpoint to go on from"):
+        train_in(tmp_path / "resumed", config, "--resume", str(out))
+
+
+# ------------------------------------------------------------------ mmdet's own
+
+
+@pytest.fixture(scope="module")
+def predictions(config: Path, trained: Path) -> Path:
+    """What the student of two steps finds, as ``tools/test.py --out`` writes it."""
+    out, work = trained / "found.pkl", trained / "found"
+    checkpoint = str(trained / "iter_2.pth")
+    test.main([str(config), checkpoint, "--work-dir", str(work), "--out", str(out)])
+    return out
+
+
+# a picture of 361 x 361 numbers takes minutes
+SLOW = pytest.param("confusion_matrix", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    "name", ["get_flops", "browse_dataset", "analyze_results", SLOW]
+)
+def test_mmdets_own_tools_run_with_our_configs(
+    name: str,
+    config: Path,
+    predictions: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given: dict[str, tuple[str, ...]] = dict(
+        get_flops=("--num-images", "1"),
+        browse_dataset=("--output-dir", str(tmp_path), "--not-show"),
+        analyze_results=(str(predictions), str(tmp_path), "--topk", "2"),
+        confusion_matrix=(str(predictions), str(tmp_path)),
+    )
+    monkeypatch.setattr(sys, "argv", ["mm.py", name, str(config), *given[name]])
+    tool("mm").main()
+    if name == "get_flops":
+        count = re.search(r"Flops: ([\d.]+)([GM])", capsys.readouterr().out)
+        # a YOLOv8-n of 160 pixels, a sixteenth of 8.7 G operations by two
+        flops = float(count[1]) * (1000 if count[2] == "G" else 1)
+        assert 200 < flops < 500
+    else:
+        pictures = [p for p in tmp_path.rglob("*") if p.suffix in (".jpg", ".png")]
+        number = dict(browse_dataset=12, analyze_results=4, confusion_matrix=1)[name]
+        assert len(pictures) == number
+
+
 # ------------------------------------------------------------------ distributed
 
 

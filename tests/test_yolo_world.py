@@ -29,6 +29,8 @@ from kdeov_mm.clip import CLIPTextEncoder
 from kdeov_mm.models import KDEOVDetector, TextEmbeds
 from kdeov_mm.vocabulary import Vocabulary
 
+from .conftest import load_tool
+
 FIXTURE = Path(__file__).with_name("yolo_world.npz")
 HEAD = yolo_world.HEAD
 
@@ -246,6 +248,28 @@ def test_a_file_of_theirs_finds_words_without_a_config(
         own["fusion.top_down_layers.0.attn_block.guide_fc.weight"],
         state["neck.top_down_layers.0.attn_block.guide_fc.weight"],
     )
+
+
+def test_the_page_takes_a_file_of_theirs_and_names_others_as_the_export_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "yolo_world.pth", tmp_path / "cat.onnx"
+    torch.save(theirs("s", "v2", text=True), file)
+    web, export = load_tool("web"), load_tool("export_onnx")
+    given = [str(file), str(out), "--words", "cat", "--size", "64"]
+    pages = []
+    with pytest.MonkeyPatch.context() as patch:
+        # served to nobody, after the page is built
+        patch.setattr("kdeov_mm.apps.web.serve", lambda page, *_: pages.append(page))
+        patch.setattr("gradio.Blocks.block_thread", lambda page: None)
+        assert web.main([str(file)]) == 0
+    assert len(pages) == 1
+    # other files are called by what they are, as everywhere
+    for content, reason in ((b"<html>", "web page"), (b"PK\x03\x04", "part of a")):
+        file.write_bytes(content)
+        capsys.readouterr()
+        assert web.main([str(file)]) == export.main(given) == 2
+        assert capsys.readouterr().err.count(reason) == 2
 
 
 def hugging_face(state: dict[str, Tensor], sentence: str) -> Tensor:

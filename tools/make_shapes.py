@@ -12,7 +12,8 @@ from kdeov_mm.datasets.shapes import WORLDS
 from kdeov_mm.datasets.shapes_files import write_world
 
 BYTES_PER_IMAGE = 25_000
-SCENES = {"360": (4000, 500), "1203": (6000, 1000)}  # train, val
+SCENES = {"360": (4000, 500), "1203": (6000, 1000), "8": (400, 300)}  # train, val
+ROOTS = {"360": "shapes", "1203": "shapes_1203", "8": "shapes_8"}
 
 
 @sentences("make_shapes.py")
@@ -22,24 +23,24 @@ def main() -> int:
         "--world",
         choices=list(WORLDS),
         default="360",
-        help="number of classes: the demo's, or LVIS's (default: %(default)s)",
+        help="number of classes: the demo's, LVIS's, or 8 to fine-tune on "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--root",
         type=given_path,
-        help="folder of the world (default: data/shapes, data/shapes_1203)",
+        help="folder of the world (default: data/shapes, data/shapes_1203, "
+        "data/shapes_8)",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train", type=int, help="training images (4000, 6000)")
-    parser.add_argument("--val", type=int, help="validation images (500, 1000)")
+    parser.add_argument("--train", type=int, help="training images (4000, 6000, 400)")
+    parser.add_argument("--val", type=int, help="validation images (500, 1000, 300)")
     args = parser.parse_args()
     # the defaults depend on the world
     train, val = SCENES[args.world]
     args.train = train if args.train is None else args.train
     args.val = val if args.val is None else args.val
-    args.root = args.root or Path(
-        "data/shapes" if args.world == "360" else "data/shapes_1203"
-    )
+    args.root = args.root or Path("data") / ROOTS[args.world]
     if min(args.train, args.val) < 1:
         parser.error("--train and --val need at least one image each")
     # the shipped teacher has seen these scenes

@@ -36,7 +36,7 @@ custom_hooks = [
     )
 ]
 visualizer = dict(
-    type="DetLocalVisualizer",
+    type="NamesVisualizer",
     name="visualizer",
     vis_backends=[dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")],
 )

@@ -16,7 +16,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from ..border import items_of
-from ..vectors import read_vectors, write_vectors
+from ..vectors import read_vectors, untraced, write_vectors
 from ..vocabulary import Vocabulary, clean_name
 from .packing import is_causal, packed, sentence_layout
 from .source import CLIPSource
@@ -148,6 +148,7 @@ class CLIPTextEncoder:
         key = hashlib.sha256(f"3 {json.dumps(self.identity)}".encode()).hexdigest()
         return self.cache_dir / f"text-{key[:16]}.safetensors"
 
+    @untraced()
     def __call__(self, names: Sequence[str]) -> Tensor:
         """K words, cleaned by :func:`clean_name` -> (K, D) float32 unit vectors."""
         names = items_of("words", names)

@@ -7,7 +7,8 @@ them are *novel*, no box of theirs is in the base training file. Of the other
 too. The remaining 200 are *base*.
 
 A second world has 1203 classes, as many frequent, common and rare ones as LVIS:
-5 x 14 x 18 concepts, of which the rare classes have a held-out one.
+5 x 14 x 18 concepts, of which the rare classes have a held-out one. A third, to
+fine-tune on, has boxes of 8 classes whose colours and shapes the first lacks.
 """
 
 import hashlib
@@ -85,6 +86,7 @@ class World:
         frequency: name -> LVIS's ``'f'``, ``'c'`` or ``'r'``.
         palette: RGB of each class.
         odds: (K,) how often a training scene draws each class; None for all alike.
+        odds_in_val: validation scenes draw by the odds, too.
         repeats: how often an object is of the class of the one before.
     """
 
@@ -93,6 +95,7 @@ class World:
     frequency: dict[str, str]
     palette: tuple[tuple[int, int, int], ...]
     odds: Array | None = None
+    odds_in_val: bool = False
     repeats: float = 0.0
 
 
@@ -133,7 +136,31 @@ def _world_1203() -> World:
 
 
 WORLD_1203 = _world_1203()
-WORLDS = {"360": WORLD_360, "1203": WORLD_1203}
+NEW_CLASSES = (
+    *("solid lime diamond", "striped teal house", "dotted magenta bolt"),
+    *("solid beige crown", "striped lime hourglass", "dotted teal chevron"),
+    *("solid magenta diamond", "dotted beige house"),
+)
+
+
+def _world_8() -> World:
+    """A domain of its own: every second object is of 8 classes that are new.
+
+    The others are of the 360, as things that nobody labels are in anyone's pictures.
+    """
+    classes = (*NEW_CLASSES, *CLASSES)
+    new, old = len(NEW_CLASSES), len(CLASSES)
+    return World(
+        classes,
+        dict(base=NEW_CLASSES),
+        {**dict.fromkeys(NEW_CLASSES, "f"), **FREQUENCY},
+        tuple(_PAINT[n.split()[1]] for n in classes),
+        np.repeat([0.5 / new, 0.5 / old], [new, old]),
+        odds_in_val=True,
+    )
+
+
+WORLDS = {"360": WORLD_360, "1203": WORLD_1203, "8": _world_8()}
 _DARK = np.array((28, 28, 32), np.float32)
 
 

@@ -38,8 +38,8 @@ def write_world(
         num_train: training images.
         num_val: validation images.
         progress: wraps the loop over images, e.g. ``tqdm``.
-        world: ``'360'`` or ``'1203'``. The larger draws training scenes with a long
-            tail, and lists some classes as not exhaustively annotated.
+        world: ``'360'``, ``'1203'`` or ``'8'``. The largest draws training scenes with
+            a long tail, and lists some classes as not exhaustively annotated.
 
     Returns:
         True when written, False when this very world was there already.
@@ -68,7 +68,7 @@ def write_world(
     jobs = [(s, i) for s in SPLITS for i in range(recipe[f"num_{s}"])]
     for split, index in progress(jobs):
         rng = scene_rng(seed, SPLITS.index(split), index)
-        scene = draw_scene(rng, drawn, long_tail=split == "train")
+        scene = draw_scene(rng, drawn, split == "train" or drawn.odds_in_val)
         name = f"{split}/{index + 1:06d}"
         records[split].append(_record(rng, scene, name, index + 1, drawn))
         for path, data in _images(scene, name):
@@ -159,7 +159,7 @@ def _record(
 def _negatives(rng: np.random.Generator, present: set[int], world: World) -> list[int]:
     """Category ids that are verified to be absent.
 
-    20 random ones; in the larger world 40, and all that differ from an object in one
+    20 random ones; in worlds with odds 40, and all that differ from an object in one
     concept: those that a detector could take it for.
     """
     absent = [i + 1 for i in range(len(world.classes)) if i not in present]

@@ -3,4 +3,4 @@
 from .heartbeat import HeartbeatHook
 from .hooks import AtomicCheckpointHook, EmbeddingCacheHook, TrainingRecordHook
 from .loop import ResumableTrainLoop, TestSuiteLoop
-from .visualizer import SegVisualizer
+from .visualizer import NamesVisualizer, SegVisualizer

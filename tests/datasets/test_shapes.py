@@ -259,6 +259,25 @@ def test_captions_and_semantic_maps_agree_with_the_boxes(world):
         assert semantic.dtype == np.uint16 and drawn == present
 
 
+# ------------------------------------------------------------ the world of 8 classes
+
+
+def test_the_new_domain_has_boxes_of_concepts_that_the_first_world_lacks(tmp_path):
+    root = tmp_path / "shapes_8"
+    assert write_world(root, num_train=30, num_val=30, world="8")
+    for _, color, shape in map(str.split, shapes.NEW_CLASSES):
+        assert color not in shapes.COLORS and shape not in shapes.SHAPES
+    labelled = load(root, "instances_train_base")
+    assert {c["name"] for c in labelled["categories"]} == {*shapes.NEW_CLASSES}
+    # half of all objects are old ones, which nobody labelled, in both parts
+    for split in ("train_all", "val"):
+        ids = [
+            a["category_id"] for a in load(root, f"instances_{split}")["annotations"]
+        ]
+        share = np.mean([i <= len(shapes.NEW_CLASSES) for i in ids])
+        assert 0.35 < share < 0.65
+
+
 # -------------------------------------------------------- the world of 1203 classes
 
 

@@ -26,6 +26,7 @@ def test_every_entry_runs(tool: Any, tmp_path: Path) -> None:
     listed = [e for e in tool.entries(args, tmp_path) if "ONNX" not in e.name]
     names = {(entry.name, entry.words) for entry in listed}
     assert {(tool.MMYOLO, 80), (tool.FOLDED, 3), (tool.FOLDED, 6000)} <= names
+    assert (models.WORLD, 3) in names and (models.WORLD, 6000) not in names
     for entry in listed:
         network, whole = entry.make()
         assert network() >= 0 and whole() >= 0

@@ -1,6 +1,7 @@
 """The models that benchmark.py times, and the calls of each."""
 
 import argparse
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from PIL import Image
 
+from kdeov_mm import yolo_world_v2_s
 from kdeov_mm.datasets import shapes
 from kdeov_mm.inference.export import Graph, graph_to_onnx, with_suppression
 from kdeov_mm.models import KDEOVDetector, OVHead
@@ -31,6 +33,7 @@ OURS = "configs/_base_/models/kdeov_yolov8_n_clip.py"
 CLOSED = "configs/_base_/models/yolov8_n.py"
 WIDTH = dict(n=0.25, s=0.5)
 MMYOLO, FOLDED = "mmyolo YOLOv8, closed-set", "ours, folded"
+WORLD = "ours, YOLO-World v2, folded"
 MANY = 5000  # words, from which on the filter is used
 FILTER = 1000  # candidate locations, where there are very many words
 MARKS = ("big", "small", "old", "new", "shiny", "dull", "soft", "hard", "wet", "dry")
@@ -75,9 +78,23 @@ def some_words(number: int) -> tuple[str, ...]:
 
 def ours(args: argparse.Namespace, size: str) -> KDEOVDetector:
     """Our detector for CLIP ViT-B/32, random weights."""
-    torch.manual_seed(0)
     cfg = config(OURS, size)
     cfg.update(teacher=None, distill=None)
+    return built(args, cfg)
+
+
+def yolo_world(args: argparse.Namespace, size: str) -> KDEOVDetector:
+    """YOLO-World v2 as a detector of ours, random weights."""
+    cfg = Config(dict(model=copy.deepcopy(yolo_world_v2_s.model))).model
+    for part in (cfg.backbone, cfg.fusion, cfg.bbox_head.head_module):
+        part.widen_factor = WIDTH[size]
+    cfg.test_cfg.update(TEST)
+    return built(args, cfg)
+
+
+def built(args: argparse.Namespace, cfg: Any) -> KDEOVDetector:
+    """A detector of random weights, the same each time."""
+    torch.manual_seed(0)
     model = MODELS.build(cfg)
     model.init_weights()
     return model.to(args.device).eval()
@@ -237,8 +254,8 @@ def entries_of(
     def add(name: str, words: int, make: Callable[[], list[Call]]) -> None:
         listed.append(Entry(name, size, words, make))
 
-    def folded(number: int, **options: Any) -> list[Call]:
-        model = ours(args, size)
+    def folded(number: int, build: Any = ours, **options: Any) -> list[Call]:
+        model = build(args, size)
         words = random_vocabulary(model, number)
         return folded_calls(model, words, image, **options)
 
@@ -276,6 +293,7 @@ def entries_of(
         if many:
             add(f"{FOLDED}, all places", number, partial(folded, number))
             continue
+        add(WORLD, number, partial(folded, number, yolo_world))
         add("ours, words free", number, partial(free, number))
         add(f"{FOLDED}, ONNX", number, partial(folded_onnx, number))
         add("ours, words an input, ONNX", number, partial(input_onnx, number))
