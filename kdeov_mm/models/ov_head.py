@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .box_branches import without_autocast
 from .distill.base import RegionEmbeds, joint_total
+from .ov_head_module import uniqueness
 from .postprocess import (
     PART,
     CandidateLocations,
@@ -35,12 +36,14 @@ class Located(NamedTuple):
         sides: L maps (B, 4, H_l, W_l) of box sides in strides.
         side_logits: L box logits (B, H_l * W_l, 4, R).
         regions: the same for the distillation.
+        unique: L maps (B, 1, H_l, W_l) that one-to-one matching teaches; None without.
     """
 
     embeds: list[Tensor]
     sides: list[Tensor]
     side_logits: list[Tensor]
     regions: RegionEmbeds
+    unique: list[Tensor] | None = None
 
 
 @MODELS.register_module()
@@ -73,16 +76,24 @@ class OVHead(YOLOv8Head):
         )
         super().__init__(head_module, loss_cls=loss_cls or cross_entropy, **kwargs)
         self.supervised = supervised
+        # the same matching, of one location for each object
+        if self.train_cfg:
+            self.one_to_one = copy.copy(self.assigner)
+            self.one_to_one.topk = 1
         # distributed training waits for ever for a parameter without a gradient
         if not supervised:
+            if self.head_module.unique is not None:
+                self.head_module.unique.requires_grad_(False)
             self.head_module.classifier.requires_grad_(False)
             self.head_module.reg_preds.requires_grad_(False)
 
     def embed(self, feats: Sequence[Tensor]) -> Located:
         """L maps (B, C_l, H_l, W_l) -> embeddings and boxes of their locations."""
-        embeds, sides, side_logits = self.head_module.embed(feats)
+        hidden, sides, side_logits = self.head_module.trunk(feats)
+        embeds = self.head_module.project(hidden)
         regions = self._regions(embeds, sides, side_logits)
-        return Located(embeds, sides, side_logits, regions)
+        unique = uniqueness(self.head_module, hidden)
+        return Located(embeds, sides, side_logits, regions, unique)
 
     def losses(
         self, located: Located, vectors: Tensor, samples: SampleList
@@ -108,6 +119,7 @@ class OVHead(YOLOv8Head):
             metas,
             ignored,
             located.regions.unlabelled,
+            located.unique,
         )
 
     def loss_by_feat(
@@ -119,6 +131,7 @@ class OVHead(YOLOv8Head):
         batch_img_metas: Sequence[dict[str, Any]],
         batch_gt_instances_ignore: Any = None,
         unlabelled: Tensor | None = None,
+        unique: Sequence[Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """The losses of the parent, in float32, over the joint batch.
 
@@ -127,7 +140,10 @@ class OVHead(YOLOv8Head):
         infinite in half precision. Each loss is a mean over the objects of the joint
         batch of all processes, so that the gradient, and with it clipping, means the
         same for every batch size. A word counts as absent only where it is verified,
-        and not where an object is that nobody labelled.
+        and not where an object is that nobody labelled. With ``unique`` the class loss
+        is taken a second time, of the logits with that sum and one location for each
+        object (consistent dual assignment, Wang et al., 2024, section 3.1); only the
+        sum learns from it.
 
         Args:
             cls_scores: L logits (B, K, H_l, W_l).
@@ -138,6 +154,7 @@ class OVHead(YOLOv8Head):
                 :meth:`losses`.
             batch_gt_instances_ignore: not used, as in the parent.
             unlabelled: (B, N) bool, see :class:`RegionEmbeds`; None for no locations.
+            unique: L maps (B, 1, H_l, W_l), see :class:`Uniqueness`; or None.
         """
         with without_autocast(cls_scores[0].device):
             # (B, N, K), (B, N, 4, R), and centres and strides (N, 4)
@@ -145,22 +162,39 @@ class OVHead(YOLOv8Head):
             distances = torch.cat(list(bbox_dist_preds), 1).float()
             points = self._points(cls_scores)
             boxes = self._decode(points, self.head_module.box_sides(distances))
-            target = self._assign(logits, boxes, points, batch_gt_instances)
-            # the quality of what is matched, of the joint batch; at least one object
-            quality = target["assigned_scores"]  # (B, N, K)
-            total, processes = joint_total(quality.sum())
-            total = total.clamp(min=1) / processes
-            # every word at every location, where it is verified or there
-            loss_cls = self.loss_cls(logits, quality)
-            if any("verified" in meta for meta in batch_img_metas):
-                counts = _verified(batch_img_metas, quality) | (quality > 0)
-                loss_cls = loss_cls.masked_fill(~counts, 0)
-            # nor where an object is that nobody labelled, unless a box is matched
-            if unlabelled is not None:
-                left_out = unlabelled & ~target["fg_mask_pre_prior"].bool()
-                loss_cls = loss_cls.masked_fill(left_out[..., None], 0)
+            place = boxes, points, batch_gt_instances
+            target = self._assign(logits, *place, self.assigner)
+            common = batch_img_metas, unlabelled
+            loss_cls, total = self._class_loss(logits, target, *common)
             losses = self._box_losses(boxes, distances, points, target, total)
-        return dict(loss_cls=loss_cls.sum() / total, **losses)
+            if unique is not None:
+                logits = logits.detach() + _flatten(unique).float()
+                target = self._assign(logits, *place, self.one_to_one)
+                losses["loss_unique"], _ = self._class_loss(logits, target, *common)
+        return dict(loss_cls=loss_cls, **losses)
+
+    def _class_loss(
+        self,
+        logits: Tensor,
+        target: dict[str, Tensor],
+        metas: Sequence[dict[str, Any]],
+        unlabelled: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The class loss for logits (B, N, K), and what sums are divided by."""
+        # the quality of what is matched, of the joint batch; at least one object
+        quality = target["assigned_scores"]  # (B, N, K)
+        total, processes = joint_total(quality.sum())
+        total = total.clamp(min=1) / processes
+        # every word at every location, where it is verified or there
+        loss = self.loss_cls(logits, quality)
+        if any("verified" in meta for meta in metas):
+            counts = _verified(metas, quality) | (quality > 0)
+            loss = loss.masked_fill(~counts, 0)
+        # nor where an object is that nobody labelled, unless a box is matched
+        if unlabelled is not None:
+            left_out = unlabelled & ~target["fg_mask_pre_prior"].bool()
+            loss = loss.masked_fill(left_out[..., None], 0)
+        return loss.sum() / total, total
 
     def _box_losses(
         self,
@@ -206,6 +240,7 @@ class OVHead(YOLOv8Head):
         boxes: Tensor,
         points: Tensor,
         truth: Sequence[InstanceData],
+        assigner: Any,
     ) -> dict[str, Tensor]:
         """The assigner's targets for logits (B, N, K) and boxes (B, N, 4)."""
         # labels and boxes of all images, zeros where an image has fewer: (B, G, 5)
@@ -213,9 +248,9 @@ class OVHead(YOLOv8Head):
         labels, its = objects[..., :1], objects[..., 1:]
         exists = (its.sum(-1, keepdim=True) > 0).float()
         # the assigner reads the number of words from this attribute
-        self.assigner.num_classes = logits.shape[2]
+        assigner.num_classes = logits.shape[2]
         scores = logits.detach().sigmoid()
-        return self.assigner(boxes.detach(), scores, points, labels, its, exists)
+        return assigner(boxes.detach(), scores, points, labels, its, exists)
 
     def predict(
         self,
