@@ -55,7 +55,7 @@ class BoxBranches(YOLOv8HeadModule):
             return (logits.float().softmax(-1) @ bins).squeeze(-1)
 
 
-def light_branches(head: Any) -> tuple[nn.ModuleList, nn.ModuleList]:
+def light_branches(head: Any) -> tuple[Any, Any]:
     """Class and box branches of a :class:`BoxBranches` at a sixth of their cost.
 
     Depthwise separable convolutions in place of full ones (as YOLOv10's class branch,
@@ -102,10 +102,10 @@ class Uniqueness(nn.Sequential):
     """
 
     def __init__(self, channels: int, width: int = 32, **style: Any) -> None:
-        last = nn.Conv2d(width, 1, 3, padding=1)
         # at first all locations are alike
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        last = nn.Conv2d(width, 1, 3, padding=1)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
         super().__init__(
             ConvModule(channels, width, 1, **style),
             DepthwiseSeparableConvModule(width, width, 3, padding=1, **style),

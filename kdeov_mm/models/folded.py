@@ -78,7 +78,8 @@ class FoldedHeadModule(BoxBranches):
 
     def _split(self, hidden: list[Tensor]) -> tuple[list[Tensor], list[Linear1x1]]:
         """What is multiplied at each level, and the last products."""
-        unique = uniqueness(self, hidden) or [None] * len(hidden)
+        found = uniqueness(self, hidden)
+        unique = found if found is not None else [None] * len(hidden)
         ends = [branch[self.depth :] for branch in self.cls_preds]
         # maps that depend on the image, or convolutions
         if isinstance(ends[0][-1], FoldedLevel):

@@ -17,6 +17,7 @@ from .text_classifier import Linear1x1, max_over_synonyms
 
 PART = 2**25  # scores that are held at once: 128 MiB
 BLOCK = 64  # words that are passed over together
+DEFAULT_IOU = 0.7  # of suppression, where it is asked for and a `test_cfg` has none
 
 
 class SplitOutput(NamedTuple):
@@ -59,6 +60,25 @@ def is_simple(cfg: Any) -> bool:
 def suppresses(cfg: Any) -> bool:
     """Whether a ``test_cfg`` suppresses: not with ``nms=None``, one-to-one heads'."""
     return bool(cfg.get("nms"))
+
+
+def set_suppression(
+    cfg: Any, iou_threshold: float | None = None, agnostic: bool = False
+) -> None:
+    """Change how a ``test_cfg`` suppresses, in place.
+
+    Args:
+        cfg: with ``nms=None`` it begins to only where ``agnostic`` asks for it: the
+            boxes of a one-to-one head are apart, but for different words.
+        iou_threshold: boxes that overlap more are one; None leaves it.
+        agnostic: across classes; False leaves it.
+    """
+    if agnostic and not suppresses(cfg):
+        cfg.nms = dict(type="nms", iou_threshold=DEFAULT_IOU)
+    if iou_threshold is not None and suppresses(cfg):
+        cfg.nms.iou_threshold = iou_threshold
+    if agnostic:
+        cfg.nms.class_agnostic = True
 
 
 def is_agnostic(cfg: Any) -> bool:
@@ -107,6 +127,7 @@ def best_boxes(
         rescale: boxes in pixels of the original image.
     """
     boxes = rescaled(boxes, meta) if rescale else boxes
+    # nothing is suppressed where an object has one box
     if not suppresses(cfg):
         best = scored.top(cfg.max_per_img)
         location, labels = best.indices.unbind(1)
