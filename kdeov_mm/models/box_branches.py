@@ -87,13 +87,14 @@ def light_branches(head: Any) -> tuple[Any, Any]:
 
 
 class Uniqueness(nn.Sequential):
-    """What is added to all logits of a location, so that an object has one box.
+    """Whether a location is the best one of its object, so that each has one box.
 
-    Learnt by one-to-one matching, behind the class branch and without a gradient into
-    it: high at the best location of an object, low at its neighbours, whatever the
-    class. With it nothing has to be suppressed, and embeddings remain free of it (the
-    idea of Zhou et al., "Object Detection Made Simpler by Eliminating Heuristic NMS",
-    2021, whose branch gives a factor).
+    Its logarithm is added to the logits of all words. It learns what suppression would
+    do, behind the class branch and without a gradient into it: of the locations whose
+    boxes cover an object, the one with the best score stays, whatever the class. So
+    nothing has to be suppressed, and embeddings remain free of it (the idea of Zhou et
+    al., "Object Detection Made Simpler by Eliminating Heuristic NMS", 2021; theirs also
+    learns the background).
 
     Args:
         channels: C, of the class branch.
@@ -107,11 +108,12 @@ class Uniqueness(nn.Sequential):
         for parameter in last.parameters():
             nn.init.zeros_(parameter)
         super().__init__(
-            ConvModule(channels, width, 1, **style),
+            ConvModule(channels + 4, width, 1, **style),
             DepthwiseSeparableConvModule(width, width, 3, padding=1, **style),
             last,
         )
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, 1, H, W), to be added to logits."""
-        return super().forward(hidden.detach())
+    def forward(self, hidden: Tensor, sides: Tensor) -> Tensor:
+        """(B, C, H, W) and box sides (B, 4, H, W) in strides -> logits (B, 1, H, W)."""
+        maps = torch.cat([hidden, sides.to(hidden.dtype)], 1)
+        return super().forward(maps.detach())

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmcv.cnn.utils import fuse_conv_bn
 from mmdet.models.detectors import SingleStageDetector
 from mmdet.models.detectors.base import BaseDetector
@@ -76,10 +77,12 @@ class FoldedHeadModule(BoxBranches):
         ends = [branch[-1] for branch in self.cls_preds]
         return [Linear1x1(end.weight[..., 0, 0], end.bias) for end in ends]
 
-    def _split(self, hidden: list[Tensor]) -> tuple[list[Tensor], list[Linear1x1]]:
+    def _split(
+        self, hidden: list[Tensor], sides: list[Tensor]
+    ) -> tuple[list[Tensor], list[Linear1x1]]:
         """What is multiplied at each level, and the last products."""
-        found = uniqueness(self, hidden)
-        unique = found if found is not None else [None] * len(hidden)
+        found = uniqueness(self, hidden, sides)
+        unique = [F.logsigmoid(u) for u in found] if found else [None] * len(hidden)
         ends = [branch[self.depth :] for branch in self.cls_preds]
         # maps that depend on the image, or convolutions
         if isinstance(ends[0][-1], FoldedLevel):
@@ -94,7 +97,7 @@ class FoldedHeadModule(BoxBranches):
         # YOLOv8's forward, up to what depends on the words
         trunks = [branch[: self.depth] for branch in self.cls_preds]
         hidden, *boxes = multi_apply(self.forward_single, feats, trunks, self.reg_preds)
-        return SplitOutput(*self._split(hidden), self.owner, boxes)
+        return SplitOutput(*self._split(hidden, boxes[0]), self.owner, boxes)
 
     def forward(self, feats: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
         """Feature maps -> logits (B, K, H_l, W_l) and box sides, for each level."""

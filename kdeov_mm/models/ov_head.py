@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from mmdet.models.utils import unpack_gt_instances
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
+from mmdet.structures.bbox import bbox_overlaps
 from mmengine.structures import InstanceData
 from mmyolo.models.dense_heads import YOLOv8Head
 from mmyolo.models.utils import gt_instances_preprocess
@@ -26,6 +28,8 @@ from .postprocess import (
     max_boxes,
     score_in_parts,
 )
+
+SAME_OBJECT = 0.5  # IoU from which on a location's box is one of an object
 
 
 class Located(NamedTuple):
@@ -76,10 +80,6 @@ class OVHead(YOLOv8Head):
         )
         super().__init__(head_module, loss_cls=loss_cls or cross_entropy, **kwargs)
         self.supervised = supervised
-        # the same matching, of one location for each object
-        if self.train_cfg:
-            self.one_to_one = copy.copy(self.assigner)
-            self.one_to_one.topk = 1
         # distributed training waits for ever for a parameter without a gradient
         if not supervised:
             if self.head_module.unique is not None:
@@ -92,7 +92,7 @@ class OVHead(YOLOv8Head):
         hidden, sides, side_logits = self.head_module.trunk(feats)
         embeds = self.head_module.project(hidden)
         regions = self._regions(embeds, sides, side_logits)
-        unique = uniqueness(self.head_module, hidden)
+        unique = uniqueness(self.head_module, hidden, sides)
         return Located(embeds, sides, side_logits, regions, unique)
 
     def losses(
@@ -140,10 +140,7 @@ class OVHead(YOLOv8Head):
         infinite in half precision. Each loss is a mean over the objects of the joint
         batch of all processes, so that the gradient, and with it clipping, means the
         same for every batch size. A word counts as absent only where it is verified,
-        and not where an object is that nobody labelled. With ``unique`` the class loss
-        is taken a second time, of the logits with that sum and one location for each
-        object (consistent dual assignment, Wang et al., 2024, section 3.1); only the
-        sum learns from it.
+        and not where an object is that nobody labelled.
 
         Args:
             cls_scores: L logits (B, K, H_l, W_l).
@@ -162,16 +159,55 @@ class OVHead(YOLOv8Head):
             distances = torch.cat(list(bbox_dist_preds), 1).float()
             points = self._points(cls_scores)
             boxes = self._decode(points, self.head_module.box_sides(distances))
-            place = boxes, points, batch_gt_instances
-            target = self._assign(logits, *place, self.assigner)
-            common = batch_img_metas, unlabelled
-            loss_cls, total = self._class_loss(logits, target, *common)
+            target = self._assign(logits, boxes, points, batch_gt_instances)
+            args = logits, target, batch_img_metas, unlabelled
+            loss_cls, total = self._class_loss(*args)
             losses = self._box_losses(boxes, distances, points, target, total)
             if unique is not None:
-                logits = logits.detach() + _flatten(unique).float()
-                target = self._assign(logits, *place, self.one_to_one)
-                losses["loss_unique"], _ = self._class_loss(logits, target, *common)
+                chosen = _flatten(unique)[..., 0].float()
+                said = chosen, logits.detach(), boxes.detach(), points
+                losses["loss_unique"] = self._unique_loss(*said, batch_gt_instances)
         return dict(loss_cls=loss_cls, **losses)
+
+    def _unique_loss(
+        self,
+        unique: Tensor,
+        logits: Tensor,
+        boxes: Tensor,
+        points: Tensor,
+        truth: Sequence[InstanceData],
+    ) -> Tensor:
+        """Cross-entropy of the best location of each object against its others.
+
+        Locations that cover no labelled object are left out: of an object without a
+        label nothing is learnt, and the class scores say what is background.
+
+        Args:
+            unique: logits (B, N).
+            logits: of words, (B, N, K).
+            boxes: (B, N, 4).
+            points: centres and strides (N, 4).
+            truth: boxes and labels of the images.
+        """
+        # labels and boxes, zeros where an image has fewer: (B, G), (B, G, 4)
+        objects = gt_instances_preprocess(truth, len(truth))
+        labels, its = objects[..., 0].long(), objects[..., 1:]
+        near = bbox_overlaps(its, boxes) > SAME_OBJECT  # (B, G, N)
+        # of the cells that an object's centre is in, one of each level, that with the
+        # best score of its word
+        centre = (its[..., :2] + its[..., 2:]) / 2
+        away = (centre[:, :, None] - points[:, :2]).abs() * 2  # (B, G, N, 2)
+        cells = (away <= points[:, 2:]).all(3) & (its.sum(2, keepdim=True) > 0)
+        index = labels[..., None].expand_as(near)
+        scores = logits.transpose(1, 2).gather(1, index)
+        scores = scores.masked_fill(~cells, -torch.inf)
+        best = F.one_hot(scores.argmax(2), near.shape[2]).bool() & cells
+        around = (near | best).any(1)
+        loss = F.binary_cross_entropy_with_logits(
+            unique, best.any(1).to(unique), reduction="none"
+        )
+        total, processes = joint_total(best.any(1).sum().to(unique))
+        return (loss * around).sum() / (total.clamp(min=1) / processes)
 
     def _class_loss(
         self,
@@ -240,7 +276,6 @@ class OVHead(YOLOv8Head):
         boxes: Tensor,
         points: Tensor,
         truth: Sequence[InstanceData],
-        assigner: Any,
     ) -> dict[str, Tensor]:
         """The assigner's targets for logits (B, N, K) and boxes (B, N, 4)."""
         # labels and boxes of all images, zeros where an image has fewer: (B, G, 5)
@@ -248,9 +283,9 @@ class OVHead(YOLOv8Head):
         labels, its = objects[..., :1], objects[..., 1:]
         exists = (its.sum(-1, keepdim=True) > 0).float()
         # the assigner reads the number of words from this attribute
-        assigner.num_classes = logits.shape[2]
+        self.assigner.num_classes = logits.shape[2]
         scores = logits.detach().sigmoid()
-        return assigner(boxes.detach(), scores, points, labels, its, exists)
+        return self.assigner(boxes.detach(), scores, points, labels, its, exists)
 
     def predict(
         self,

@@ -176,7 +176,7 @@ class OVHeadModule(BoxBranches):
         hidden, *boxes = self.trunk(x.feats)
         vectors, owner = x.text
         layers = self.classifier.layers(vectors)
-        unique = uniqueness(self, hidden)
+        unique = uniqueness(self, hidden, boxes[0])
         # features times the folded matrix, or embeddings times the vectors; `len`
         # would fix the number of words in an exported graph
         if self.folds and self._folding_is_cheaper(vectors.shape[0]):
@@ -188,7 +188,8 @@ class OVHeadModule(BoxBranches):
             scaled = self.project(hidden)
         # what is added to all words is one more channel
         if unique is not None:
-            scaled = [torch.cat(pair, 1) for pair in zip(scaled, unique)]
+            pairs = zip(scaled, unique)
+            scaled = [torch.cat([each, F.logsigmoid(u)], 1) for each, u in pairs]
             layers = [layer.with_sum() for layer in layers]
         return SplitOutput(scaled, layers, owner, boxes)
 
@@ -257,14 +258,19 @@ class OVHeadModule(BoxBranches):
         return copy.deepcopy(self.reg_preds)
 
 
-def uniqueness(head: Any, hidden: Sequence[Tensor]) -> list[Tensor] | None:
-    """L maps (B, C, H_l, W_l) -> what is added to their logits, (B, 1, H_l, W_l).
+def uniqueness(
+    head: Any, hidden: Sequence[Tensor], sides: Sequence[Tensor]
+) -> list[Tensor] | None:
+    """What :class:`Uniqueness` says of L levels, (B, 1, H_l, W_l); None without.
 
-    None without one-to-one matching.
+    Args:
+        head: whose it is.
+        hidden: L maps (B, C, H_l, W_l).
+        sides: L box sides (B, 4, H_l, W_l).
     """
     if head.unique is None:
         return None
-    return [module(feats) for module, feats in zip(head.unique, hidden)]
+    return [module(*maps) for module, *maps in zip(head.unique, hidden, sides)]
 
 
 class UnitLength(nn.Module):
