@@ -84,11 +84,11 @@ def untraced() -> Iterator[None]:
     write down; mmdet's ``get_flops`` traces a whole detector.
     """
     state = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        torch._C._set_tracing_state(state)
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 
 
 def write_vectors(

@@ -27,6 +27,7 @@ from kdeov_mm.checkpoints import (
     read_checkpoint,
 )
 from kdeov_mm.evaluation import describe_leaks, leak_report
+from kdeov_mm.models.postprocess import DEFAULT_IOU
 from kdeov_mm.options import ConfigOptions, config_of, work_dir_of
 from kdeov_mm.vocabulary import asked_groups
 
@@ -143,7 +144,9 @@ def with_tta(cfg: Config) -> ConfigDict:
     both = dict(type="TestTimeAug", transforms=[flips, [loader.pipeline[-1]]])
     pipeline = cfg.get("tta_pipeline") or [*loader.pipeline[:-1], both]
     box_cfg = cfg.model.test_cfg.get("rcnn") or cfg.model.test_cfg
-    kept = dict(nms=box_cfg.nms, max_per_img=box_cfg.max_per_img)
+    # boxes of several views have to be suppressed, whatever the head
+    nms = box_cfg.nms or dict(type="nms", iou_threshold=DEFAULT_IOU)
+    kept = dict(nms=nms, max_per_img=box_cfg.max_per_img)
     around = cfg.get("tta_model") or dict(type="DetTTAModel", tta_cfg=kept)
     loader.pipeline = pipeline
     # the moving average is in a checkpoint's weights

@@ -21,6 +21,7 @@ from ..border import items_of, real_number, taken_apart, whole_number
 from ..checkpoints import load_model, own_config, read_checkpoint
 from ..datasets.segmentation import BACKGROUND
 from ..models import FoldedDetector, SegStudent, TextEmbeds
+from ..models.postprocess import set_suppression
 from ..vocabulary import Asked, Vocabulary, Words, as_vocabulary
 from ..yolo_world import config_with_words, is_yolo_world, state_of
 from .images import AnyImage, as_rgb
@@ -233,6 +234,8 @@ class KDEOV:
             names: K words; a tuple of words are synonyms.
             score_threshold: boxes below are left out, in [0, 1].
             nms_threshold: of boxes of a class that overlap more (IoU), the best stays.
+                Where a ``test_cfg`` has ``nms=None`` (one-to-one heads) nothing is
+                suppressed, unless ``agnostic`` is asked for.
             agnostic: of boxes of all classes: an object gets its best word alone.
             class_names: another name of ``names``, the original KDEOV's.
 
@@ -274,9 +277,8 @@ class KDEOV:
         if score_threshold is not None:
             cfg.score_thr = _fraction("score_threshold", score_threshold)
         if nms_threshold is not None:
-            cfg.nms.iou_threshold = _fraction("nms_threshold", nms_threshold)
-        if agnostic:
-            cfg.nms.class_agnostic = True
+            _fraction("nms_threshold", nms_threshold)
+        set_suppression(cfg, nms_threshold, agnostic)
         # a folded detector knows its words, and has no text encoder
         if isinstance(self.model, FoldedDetector):
             words = self.model.words if names is None else check_names(names).words

@@ -44,6 +44,8 @@ from ..models.postprocess import (
     least_logit,
     max_boxes,
     rescaled,
+    set_suppression,
+    suppresses,
 )
 from ..models.student import Student
 from ..vocabulary import Asked, Vocabulary, as_vocabulary
@@ -110,6 +112,41 @@ ACROSS_WORDS = {
     "    boxes = GatherND": """    labels = GatherND(words_of_places, where)
     boxes = GatherND""",
 }
+
+
+# With nms=None: the best of each image, word and place.
+BEST = """
+<ir_version: 10, opset_import: ["" : 18]>
+best_of_each (
+    float[batch, places, 4] all_boxes, float[batch, words, places] all_scores,
+    float[1] score_threshold, int64[1] limit
+) => (
+    float[found, 4] boxes, float[found] scores, int64[found] labels, int64[found] image
+) {
+    one = Constant<value_ints = [1]>()
+    flat = Flatten<axis = 1>(all_scores)
+    all = Shape<start = 1, end = 2>(flat)
+    number = Min(limit, all)
+    best, where = TopK(flat, number)
+    enough = Greater(best, score_threshold)
+    rows = NonZero(enough)
+    image_and_rank = Transpose<perm = [1, 0]>(rows)
+    of_image = GatherND(best, image_and_rank)
+    found_number = Shape(of_image)
+    scores, order = TopK(of_image, found_number)
+    kept = Gather(image_and_rank, order)
+    index = GatherND(where, kept)
+    places = Shape<start = 1, end = 2>(all_boxes)
+    labels = Div(index, places)
+    place = Mod(index, places)
+    zero = Constant<value_int = 0>()
+    image = Gather<axis = 1>(kept, zero)
+    columns = Unsqueeze(image, one)
+    place_columns = Unsqueeze(place, one)
+    image_and_place = Concat<axis = 1>(columns, place_columns)
+    boxes = GatherND(all_boxes, image_and_place)
+}
+"""
 
 
 class Graph(nn.Module):
@@ -228,8 +265,7 @@ def _checked_cfg(
 ) -> Any:
     """The ``test_cfg`` of a file; ValueError where there can be no such file."""
     test_cfg = copy.deepcopy(detector.bbox_head.test_cfg)
-    if agnostic:
-        test_cfg.nms.class_agnostic = True
+    set_suppression(test_cfg, agnostic=agnostic)
     if nms:
         check_simple(test_cfg)
     if words is None and detector.synonyms == "max":
@@ -347,11 +383,11 @@ def check_simple(test_cfg: Any) -> None:
 
 
 def with_suppression(file: Any, test_cfg: Any) -> Any:
-    """The graph, and behind it the suppression of a ``test_cfg``.
+    """The graph, and behind it what a ``test_cfg`` says of the boxes that stay.
 
     ``nms_pre`` is left out: it spares PyTorch work, which onnxruntime does.
     """
-    text = SUPPRESSION
+    text = SUPPRESSION if suppresses(test_cfg) else BEST
     if is_agnostic(test_cfg):
         for old, new in ACROSS_WORDS.items():
             text = text.replace(old, new)
@@ -359,9 +395,11 @@ def with_suppression(file: Any, test_cfg: Any) -> Any:
     # thresholds: inputs of the text above, constants of the file
     constants: dict[str, np.ndarray] = dict(
         score_threshold=np.array([max(test_cfg.get("score_thr", 0), 0)], np.float32),
-        iou_threshold=np.array([test_cfg.nms.iou_threshold], np.float32),
         limit=np.array([test_cfg.max_per_img], np.int64),
     )
+    if suppresses(test_cfg):
+        most = test_cfg.nms.iou_threshold
+        constants["iou_threshold"] = np.array([most], np.float32)
     for name, value in constants.items():
         end.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
     inputs = [value for value in end.graph.input if value.name not in constants]
@@ -406,7 +444,8 @@ def _suppression_of(cfg: Any, nms: bool) -> dict[str, Any]:
     return dict(
         nms=nms,
         score_threshold=float(cfg.get("score_thr", 0)),
-        iou_threshold=float(cfg.nms.get("iou_threshold", 1)),
+        # no boxes overlap by more than all
+        iou_threshold=float(cfg.nms.get("iou_threshold", 1)) if cfg.nms else 1.0,
         max_per_image=int(cfg.max_per_img),
         agnostic=is_agnostic(cfg),
     )

@@ -8,7 +8,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from ..models.postprocess import is_agnostic
+from ..models.postprocess import DEFAULT_IOU, is_agnostic, suppresses
 from .api import KDEOV, Query
 
 
@@ -57,7 +57,9 @@ def predict_in_slices(
     # in double precision, for classes are moved apart, and many reach far
     boxes, scores = merged.bboxes.double(), merged.scores.double()
     apart = merged.labels * (not is_agnostic(query.cfg))
-    keep = batched_nms(boxes, scores, apart, query.cfg.nms.iou_threshold)
+    # tiles overlap, whatever the head
+    most = query.cfg.nms.iou_threshold if suppresses(query.cfg) else DEFAULT_IOU
+    keep = batched_nms(boxes, scores, apart, most)
     sample.pred_instances = merged[keep]
     return sample
 

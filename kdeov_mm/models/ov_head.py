@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from mmdet.models.utils import unpack_gt_instances
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
+from mmdet.structures.bbox import bbox_overlaps
 from mmengine.structures import InstanceData
 from mmyolo.models.dense_heads import YOLOv8Head
 from torch import Tensor
@@ -15,6 +17,7 @@ from torch import Tensor
 from .box_branches import without_autocast
 from .distill.base import RegionEmbeds, joint_total
 from .distill.regions import padded
+from .ov_head_module import uniqueness
 from .postprocess import (
     PART,
     CandidateLocations,
@@ -26,6 +29,8 @@ from .postprocess import (
     score_in_parts,
 )
 
+SAME_OBJECT = 0.5  # IoU from which on a location's box is one of an object
+
 
 class Located(NamedTuple):
     """The locations of a batch, of L levels.
@@ -35,12 +40,14 @@ class Located(NamedTuple):
         sides: L maps (B, 4, H_l, W_l) of box sides in strides.
         side_logits: L box logits (B, H_l * W_l, 4, R).
         regions: the same for the distillation.
+        unique: L maps (B, 1, H_l, W_l) that one-to-one matching teaches; None without.
     """
 
     embeds: list[Tensor]
     sides: list[Tensor]
     side_logits: list[Tensor]
     regions: RegionEmbeds
+    unique: list[Tensor] | None = None
 
 
 @MODELS.register_module()
@@ -75,14 +82,18 @@ class OVHead(YOLOv8Head):
         self.supervised = supervised
         # distributed training waits for ever for a parameter without a gradient
         if not supervised:
+            if self.head_module.unique is not None:
+                self.head_module.unique.requires_grad_(False)
             self.head_module.classifier.requires_grad_(False)
             self.head_module.reg_preds.requires_grad_(False)
 
     def embed(self, feats: Sequence[Tensor]) -> Located:
         """L maps (B, C_l, H_l, W_l) -> embeddings and boxes of their locations."""
-        embeds, sides, side_logits = self.head_module.embed(feats)
+        hidden, sides, side_logits = self.head_module.trunk(feats)
+        embeds = self.head_module.project(hidden)
         regions = self._regions(embeds, sides, side_logits)
-        return Located(embeds, sides, side_logits, regions)
+        unique = uniqueness(self.head_module, hidden, sides)
+        return Located(embeds, sides, side_logits, regions, unique)
 
     def losses(
         self, located: Located, vectors: Tensor, samples: SampleList
@@ -108,6 +119,7 @@ class OVHead(YOLOv8Head):
             metas,
             ignored,
             located.regions.unlabelled,
+            located.unique,
         )
 
     def loss_by_feat(
@@ -119,6 +131,7 @@ class OVHead(YOLOv8Head):
         batch_img_metas: Sequence[dict[str, Any]],
         batch_gt_instances_ignore: Any = None,
         unlabelled: Tensor | None = None,
+        unique: Sequence[Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """The losses of the parent, in float32, over the joint batch.
 
@@ -138,6 +151,7 @@ class OVHead(YOLOv8Head):
                 :meth:`losses`.
             batch_gt_instances_ignore: not used, as in the parent.
             unlabelled: (B, N) bool, see :class:`RegionEmbeds`; None for no locations.
+            unique: L maps (B, 1, H_l, W_l), see :class:`Uniqueness`; or None.
         """
         with without_autocast(cls_scores[0].device):
             # (B, N, K), (B, N, 4, R), and centres and strides (N, 4)
@@ -146,22 +160,76 @@ class OVHead(YOLOv8Head):
             points = self._points(cls_scores)
             boxes = self._decode(points, self.head_module.box_sides(distances))
             target = self._assign(logits, boxes, points, batch_gt_instances)
-            # the quality of what is matched, of the joint batch; at least one object
-            quality = target["assigned_scores"]  # (B, N, K)
-            total, processes = joint_total(quality.sum())
-            total = total.clamp(min=1) / processes
-            # every word at every location, where it is verified or there
-            loss_cls = self.loss_cls(logits, quality)
-            if any("verified" in meta for meta in batch_img_metas):
-                counts = _verified(batch_img_metas, quality) | (quality > 0)
-                loss_cls = loss_cls.masked_fill(~counts, 0)
-            # nor where an object is that nobody labelled, unless a box is matched
-            if unlabelled is not None:
-                left_out = unlabelled & ~target["fg_mask_pre_prior"].bool()
-                loss_cls = loss_cls.masked_fill(left_out[..., None], 0)
+            args = logits, target, batch_img_metas, unlabelled
+            loss_cls, total = self._class_loss(*args)
             most = sum(map(len, batch_gt_instances)) * self.assigner.topk
             losses = self._box_losses(boxes, distances, points, target, total, most)
-        return dict(loss_cls=loss_cls.sum() / total, **losses)
+            if unique is not None:
+                chosen = _flatten(unique)[..., 0].float()
+                said = chosen, logits.detach(), boxes.detach(), points
+                losses["loss_unique"] = self._unique_loss(*said, batch_gt_instances)
+        return dict(loss_cls=loss_cls, **losses)
+
+    def _unique_loss(
+        self,
+        unique: Tensor,
+        logits: Tensor,
+        boxes: Tensor,
+        points: Tensor,
+        truth: Sequence[InstanceData],
+    ) -> Tensor:
+        """Cross-entropy of the best location of each object against its others.
+
+        Locations that cover no labelled object are left out: of an object without a
+        label nothing is learnt, and the class scores say what is background.
+
+        Args:
+            unique: logits (B, N).
+            logits: of words, (B, N, K).
+            boxes: (B, N, 4).
+            points: centres and strides (N, 4).
+            truth: boxes and labels of the images.
+        """
+        labels, its = _side_by_side(truth, boxes.device)
+        near = bbox_overlaps(its, boxes) > SAME_OBJECT  # (B, G, N)
+        # of the cells that an object's centre is in, one of each level, that with the
+        # best score of its word
+        centre = (its[..., :2] + its[..., 2:]) / 2
+        away = (centre[:, :, None] - points[:, :2]).abs() * 2  # (B, G, N, 2)
+        cells = (away <= points[:, 2:]).all(3) & (its.sum(2, keepdim=True) > 0)
+        index = labels[..., None].expand_as(near)
+        scores = logits.transpose(1, 2).gather(1, index)
+        scores = scores.masked_fill(~cells, -torch.inf)
+        best = F.one_hot(scores.argmax(2), near.shape[2]).bool() & cells
+        around = (near | best).any(1)
+        loss = F.binary_cross_entropy_with_logits(
+            unique, best.any(1).to(unique), reduction="none"
+        )
+        total, processes = joint_total(best.any(1).sum().to(unique))
+        return (loss * around).sum() / (total.clamp(min=1) / processes)
+
+    def _class_loss(
+        self,
+        logits: Tensor,
+        target: dict[str, Tensor],
+        metas: Sequence[dict[str, Any]],
+        unlabelled: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The class loss for logits (B, N, K), and what sums are divided by."""
+        # the quality of what is matched, of the joint batch; at least one object
+        quality = target["assigned_scores"]  # (B, N, K)
+        total, processes = joint_total(quality.sum())
+        total = total.clamp(min=1) / processes
+        # every word at every location, where it is verified or there
+        loss = self.loss_cls(logits, quality)
+        if any("verified" in meta for meta in metas):
+            counts = _verified(metas, quality) | (quality > 0)
+            loss = loss.masked_fill(~counts, 0)
+        # nor where an object is that nobody labelled, unless a box is matched
+        if unlabelled is not None:
+            left_out = unlabelled & ~target["fg_mask_pre_prior"].bool()
+            loss = loss.masked_fill(left_out[..., None], 0)
+        return loss.sum() / total, total
 
     def _box_losses(
         self,
@@ -215,9 +283,8 @@ class OVHead(YOLOv8Head):
         truth: Sequence[InstanceData],
     ) -> dict[str, Tensor]:
         """The assigner's targets for logits (B, N, K) and boxes (B, N, 4)."""
-        # labels and boxes of all images, zeros where an image has fewer
-        labels = padded([objects.labels for objects in truth], boxes.device)[..., None]
-        its = padded([objects.bboxes for objects in truth], boxes.device)
+        labels, its = _side_by_side(truth, boxes.device)
+        labels = labels[..., None]
         exists = (its.sum(-1, keepdim=True) > 0).float()
         # the assigner reads the number of words from this attribute
         self.assigner.num_classes = logits.shape[2]
@@ -354,6 +421,14 @@ class OVHead(YOLOv8Head):
 def _flatten(maps: Sequence[Tensor]) -> Tensor:
     """L maps (B, C, H_l, W_l) -> (B, sum H_l * W_l, C)."""
     return torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)
+
+
+def _side_by_side(
+    truth: Sequence[InstanceData], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Labels (B, G) and boxes (B, G, 4), zeros where an image has fewer."""
+    labels = padded([objects.labels for objects in truth], device)
+    return labels, padded([objects.bboxes for objects in truth], device)
 
 
 def _verified(metas: Sequence[dict[str, Any]], quality: Tensor) -> Tensor:

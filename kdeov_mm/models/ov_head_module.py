@@ -11,7 +11,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from .box_branches import BoxBranches, without_autocast
+from .box_branches import BoxBranches, Uniqueness, light_branches, without_autocast
 from .folding import DividedByLength, FoldedLevel, fold_level, unit_kernel
 from .postprocess import SplitOutput
 from .projection import SpatialProjection
@@ -55,6 +55,9 @@ class OVHeadModule(BoxBranches):
         l2_norm: divide embeddings by their length.
         level_scales: each level has a temperature of its own.
         adapter: config of :class:`ClassFiLM`; None leaves the words as they are.
+        light: :func:`light_branches` in place of YOLOv8's.
+        one_to_one: a location's :class:`Uniqueness` is added to its logits, for a
+            ``test_cfg`` with ``nms=None``.
         prior_words: number of words of the log prior.
         prior_size: image side in pixels of the log prior.
         kwargs: those of ``mmyolo.YOLOv8HeadModule``.
@@ -69,6 +72,8 @@ class OVHeadModule(BoxBranches):
         l2_norm: bool = False,
         level_scales: bool = False,
         adapter: dict[str, Any] | None = None,
+        light: bool = False,
+        one_to_one: bool = False,
         prior_words: int = 80,
         prior_size: int = 640,
         **kwargs: Any,
@@ -77,12 +82,18 @@ class OVHeadModule(BoxBranches):
         self.projection_norm = projection_norm
         self.l2_norm = l2_norm
         self.level_scales = level_scales
+        self.light = light
         self.prior = prior_words * prior_size**2
         # the parent's class branch is at least `num_classes` wide
         super().__init__(hidden_channels, in_channels, **kwargs)
         # after the branches: random numbers are drawn in the order of version 0.1.0
         if adapter:
             self.classifier.adapter = MODELS.build(adapter)
+        self.unique: nn.ModuleList | None = None
+        if one_to_one:
+            style = dict(norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
+            widths = [branch[-1].project.in_channels for branch in self.cls_preds]
+            self.unique = nn.ModuleList(Uniqueness(c, **style) for c in widths)
         self._register_load_state_dict_pre_hook(rename_old_keys)
 
     def _init_layers(self) -> None:
@@ -91,10 +102,14 @@ class OVHeadModule(BoxBranches):
             num_biases=self.num_levels, level_scales=self.level_scales
         )
         super()._init_layers()
+        width = self.cls_preds[0][-1].in_channels
+        self.cls_preds: Any = nn.ModuleList(branch[:-1] for branch in self.cls_preds)
+        if self.light:
+            self.cls_preds, self.reg_preds = light_branches(self)
         # in place of the last convolution, to K classes
         for branch in self.cls_preds:
-            branch[-1] = SpatialProjection(
-                branch[-1].in_channels, self.embed_dims, self.projection_norm
+            branch.append(
+                SpatialProjection(width, self.embed_dims, self.projection_norm)
             )
 
     def init_weights(self) -> None:
@@ -121,10 +136,10 @@ class OVHeadModule(BoxBranches):
     def embed(self, feats: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
         """As :meth:`trunk`, projected: embeddings (B, D, H_l, W_l), and boxes."""
         hidden, *boxes = self.trunk(feats)
-        return self._project(hidden), *boxes
+        return self.project(hidden), *boxes
 
-    def _project(self, hidden: Sequence[Tensor]) -> list[Tensor]:
-        # (B, C, H_l, W_l) -> (B, D, H_l, W_l)
+    def project(self, hidden: Sequence[Tensor]) -> list[Tensor]:
+        """L maps (B, C, H_l, W_l) of :meth:`trunk` -> embeddings (B, D, H_l, W_l)."""
         embeds = [branch[-1](h) for branch, h in zip(self.cls_preds, hidden)]
         if self.l2_norm:
             return [F.normalize(e, dim=1) for e in embeds]
@@ -161,17 +176,22 @@ class OVHeadModule(BoxBranches):
         hidden, *boxes = self.trunk(x.feats)
         vectors, owner = x.text
         layers = self.classifier.layers(vectors)
+        unique = uniqueness(self, hidden, boxes[0])
         # features times the folded matrix, or embeddings times the vectors; `len`
         # would fix the number of words in an exported graph
         if self.folds and self._folding_is_cheaper(vectors.shape[0]):
             branches = zip(self.cls_preds, hidden, layers)
             levels = [fold_level(b[-1], h, w, self.l2_norm) for b, h, w in branches]
-            scaled, folded = (
-                [level[0] for level in levels],
-                [level[1] for level in levels],
-            )
-            return SplitOutput(scaled, folded, owner, boxes)
-        return SplitOutput(self._project(hidden), layers, owner, boxes)
+            scaled = [level[0] for level in levels]
+            layers = [level[1] for level in levels]
+        else:
+            scaled = self.project(hidden)
+        # what is added to all words is one more channel
+        if unique is not None:
+            pairs = zip(scaled, unique)
+            scaled = [torch.cat([each, F.logsigmoid(u)], 1) for each, u in pairs]
+            layers = [layer.with_sum() for layer in layers]
+        return SplitOutput(scaled, layers, owner, boxes)
 
     def forward(self, x: HeadInput) -> tuple[list[Tensor], ...]:
         """Features and text -> logits and boxes, as the parent's outputs.
@@ -198,8 +218,9 @@ class OVHeadModule(BoxBranches):
             if fold and self.is_fixed:
                 ends.append(nn.Sequential(*self._fixed(projection, words)))
             elif fold:
-                level = copy.deepcopy(projection), self._conv(words), self.l2_norm
-                ends.append(nn.Sequential(FoldedLevel(*level)))
+                conv = self._conv(words)
+                level = FoldedLevel(copy.deepcopy(projection), conv, self.l2_norm)
+                ends.append(nn.Sequential(level))
             else:
                 # without L2 norm, sqrt(D) goes into the kernel
                 unit = [UnitLength()] if self.l2_norm else []
@@ -217,11 +238,13 @@ class OVHeadModule(BoxBranches):
             return [self._conv(fold_level(projection, words.weight, words, False)[1])]
         matrix, shift, _ = projection.linear(words.weight)
         dtype = self.classifier.logit_scale.dtype
-        length = DividedByLength(matrix, shift).to(dtype)
+        more = 0 if self.unique is None else 1
+        length = DividedByLength(matrix, shift, more).to(dtype)
         return [length, self._conv(unit_kernel(words, matrix, shift, length.ones))]
 
     def _conv(self, layer: Linear1x1) -> nn.Conv2d:
         """The convolution as a module, in the precision of the head."""
+        layer = layer if self.unique is None else layer.with_sum()
         # contiguous: exporters and channels-last memory need it
         conv = nn.Conv2d(layer.weight.shape[1], len(layer.weight), 1)
         dtype = self.classifier.logit_scale.dtype
@@ -233,6 +256,21 @@ class OVHeadModule(BoxBranches):
     def folded_boxes(self) -> Any:
         """A copy of the box branches, for a folded head."""
         return copy.deepcopy(self.reg_preds)
+
+
+def uniqueness(
+    head: Any, hidden: Sequence[Tensor], sides: Sequence[Tensor]
+) -> list[Tensor] | None:
+    """What :class:`Uniqueness` says of L levels, (B, 1, H_l, W_l); None without.
+
+    Args:
+        head: whose it is.
+        hidden: L maps (B, C, H_l, W_l).
+        sides: L box sides (B, 4, H_l, W_l).
+    """
+    if head.unique is None:
+        return None
+    return [module(*maps) for module, *maps in zip(head.unique, hidden, sides)]
 
 
 class UnitLength(nn.Module):

@@ -18,6 +18,7 @@ from .text_classifier import Linear1x1, max_over_synonyms
 
 PART = 2**25  # scores that are held at once: 128 MiB
 BLOCK = 64  # words that are passed over together
+DEFAULT_IOU = 0.7  # of suppression, where it is asked for and a `test_cfg` has none
 
 
 class SplitOutput(NamedTuple):
@@ -48,15 +49,42 @@ def is_simple(cfg: Any) -> bool:
     """Whether :func:`best_boxes` does all that a ``test_cfg`` asks for."""
     # one label per box, other suppressions and least sizes are the parent's
     nms_cfg = cfg.get("nms", {})
-    plain = {*nms_cfg} - {"class_agnostic"} == {"type", "iou_threshold"}
-    plain = plain and cfg.get("multi_label")
-    plain = plain and nms_cfg["type"] == "nms" and (cfg.get("max_per_img") or 0) > 0
+    if suppresses(cfg):
+        plain = {*nms_cfg} - {"class_agnostic"} == {"type", "iou_threshold"}
+        plain = plain and nms_cfg["type"] == "nms"
+    else:
+        plain = nms_cfg is None
+    plain = plain and cfg.get("multi_label") and (cfg.get("max_per_img") or 0) > 0
     return bool(plain) and not {"min_bbox_size", "yolox_style"} & {*cfg}
+
+
+def suppresses(cfg: Any) -> bool:
+    """Whether a ``test_cfg`` suppresses: not with ``nms=None``, one-to-one heads'."""
+    return bool(cfg.get("nms"))
+
+
+def set_suppression(
+    cfg: Any, iou_threshold: float | None = None, agnostic: bool = False
+) -> None:
+    """Change how a ``test_cfg`` suppresses, in place.
+
+    Args:
+        cfg: with ``nms=None`` it begins to only where ``agnostic`` asks for it: the
+            boxes of a one-to-one head are apart, but for different words.
+        iou_threshold: boxes that overlap more are one; None leaves it.
+        agnostic: across classes; False leaves it.
+    """
+    if agnostic and not suppresses(cfg):
+        cfg.nms = dict(type="nms", iou_threshold=DEFAULT_IOU)
+    if iou_threshold is not None and suppresses(cfg):
+        cfg.nms.iou_threshold = iou_threshold
+    if agnostic:
+        cfg.nms.class_agnostic = True
 
 
 def is_agnostic(cfg: Any) -> bool:
     """Whether a ``test_cfg`` suppresses across classes: one box for an object."""
-    return bool(cfg.get("nms", {}).get("class_agnostic", False))
+    return suppresses(cfg) and bool(cfg.nms.get("class_agnostic", False))
 
 
 def least_logit(cfg: Any) -> float:
@@ -101,6 +129,12 @@ def best_boxes(
         rescale: boxes in pixels of the original image.
     """
     boxes = rescaled(boxes, meta) if rescale else boxes
+    # nothing is suppressed where an object has one box
+    if not suppresses(cfg):
+        best = scored.top(cfg.max_per_img)
+        location, labels = best.indices.unbind(1)
+        boxes = clipped(boxes[location], meta)
+        return InstanceData(bboxes=boxes, scores=best.logits.sigmoid(), labels=labels)
     limit = min(len(scored.logits), max_boxes(cfg))
     # what stays of the best n is the beginning of what stays of all: begin with few
     number = 4 * cfg.max_per_img

@@ -27,6 +27,10 @@ from kdeov_mm.vocabulary import Vocabulary, as_vocabulary
 
 from ..conftest import EMBED_DIMS, WORDS, enliven
 
+LIGHT = {
+    "bbox_head.head_module.light": True,
+    "bbox_head.head_module.one_to_one": True,
+}
 FORMS: dict[str, dict[str, Any]] = {
     "unit length": {},
     "plain": {"bbox_head.head_module.l2_norm": False},
@@ -40,6 +44,14 @@ FORMS: dict[str, dict[str, Any]] = {
         "bbox_head.head_module.l2_norm": False,
     },
     "group norm, unit length": {
+        "bbox_head.head_module.projection_norm": dict(
+            type="GN", num_groups=4, _delete_=True
+        ),
+    },
+    "light": {**LIGHT},
+    "light, plain": {**LIGHT, "bbox_head.head_module.l2_norm": False},
+    "light, group norm": {
+        **LIGHT,
         "bbox_head.head_module.projection_norm": dict(
             type="GN", num_groups=4, _delete_=True
         ),
@@ -73,7 +85,8 @@ def build(
     model = build_detector(teacher=None, distill=None, **keep, **options, **changes)
     enliven(model)
     torch.manual_seed(1)
-    for part in (model.fusion, model.bbox_head.head_module.classifier.adapter):
+    module = model.bbox_head.head_module
+    for part in (model.fusion, module.classifier.adapter, module.unique):
         for parameter in part.parameters() if part is not None else ():
             nn.init.normal_(parameter, std=0.1)
     return model

@@ -10,6 +10,7 @@ from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
+from mmengine.runner import set_random_seed
 from mmyolo.models.task_modules.assigners import BatchTaskAlignedAssigner
 
 from kdeov_mm.clip import CLIPImageTeacher
@@ -25,7 +26,7 @@ def demo(load_config: Callable[..., Config]) -> tuple[Any, dict[str, Any]]:
     init_default_scope("mmdet")
     cfg = load_config("kdeov_n_shapes.py", clip=False)
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
-    torch.manual_seed(0)
+    set_random_seed(0)  # of the pictures' cuts, too
     model = MODELS.build(cfg.model)
     model.init_weights()
     data = pseudo_collate([dataset.prepare_data(i) for i in range(8)])
@@ -53,14 +54,14 @@ def test_losses_in_half_precision_are_near_those_of_float32(
         half = dtype != torch.float32
         if half:
             monkeypatch.setattr(teacher_module, "PRECISION", {"cpu": torch.float16})
-        torch.manual_seed(0)
+        set_random_seed(0)  # the words are drawn
         inputs = model.data_preprocessor(copy.deepcopy(data), True)
         with torch.autocast("cpu", dtype, enabled=half):
             losses.append(model.parse_losses(model(**inputs, mode="loss"))[1])
     full, half = losses
     for name, value in full.items():
         assert half[name].isfinite() and half[name].item() == pytest.approx(
-            value.item(), rel=0.1
+            value.item(), rel=0.05
         )
 
 
