@@ -26,18 +26,18 @@ COMMA = "a string where names are expected: a tuple of one needs a comma"
 
 
 class ConfigOptions(DictAction):
-    """mmengine's ``DictAction``, which keeps the blanks in strings."""
+    """mmengine's ``DictAction``, which keeps the blanks in strings, and takes dicts."""
 
     @staticmethod
     def _parse_iterable(val: str) -> Any:
         text = val.strip()
-        # a list or tuple of quoted strings, as Python writes it
-        if text[:1] in "[(" and {*text} & {*"'\""}:
+        # a list, tuple or dict of quoted strings, as Python writes it
+        if text[:1] in "[({" and {*text} & {*"'\""}:
             try:
                 values = ast.literal_eval(text)
             except (SyntaxError, ValueError):  # names without quotes, mmengine's
                 values = None
-            if isinstance(values, (list, tuple)):
+            if isinstance(values, (list, tuple, dict)):
                 return values
         # mmengine drops all blanks: those in strings are hidden from it
         text = re.sub(r"(?<=[\[(,])\s+|\s+(?=[\]),])", "", text)
@@ -53,6 +53,12 @@ class ConfigOptions(DictAction):
         """Add options to those that were given before."""
         try:
             super().__call__(parser, namespace, values, option_string)
+        except RecursionError as error:  # a bracket in the middle
+            raise ArgumentError(
+                self,
+                "expected KEY=VALUE, a value as [1, 2], (1, 2) or {'name': 1}, got "
+                f"{values}",
+            ) from error
         except (AssertionError, ValueError) as error:
             raise ArgumentError(
                 self, f"expected KEY=VALUE, got {values}: {error}"

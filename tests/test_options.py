@@ -31,6 +31,7 @@ def parsed(*given: str) -> Any:
         ("[(1, 2), (3, 4)]", [(1, 2), (3, 4)]),
         ("1, 2.5,true", [1, 2.5, True]),
         ("[a b, [c d, 3]]", ["a b", ["c d", 3]]),
+        ("{'type': 'nms', 'iou_threshold': 0.7}", dict(type="nms", iou_threshold=0.7)),
         ("None", None),
         ("3", 3),
     ],
@@ -39,7 +40,7 @@ def test_values_are_taken_as_typed(text: str, value: Any) -> None:
     assert parsed(f"key={text}") == dict(key=value)
 
 
-@pytest.mark.parametrize("text", ["key", "key=a,(b"])
+@pytest.mark.parametrize("text", ["key", "key=a,(b", "key=dict(type='nms',a=1)"])
 def test_what_is_no_option_ends_with_usage(text: str) -> None:
     with pytest.raises(SystemExit) as ended:
         parsed(text)

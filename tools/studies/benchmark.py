@@ -168,10 +168,12 @@ def peers(args: argparse.Namespace) -> Iterator[tuple[str, str, int, str]]:
     """Name, size, words and file of ultralytics' models."""
     for size in args.sizes:
         yield "ultralytics YOLOv8", size, 80, f"yolov8{size}.yaml"
+        yield "YOLO26", size, 80, f"yolo26{size}.yaml"
         for number in (k for k in args.words if k <= MANY):
             yield "YOLO-World v2", size, number, f"yolov8{size}-worldv2.yaml"
             yield "YOLOE", size, number, f"yoloe-v8{size}.yaml"
             yield "YOLOE, folded", size, number, f"yoloe-v8{size}.yaml folded"
+            yield "YOLOE-26, folded", size, number, f"yoloe-26{size}.yaml folded"
 
 
 def time_models(args: argparse.Namespace) -> list[dict[str, Any]]:

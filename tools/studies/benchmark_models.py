@@ -33,6 +33,7 @@ OURS = "configs/_base_/models/kdeov_yolov8_n_clip.py"
 CLOSED = "configs/_base_/models/yolov8_n.py"
 WIDTH = dict(n=0.25, s=0.5)
 MMYOLO, FOLDED = "mmyolo YOLOv8, closed-set", "ours, folded"
+LIGHT = "ours, light head, folded"
 WORLD = "ours, YOLO-World v2, folded"
 MANY = 5000  # words, from which on the filter is used
 FILTER = 1000  # candidate locations, where there are very many words
@@ -80,6 +81,15 @@ def ours(args: argparse.Namespace, size: str) -> KDEOVDetector:
     """Our detector for CLIP ViT-B/32, random weights."""
     cfg = config(OURS, size)
     cfg.update(teacher=None, distill=None)
+    return built(args, cfg)
+
+
+def light(args: argparse.Namespace, size: str) -> KDEOVDetector:
+    """The same with a light head, which suppresses nothing."""
+    cfg = config(OURS, size)
+    cfg.update(teacher=None, distill=None)
+    cfg.bbox_head.head_module.update(light=True, one_to_one=True)
+    cfg.test_cfg.nms = None
     return built(args, cfg)
 
 
@@ -267,8 +277,8 @@ def entries_of(
         write_onnx(scratch, f"closed_{size}", closed(args, size, True).cpu())
         return onnx_calls(scratch, f"closed_{size}", image, None)
 
-    def folded_onnx(number: int) -> list[Call]:
-        name, model = f"folded_{size}_{number}", ours(args, size)
+    def folded_onnx(number: int, build: Any = ours) -> list[Call]:
+        name, model = f"{build.__name__}_{size}_{number}", build(args, size)
         write_onnx(scratch, name, model.fold(random_vocabulary(model, number)).cpu())
         return onnx_calls(scratch, name, image, None)
 
@@ -294,6 +304,8 @@ def entries_of(
             add(f"{FOLDED}, all places", number, partial(folded, number))
             continue
         add(WORLD, number, partial(folded, number, yolo_world))
+        add(LIGHT, number, partial(folded, number, light))
+        add(f"{LIGHT}, ONNX", number, partial(folded_onnx, number, light))
         add("ours, words free", number, partial(free, number))
         add(f"{FOLDED}, ONNX", number, partial(folded_onnx, number))
         add("ours, words an input, ONNX", number, partial(input_onnx, number))
