@@ -496,6 +496,16 @@ def test_the_safety_stays_on(tmp_path, attack):
 
 
 @ON_CPU
+def test_configs_train_in_float32_without_a_gpu():
+    from kdeov_mm.engine import GPUAmpOptimWrapper
+
+    model = nn.Linear(2, 1)
+    wrapper = GPUAmpOptimWrapper(optimizer=torch.optim.SGD(model.parameters(), 0.1))
+    with wrapper.optim_context(model):
+        assert model(torch.ones(1, 2)).dtype == torch.float32
+
+
+@ON_CPU
 def test_amp_trains_on_cpu_in_bfloat16():
     model = nn.Linear(2, 1)
     before = model.weight.detach().clone()

@@ -3,4 +3,5 @@
 from .heartbeat import HeartbeatHook
 from .hooks import AtomicCheckpointHook, EmbeddingCacheHook, TrainingRecordHook
 from .loop import ResumableTrainLoop, TestSuiteLoop
+from .precision import GPUAmpOptimWrapper
 from .visualizer import NamesVisualizer, SegVisualizer

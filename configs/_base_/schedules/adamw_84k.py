@@ -2,14 +2,14 @@
 
 About 100 epochs. Optimizer and batch of YOLOE (AdamW 2e-3, decay 0.025, 8 GPUs of 16
 images), length and moving average of YOLO-World. ``--auto-scale-lr`` fits the rate to
-other batches. In mixed precision, on a CPU in bfloat16.
+other batches. In mixed precision on a GPU.
 """
 
 _base_ = ["../default_runtime.py", "./adamw.py"]
 max_iters = 84_000
 warmup_iters = 1_000
 train_cfg = dict(max_iters=max_iters, val_interval=14_000)
-optim_wrapper = dict(type="AmpOptimWrapper", loss_scale="dynamic")
+optim_wrapper = dict(type="GPUAmpOptimWrapper", loss_scale="dynamic")
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=warmup_iters),
     dict(
