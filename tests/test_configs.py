@@ -184,12 +184,16 @@ def test_every_config_builds(
 
 
 def smaller(value: Any) -> Any:
-    """A config whose images have a quarter of their sides, where they are large."""
+    """A config with a quarter of the sides of large images, and with few proposals."""
     if isinstance(value, dict):
         result = {key: smaller(entry) for key, entry in value.items()}
         for key in {"scale", "crop_size"} & {*value}:
             if isinstance(value[key], (list, tuple)) and min(value[key]) >= 320:
                 result[key] = tuple(side // 4 for side in value[key])
+        if value.get("type") == "RandomSampler":
+            result["num"] = 32
+        if "mask_thr_binary" in value:
+            result["max_per_img"] = 10
         return result
     return [*map(smaller, value)] if isinstance(value, list) else value
 

@@ -51,11 +51,16 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         "OVHead.predict_by_feat": dict(rescale=True, with_nms=True),
         "OVHeadModule": dict(
             level_scales=False,
+            light=False,
+            one_to_one=False,
             hidden_channels=80,
             l2_norm=False,
             prior_words=80,
             prior_size=640,
         ),
+        "Uniqueness": dict(width=32),
+        "DividedByLength": dict(more=0),
+        "set_suppression": dict(agnostic=False),
         "GridHeadModule": dict(grid_side=3.0),
         "CandidateLocations": dict(number=1000, probes=256),
         "GlobalProjection": dict(widen_factor=1.0, hidden_dims=512, norm=False),
@@ -106,7 +111,9 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         "SegDataset": dict(
             background=0, ignored=(255,), labelled=1.0, seed=0, checked=100
         ),
-        "World": dict(repeats=0.0),
+        "World": dict(repeats=0.0, odds_in_val=False),
+        "LargeScaleJitter": dict(ratio_range=(0.1, 2.0), min_box=0.0),
+        "with_found": dict(iou=0.5, threshold=0.3),
         "draw_scene": dict(long_tail=False),
         "write_world": dict(seed=0, num_train=4000, num_val=500),
         "LoadCaptions": dict(number=1),

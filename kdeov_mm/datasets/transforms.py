@@ -269,14 +269,14 @@ class LargeScaleJitter(BaseTransform):
         self.colours = None if colours is None else TRANSFORMS.build(colours)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Change ``img``, (H, W, 3), and the boxes.
+        """Change ``img``, (H, W, 3), the boxes and the masks.
 
         Raises:
-            ValueError: the sample has masks or a label map, which are not cut.
+            ValueError: the sample has a label map, which is not cut.
         """
-        if {"gt_masks", "gt_seg_map"} & results.keys():
+        if "gt_seg_map" in results:
             raise ValueError(
-                "LargeScaleJitter cuts boxes only: for masks and label maps use "
+                "LargeScaleJitter cuts boxes and masks only: for label maps use "
                 "RandomResize and RandomCrop."
             )
         image = results["img"]
@@ -307,15 +307,22 @@ class LargeScaleJitter(BaseTransform):
         matrix[:2, 2] = -begin * scale
         before = results.get("homography_matrix", np.eye(3))
         results["homography_matrix"] = (matrix @ before).astype(np.float32)
-        self._cut_boxes(results, begin, scale)
+        keep = self._cut_boxes(results, begin, scale)
+        if "gt_masks" in results:
+            cut = results["gt_masks"][keep].crop(np.concatenate([begin, end]))
+            results["gt_masks"] = cut.resize(results["img_shape"])
         return results
 
     def _cut_boxes(
         self, results: dict[str, Any], begin: np.ndarray, scale: np.ndarray
-    ) -> None:
-        """Move the boxes, cut them at the border, and leave out what is too small."""
+    ) -> Any:
+        """Move the boxes, cut them at the border, and leave out what is too small.
+
+        Returns:
+            What indexes the objects that stay.
+        """
         if "gt_bboxes" not in results:
-            return
+            return slice(None)
         boxes = (_corners(results).reshape(-1, 2, 2) - begin) * scale
         boxes = boxes.clip(0, results["img_shape"][::-1]).astype(np.float32)
         keep = (boxes[:, 1] - boxes[:, 0] > self.min_box).all(1)
@@ -325,6 +332,7 @@ class LargeScaleJitter(BaseTransform):
         for key in ("gt_bboxes_labels", "gt_ignore_flags"):
             if key in results:
                 results[key] = results[key][keep]
+        return keep.nonzero()[0]
 
     def __repr__(self) -> str:
         return (

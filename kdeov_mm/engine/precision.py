@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from mmdet.registry import OPTIM_WRAPPERS
@@ -20,6 +21,7 @@ class GPUAmpOptimWrapper(AmpOptimWrapper):
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         """As the parent's, in float32 without a GPU."""
-        parent = super() if torch.cuda.is_available() else super(AmpOptimWrapper, self)
+        here = GPUAmpOptimWrapper if torch.cuda.is_available() else AmpOptimWrapper
+        parent: Any = super(here, self)
         with parent.optim_context(model):
             yield

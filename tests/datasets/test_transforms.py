@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from mmdet.registry import TRANSFORMS
+from mmdet.structures.bbox import HorizontalBoxes
+from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmengine.config import Config
 from mmengine.dataset import Compose
 
 from kdeov_mm.clip.cached_teacher import PIXEL_STEPS
 from kdeov_mm.datasets import KeepOriginal, LoadWords, PackInputs
-from kdeov_mm.datasets.transforms import _visible_parts
+from kdeov_mm.datasets.transforms import LargeScaleJitter, _visible_parts
 
 from ..conftest import ROOT
 
@@ -213,7 +215,7 @@ def test_what_the_jitter_cannot_do_is_refused() -> None:
     for wrong in (dict(size=0), dict(ratio_range=(0, 1)), dict(min_box=-1)):
         with pytest.raises(ValueError, match="positive factors in order"):
             TRANSFORMS.build({**JITTER, **wrong})
-    with pytest.raises(ValueError, match="boxes only"):
+    with pytest.raises(ValueError, match="for label maps"):
         TRANSFORMS.build(JITTER)(dict(img=np.zeros((8, 8, 3)), gt_seg_map=0))
 
 
@@ -246,3 +248,39 @@ def test_packing_copies_pixels_once_and_words_never(mirrored: bool) -> None:
     kept = KeepOriginal()(dict(img=image))
     assert kept["original"].transpose(2, 0, 1).flags.c_contiguous
     assert np.array_equal(kept["original"], image)
+
+
+@pytest.mark.parametrize("form", ["bitmaps", "polygons"])
+def test_masks_are_cut_with_their_boxes(form: str) -> None:
+    box, size = [20.0, 30.0, 90.0, 70.0], (120, 160)
+    x1, y1, x2, y2 = map(int, box)
+    if form == "bitmaps":
+        bitmap = np.zeros((1, *size), np.uint8)
+        bitmap[0, y1:y2, x1:x2] = 1
+        masks: Any = BitmapMasks(bitmap, *size)
+    else:
+        corners = np.array([x1, y1, x2, y1, x2, y2, x1, y2], float)
+        masks = PolygonMasks([[corners]], *size)
+    jitter = LargeScaleJitter(128, ratio_range=(0.8, 2.0))
+    seen = 0
+    for seed in range(12):
+        np.random.seed(seed)
+        results = jitter(
+            dict(
+                img=np.zeros((*size, 3), np.uint8),
+                gt_bboxes=HorizontalBoxes([box]),
+                gt_bboxes_labels=np.array([3]),
+                gt_masks=masks,
+            )
+        )
+        assert len(results["gt_masks"]) == len(results["gt_bboxes"])
+        if not len(results["gt_bboxes"]):
+            continue
+        (mask,) = results["gt_masks"].to_ndarray()
+        assert mask.shape == results["img_shape"]
+        rows, columns = mask.nonzero()
+        edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        (cut,) = results["gt_bboxes"].tensor.tolist()
+        assert edges == pytest.approx(cut, abs=2)
+        seen += 1
+    assert seen > 6
