@@ -277,8 +277,8 @@ def test_words_of_strangers_are_not_kept_on_disk(address: str, student: KDEOV) -
     assert student.model.text_encoder.most_words == web.KEPT_WORDS
 
 
-# glibc's mallinfo2; `hblkhd`: bytes in blocks of their own. In another process: one that
-# has room in its heap does not ask for blocks
+# `hblkhd` of glibc's mallinfo2: bytes in blocks of their own. In another process: one
+# that has room in its heap does not ask for blocks
 BLOCKS = """
 import ctypes
 import numpy as np
