@@ -525,12 +525,8 @@ def predictions(config: Path, trained: Path) -> Path:
     return out
 
 
-# a picture of 361 x 361 numbers takes minutes
-SLOW = pytest.param("confusion_matrix", marks=pytest.mark.slow)
-
-
 @pytest.mark.parametrize(
-    "name", ["get_flops", "browse_dataset", "analyze_results", SLOW]
+    "name", ["get_flops", "browse_dataset", "analyze_results", "confusion_matrix"]
 )
 def test_mmdets_own_tools_run_with_our_configs(
     name: str,

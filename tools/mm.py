@@ -11,14 +11,32 @@ that name in mmdet's ``.mim/tools``; ``tools/test.py --out`` writes predictions.
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import kdeov_mm  # isort: skip  # noqa: F401  (compat comes before mmdet)
 
+import matplotlib.pyplot as plt
 import mmdet
 from mmdet.datasets import utils
 
 from kdeov_mm.border import sentences
 from kdeov_mm.datasets import LoadImageFromFile
+
+LARGEST = 8000  # pixels of a side of a picture
+draw = plt.subplots
+
+
+def subplots(*args: Any, figsize: Any = None, dpi: Any = None, **more: Any) -> Any:
+    """pyplot's, of a bounded size; a larger picture has no texts in its axes.
+
+    mmdet's confusion matrix writes a number into each cell: of 361 classes a picture of
+    five gigabytes, which takes very long and which nobody can read.
+    """
+    if figsize is None or max(figsize) * (dpi or 100) <= LARGEST:
+        return draw(*args, figsize=figsize, dpi=dpi, **more)
+    figure, axes = draw(*args, figsize=figsize, dpi=LARGEST / max(figsize), **more)
+    axes.text = lambda *_, **__: None
+    return figure, axes
 
 
 @sentences("mm.py")
@@ -32,6 +50,7 @@ def main() -> None:
     path = tools[sys.argv[1]]
     # mmdet knows steps that load by their class, and this one takes its step's place
     utils.LoadImageFromFile = LoadImageFromFile
+    plt.subplots = subplots
     sys.argv = [str(path), *sys.argv[2:]]
     runpy.run_path(str(path), run_name="__main__")
 
