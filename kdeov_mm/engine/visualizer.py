@@ -9,7 +9,7 @@ from matplotlib.font_manager import FontProperties
 from mmdet.registry import VISUALIZERS
 from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
-from mmengine.structures import PixelData
+from mmengine.structures import InstanceData, PixelData
 
 from ..inference.drawing import readable
 
@@ -49,6 +49,8 @@ class NamesVisualizer(DetLocalVisualizer):
             )
             data_sample = data_sample.cpu()  # a copy
             for instances in data_sample.values():
+                if "bboxes" not in instances:  # none are ignored, say
+                    continue
                 boxes = getattr(instances.bboxes, "tensor", instances.bboxes)
                 instances.bboxes = boxes * factor
         super().add_datasample(name, image, data_sample, *args, **kwargs)
@@ -67,7 +69,8 @@ class NamesVisualizer(DetLocalVisualizer):
 
 def _has_boxes_alone(sample: DetDataSample) -> bool:
     """Whether all that a sample holds are boxes, without masks."""
-    return all("bboxes" in v and "masks" not in v for v in sample.values())
+    values = sample.values()
+    return all(isinstance(v, InstanceData) and "masks" not in v for v in values)
 
 
 @VISUALIZERS.register_module()
