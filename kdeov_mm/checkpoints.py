@@ -257,8 +257,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         content = CheckpointLoader.load_checkpoint(str(path), "cpu")
         # torch does not compare the checksums of its files
-        if is_zipfile(path) and (part := ZipFile(path).testzip()):
-            raise ValueError(f"the checksum of {part} differs")
+        if is_zipfile(path):
+            with ZipFile(path) as file:
+                part = file.testzip()
+            if part is not None:
+                raise ValueError(f"the checksum of {part} differs")
     except UnpicklingError as error:
         # torch's own message says how to switch its safety off
         reason = what_is(Path(path), error)

@@ -17,6 +17,7 @@ import kdeov_mm  # isort: skip  # noqa: F401  (compat comes before mmdet)
 
 import matplotlib.pyplot as plt
 import mmdet
+import numpy as np
 from mmdet.datasets import utils
 
 from kdeov_mm.border import sentences
@@ -35,7 +36,8 @@ def subplots(*args: Any, figsize: Any = None, dpi: Any = None, **more: Any) -> A
     if figsize is None or max(figsize) * (dpi or 100) <= LARGEST:
         return draw(*args, figsize=figsize, dpi=dpi, **more)
     figure, axes = draw(*args, figsize=figsize, dpi=LARGEST / max(figsize), **more)
-    axes.text = lambda *_, **__: None
+    for each in np.ravel(axes):
+        each.text = lambda *_, **__: None
     return figure, axes
 
 

@@ -322,14 +322,11 @@ class StoredBatch:
 
     def _mirror(self, boxes: np.ndarray, index: int) -> np.ndarray:
         # twice is as before: the same for boxes to and from the store
-        if not self.mirrored[index]:
-            return boxes
-        width = self.shapes[index][1]
-        beyond = np.array([width, 0, width, 0], np.float32)
-        return beyond + boxes[:, [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32)
+        return mirrored(boxes, self.shapes[index][1]) if self.mirrored[index] else boxes
 
 
-def mirrored(boxes: Tensor, width: int) -> Tensor:
-    """Boxes (n, 4) xyxy of an image mirrored left to right."""
-    x1, y1, x2, y2 = boxes.T
-    return torch.stack([width - x2, y1, width - x1, y2], 1)
+def mirrored(boxes: Any, width: int) -> Any:
+    """Boxes (n, 4) xyxy, an array or a tensor, of an image mirrored left to right."""
+    result = boxes[:, [2, 1, 0, 3]]  # a copy
+    result[:, [0, 2]] = width - result[:, [0, 2]]
+    return result

@@ -277,7 +277,7 @@ class KDEOV:
         if score_threshold is not None:
             cfg.score_thr = _fraction("score_threshold", score_threshold)
         if nms_threshold is not None:
-            _fraction("nms_threshold", nms_threshold)
+            nms_threshold = _fraction("nms_threshold", nms_threshold)
         set_suppression(cfg, nms_threshold, agnostic)
         # a folded detector knows its words, and has no text encoder
         if isinstance(self.model, FoldedDetector):

@@ -40,7 +40,7 @@ class Located(NamedTuple):
         sides: L maps (B, 4, H_l, W_l) of box sides in strides.
         side_logits: L box logits (B, H_l * W_l, 4, R).
         regions: the same for the distillation.
-        unique: L maps (B, 1, H_l, W_l) that one-to-one matching teaches; None without.
+        unique: L logits (B, 1, H_l, W_l) of :class:`Uniqueness`; None without.
     """
 
     embeds: list[Tensor]

@@ -56,8 +56,8 @@ class OVHeadModule(BoxBranches):
         level_scales: each level has a temperature of its own.
         adapter: config of :class:`ClassFiLM`; None leaves the words as they are.
         light: :func:`light_branches` in place of YOLOv8's.
-        one_to_one: a location's :class:`Uniqueness` is added to its logits, for a
-            ``test_cfg`` with ``nms=None``.
+        one_to_one: the logarithm of a location's :class:`Uniqueness` is added to its
+            logits, for a ``test_cfg`` with ``nms=None``.
         prior_words: number of words of the log prior.
         prior_size: image side in pixels of the log prior.
         kwargs: those of ``mmyolo.YOLOv8HeadModule``.

@@ -213,7 +213,6 @@ def test_the_file_says_what_a_client_needs(
         pytest.param("group norm", None, marks=pytest.mark.slow),
         ("group norm, unit length", None),
         pytest.param("group norm, unit length", WORDS, marks=pytest.mark.slow),
-        ("light", WORDS),
         pytest.param("light", None, marks=pytest.mark.slow),
     ],
 )
@@ -227,6 +226,29 @@ def test_other_heads_and_fusions(
     model = build(build_detector, form)
     model.cfg = student.cfg
     assert max(export_onnx(model, tmp_path / "a.onnx", words).values()) < 1e-3
+
+
+def test_a_head_that_suppresses_nothing_has_no_suppression_in_its_file(
+    build_detector: Callable[..., KDEOVDetector], student: KDEOVDetector, tmp_path: Path
+) -> None:
+    model = build(build_detector, "light")
+    model.cfg = student.cfg
+    model.bbox_head.test_cfg.update(LIMITS, nms=None)
+    export_onnx(model, tmp_path / "a.onnx", WORDS, nms=True)
+    nodes = {node.op_type for node in onnx.load(tmp_path / "a.onnx").graph.node}
+    assert "TopK" in nodes and not nodes & {"NonMaxSuppression", "Loop"}
+    images = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        wanted = model.predict(images, samples((64, 96), WORDS))
+    found = open_file(tmp_path / "a.onnx").run(None, dict(images=images.numpy()))
+    boxes, scores, labels, image = map(torch.from_numpy, found)
+    for i, sample in enumerate(wanted):
+        own = sample.pred_instances
+        assert len(own) == (image == i).sum() == LIMITS["max_per_img"]
+        torch.testing.assert_close(scores[image == i], own.scores, atol=1e-5, rtol=0)
+        assert labels[image == i].tolist() == own.labels.tolist()
+        clipped = boxes[image == i].clamp(min=0).minimum(torch.tensor([96, 64] * 2))
+        torch.testing.assert_close(clipped, own.bboxes, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("wrong", [0.1, float("nan")])

@@ -77,17 +77,21 @@ def some_words(number: int) -> tuple[str, ...]:
     return tuple(names[:number])
 
 
-def ours(args: argparse.Namespace, size: str) -> KDEOVDetector:
-    """Our detector for CLIP ViT-B/32, random weights."""
+def our_config(size: str) -> Any:
+    """Our detector for CLIP ViT-B/32, as it is tested."""
     cfg = config(OURS, size)
     cfg.update(teacher=None, distill=None)
-    return built(args, cfg)
+    return cfg
+
+
+def ours(args: argparse.Namespace, size: str) -> KDEOVDetector:
+    """Our detector, random weights."""
+    return built(args, our_config(size))
 
 
 def light(args: argparse.Namespace, size: str) -> KDEOVDetector:
     """The same with a light head, which suppresses nothing."""
-    cfg = config(OURS, size)
-    cfg.update(teacher=None, distill=None)
+    cfg = our_config(size)
     cfg.bbox_head.head_module.update(light=True, one_to_one=True)
     cfg.test_cfg.nms = None
     return built(args, cfg)
