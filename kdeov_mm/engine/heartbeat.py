@@ -1,5 +1,6 @@
 """Processes of a training watch each other: one that stops ends the job."""
 
+import atexit
 import os
 import sys
 import threading
@@ -28,6 +29,7 @@ class HeartbeatHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Begin, once the data are read."""
         self._done = threading.Event()
+        self._thread: threading.Thread | None = None
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return
         shared = dist.distributed_c10d._get_default_store()
@@ -40,11 +42,21 @@ class HeartbeatHook(Hook):
             shared.host, shared.port, is_master=False, timeout=timedelta(seconds=60)
         )
         store = dist.PrefixStore("heartbeat", own)
-        threading.Thread(target=self._watch, args=[store], daemon=True).start()
+        self._thread = threading.Thread(
+            target=self._watch, args=[store], name="heartbeat", daemon=True
+        )
+        self._thread.start()
+        # Python ends a thread that is inside the store by ending the whole process
+        atexit.register(self.after_train)
 
-    def after_train(self, runner: Runner) -> None:
+    def after_train(self, runner: Runner | None = None) -> None:
         """End; the others go on without this process's beats."""
         self._done.set()
+        if self._thread is not None:
+            # the timer ends the job where the store does not answer
+            self._thread.join()
+            self._thread = None
+            atexit.unregister(self.after_train)
 
     def _watch(self, store: dist.Store) -> None:
         rank, others = dist.get_rank(), {*range(dist.get_world_size())}
@@ -76,7 +88,10 @@ class HeartbeatHook(Hook):
             silent = [r for r, (_, then) in seen.items() if now - then >= SILENCE]
             if silent:
                 end_job(silent)
-        store.set(str(rank), str(-(2**40)))
+        try:
+            store.set(str(rank), str(-(2**40)))
+        except RuntimeError:  # the process that had the store has ended before
+            return
 
 
 def end_job(silent: Sequence[int]) -> None:

@@ -12,7 +12,7 @@ from ..apps.test_web import free_port
 from ..conftest import run_env
 
 PROCESS = """
-import sys, time, torch, kdeov_mm
+import sys, threading, time, torch, kdeov_mm
 import torch.distributed as dist
 from kdeov_mm.engine import heartbeat
 heartbeat.BEAT, heartbeat.SILENCE = 0.2, 3.0
@@ -24,18 +24,21 @@ wait = float(sys.argv[1])
 if dist.get_rank() == 0:
     time.sleep(wait)  # as one that validates alone
 dist.barrier()
+if sys.argv[2:] == ["fail"]:
+    raise SystemExit(3)
 hook.after_train(None)
+# one that is inside the store when Python ends is the end of it by SIGABRT
+assert "heartbeat" not in [thread.name for thread in threading.enumerate()]
 print("ended", flush=True)
-time.sleep(1)
 """
 
 
-def start(wait: float) -> list[subprocess.Popen]:
+def start(wait: float, *more: str) -> list[subprocess.Popen]:
     """Two processes, the first of which has the store and keeps the other waiting."""
     env = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), WORLD_SIZE="2")
     return [
         subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(wait)],
+            [sys.executable, "-c", PROCESS, str(wait), *more],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -69,3 +72,10 @@ def test_a_process_that_others_wait_for_does_not() -> None:
     for process in start(8):
         out, err = process.communicate(timeout=120)
         assert (process.returncode, out) == (0, "begun\nended\n"), err[-2000:]
+
+
+@pytest.mark.slow
+def test_an_error_ends_the_thread_too() -> None:
+    for process in start(0, "fail"):
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, out) == (3, "begun\n"), err[-2000:]
