@@ -106,6 +106,18 @@ def difference(a: Any, b: Any, where: str = "") -> list[str]:
     return [] if a == b else [where.removeprefix(".")]
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_cosine_ends_with_the_training(path: Path) -> None:
+    """And says so itself: mmengine's end is that of a training cut short."""
+    cfg = Config.fromfile(path, lazy_import=False)
+    ends = [
+        (s["end"], s["begin"] + s["T_max"])
+        for s in cfg.get("param_scheduler") or []
+        if "T_max" in s
+    ]
+    assert all(end == (cfg.train_cfg.max_iters,) * 2 for end in ends)
+
+
 @pytest.mark.parametrize("world", WHOLE)
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_leaf_of_the_whole_system_changes_what_its_name_says(

@@ -20,6 +20,7 @@ import torch
 from mmdet.registry import HOOKS
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import Runner
 
 from kdeov_mm import KDEOV
@@ -305,6 +306,24 @@ def test_the_first_process_of_any_launcher_is_known(
     assert train.rank() == 0
     monkeypatch.setenv(name, "3")
     assert train.rank() == 3
+
+
+def test_fewer_iterations_than_the_schedule_are_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cfg = Config.fromfile(ROOT / "configs/kdeov/kdeov_n_shapes.py", lazy_import=False)
+    check = tool("train").check_schedule
+    check(cfg)
+    assert capsys.readouterr().err == ""
+    cfg.merge_from_dict({"train_cfg.max_iters": 1})
+    check(cfg)
+    assert "max_iters is 1" in (said := capsys.readouterr().err)
+    assert "for 1600 iterations" in said
+    # one iteration of the warm-up, and no error of the cosine that never comes
+    for kwargs in cfg.param_scheduler:
+        PARAM_SCHEDULERS.build(
+            kwargs | dict(optimizer=torch.optim.SGD([torch.zeros(1)], 0.1))
+        )
 
 
 def test_two_trainings_do_not_share_a_folder(config: Path, tmp_path: Path) -> None:

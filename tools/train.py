@@ -140,12 +140,30 @@ def check_resumable(path: str) -> None:
             )
 
 
+def check_schedule(cfg: Config) -> None:
+    """Say where the learning rate was planned for another number of iterations."""
+    schedulers = cfg.get("param_scheduler")
+    if not isinstance(schedulers, list):
+        return
+    # a warm-up or steps alone end nothing
+    planned = [s["end"] for s in schedulers if {"T_max", "end"} <= {*s}]
+    number = cfg.train_cfg.get("max_iters")
+    if number and planned and number != max(planned):
+        print(
+            f"train.py: train_cfg.max_iters is {number}, and the schedule of the "
+            f"learning rate (param_scheduler) is for {max(planned)} iterations: the "
+            "rate is that of the longer training, or stays where the schedule ends.",
+            file=sys.stderr,
+        )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     with sentences("train.py"):
         with built("--cfg-options"):
             cfg = config_of(args.config, args.cfg_options)
         check_loaders(cfg, "train_dataloader")
+        check_schedule(cfg)
         cfg.work_dir = work_dir_of(args.config, cfg, args.work_dir)
         weights = cfg.get("load_from")
         if weights and "://" not in str(weights):  # mmengine's to fetch

@@ -24,6 +24,7 @@ param_scheduler = [
         type="CosineAnnealingLR",
         by_epoch=False,
         begin=1_000,
+        end=max_iters,
         T_max=max_iters - 1_000,
         eta_min_ratio=0.01,
     ),

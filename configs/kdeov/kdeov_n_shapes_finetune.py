@@ -21,4 +21,4 @@ train_cfg = dict(max_iters=100)
 optim_wrapper = dict(optimizer=dict(lr=0.001))
 param_scheduler = _base_.param_scheduler
 param_scheduler[0].end = param_scheduler[1].begin = 10
-param_scheduler[1].T_max = 90
+param_scheduler[1].T_max, param_scheduler[1].end = 90, 100

@@ -23,4 +23,4 @@ model = dict(
 # half the schedule
 train_cfg = dict(max_iters=800)
 param_scheduler = _base_.param_scheduler
-param_scheduler[1].T_max = 750
+param_scheduler[1].T_max, param_scheduler[1].end = 750, 800

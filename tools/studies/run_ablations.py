@@ -236,6 +236,10 @@ def config_hash(config: Path) -> str:
         content.pop(key, None)
     for key in CHECKS:
         content.get("default_hooks", {}).pop(key, None)
+    # the end of a schedule, which mmengine takes from the number of iterations
+    for scheduler in content.get("param_scheduler") or []:
+        if scheduler.get("end") == scheduler["begin"] + scheduler.get("T_max", -1):
+            del scheduler["end"]
     text = json.dumps(content, sort_keys=True, default=str)
     for new, old in SAME.items():
         text = text.replace(f'"{new}"', f'"{old}"')

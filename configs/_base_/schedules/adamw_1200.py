@@ -9,6 +9,7 @@ param_scheduler = [
         type="CosineAnnealingLR",
         by_epoch=False,
         begin=50,
+        end=max_iters,
         T_max=max_iters - 50,
         eta_min_ratio=0.01,
     ),

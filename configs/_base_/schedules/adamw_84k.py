@@ -16,6 +16,7 @@ param_scheduler = [
         type="CosineAnnealingLR",
         by_epoch=False,
         begin=warmup_iters,
+        end=max_iters,
         T_max=max_iters - warmup_iters,
         eta_min_ratio=0.01,
     ),
