@@ -16,6 +16,7 @@ import importlib.util
 import os
 import pickle
 import sys
+import warnings
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -45,6 +46,7 @@ def _apply_once() -> tuple[str, ...]:
         _fix_checkpoint_types,
         _fix_pkg_resources,
         _fix_amp_on_cpu,
+        _fix_meshgrid_warning,
     )
     return tuple(fix.__name__.removeprefix("_fix_") for fix in fixes if fix())
 
@@ -373,4 +375,20 @@ def _fix_amp_on_cpu() -> bool:
         return False
     # only the assertion of this module asks for it
     wrapper.is_cuda_available = lambda: True  # type: ignore[attr-defined]
+    return True
+
+
+# --------------------------------------------------------------------- meshgrid
+
+
+def _fix_meshgrid_warning() -> bool:
+    """Keep a warning about torch's future out of the first answer of every run.
+
+    Symptom: ``UserWarning: torch.meshgrid: in an upcoming release, it will be required
+    to pass the indexing argument``.
+    Versions: mmdet <= 3.3.0 (``MlvlPointGenerator``) with torch >= 1.10.
+    Link: https://github.com/open-mmlab/mmdetection/pull/8090
+    Delete when: mmdet passes ``indexing``.
+    """
+    warnings.filterwarnings("ignore", r"torch\.meshgrid: in an upcoming", UserWarning)
     return True

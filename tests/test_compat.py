@@ -4,6 +4,7 @@ When a ``test_symptom_*`` fails, a release has made that workaround superfluous:
 it out of ``kdeov_mm/compat.py``.
 """
 
+import inspect
 import json
 import os
 import pickle
@@ -516,3 +517,19 @@ def test_amp_trains_on_cpu_in_bfloat16():
     wrapper.update_params(out.float().sum())
     torch.testing.assert_close(model.weight.detach(), before - 0.1)
     wrapper.load_state_dict(wrapper.state_dict())
+
+
+def test_mmdet_still_calls_meshgrid_the_old_way() -> None:
+    from mmdet.models.task_modules.prior_generators import MlvlPointGenerator
+
+    assert "indexing" not in inspect.getsource(MlvlPointGenerator._meshgrid)
+
+
+def test_the_first_answer_has_no_warning_of_it() -> None:
+    code = """
+import torch, kdeov_mm
+from mmdet.models.task_modules.prior_generators import MlvlPointGenerator
+MlvlPointGenerator([8]).grid_priors([(2, 2)], device="cpu")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
