@@ -106,5 +106,5 @@ def test_the_names_of_the_page_are_addresses_of_the_hub() -> None:
     tool = load_tool("download")
     page = Path(tool.__file__).parents[1] / "configs/yoloworld/README.md"
     names = re.findall(r"^\| `(yolo_world_\S+\.pth)`", page.read_text(), re.M)
-    assert len(names) == 2
+    assert len(names) == 3
     assert all(f"({tool.HUB}{name})" in page.read_text() for name in names)

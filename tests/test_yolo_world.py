@@ -26,6 +26,7 @@ from torch import Tensor
 from kdeov_mm import KDEOV, yolo_world
 from kdeov_mm.checkpoints import load_model
 from kdeov_mm.clip import CLIPTextEncoder
+from kdeov_mm.inference.export import export_onnx
 from kdeov_mm.models import KDEOVDetector, TextEmbeds
 from kdeov_mm.vocabulary import Vocabulary
 
@@ -270,6 +271,16 @@ def test_the_page_takes_a_file_of_theirs_and_names_others_as_the_export_does(
         capsys.readouterr()
         assert web.main([str(file)]) == export.main(given) == 2
         assert capsys.readouterr().err.count(reason) == 2
+
+
+@pytest.mark.slow
+def test_a_file_of_version_1_is_exported_with_words_as_input(tmp_path: Path) -> None:
+    """The words attend to the image, in the graph too; the export compares."""
+    file, out = tmp_path / "yolo_world.pth", tmp_path / "words.onnx"
+    torch.save(theirs("s", "v1", text=True), file)
+    student = KDEOV.from_checkpoint(file).model
+    worst = export_onnx(student, out, size=64)
+    assert worst["scores"] < 1e-3 and worst["boxes"] < 1e-2
 
 
 def hugging_face(state: dict[str, Tensor], sentence: str) -> Tensor:

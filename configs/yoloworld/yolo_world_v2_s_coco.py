@@ -17,13 +17,7 @@ max_iters = 74_000
 train_cfg = dict(max_iters=max_iters)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=1_000),
-    dict(
-        type="CosineAnnealingLR",
-        by_epoch=False,
-        begin=1_000,
-        end=max_iters,
-        T_max=max_iters - 1_000,
-    ),
+    dict(type="CosineAnnealingLR", by_epoch=False, begin=1000, end=74000, T_max=73000),
 ]
 every = dict(vocabulary="all", ann_file="annotations/ov_coco_val_80.json")
 train_dataloader = dict(

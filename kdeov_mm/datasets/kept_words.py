@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert, box_iou
 
+from ..vocabulary import clean_name
+
 
 def with_found(
     own: Mapping[str, Any],
@@ -21,7 +23,7 @@ def with_found(
         own: COCO-format annotations. Their boxes stay, and cover what the student finds
             at the same place.
         found: ``detections.json`` of ``tools/detect.py`` in the same images, by their
-            file names.
+            file names. Names that differ in case or underscores are one word.
         threshold: boxes of lower scores are left out.
         iou: so are those that overlap an own box more.
 
@@ -40,13 +42,13 @@ def with_found(
             f"e.g. {missing[0]}: run tools/detect.py on their folder."
         )
     # a number for each word: that of the own category of this name, or a new one
-    ids = {category["name"]: category["id"] for category in own["categories"]}
+    ids = {_word(category): category["id"] for category in own["categories"]}
     categories = [dict(category) for category in own["categories"]]
     for category in found["categories"]:
-        if category["name"] not in ids:
-            ids[category["name"]] = max(ids.values()) + 1
-            categories.append(dict(id=ids[category["name"]], name=category["name"]))
-    names = {category["id"]: category["name"] for category in found["categories"]}
+        if _word(category) not in ids:
+            ids[_word(category)] = max(ids.values()) + 1
+            categories.append(dict(id=ids[_word(category)], name=category["name"]))
+    names = {category["id"]: _word(category) for category in found["categories"]}
     boxes = [dict(box) for box in own["annotations"]]
     last = max((box["id"] for box in boxes), default=0)
     for image, box in _uncovered(own, found, looked, threshold, iou):
@@ -81,6 +83,11 @@ def _uncovered(
         for box, free in zip(new, (overlap <= iou).all(1).tolist()):
             if free:
                 yield image["id"], box
+
+
+def _word(category: Mapping[str, Any]) -> str:
+    """What a CLIP reads of a category's name, or nearly so."""
+    return clean_name(category["name"]).casefold()
 
 
 def _corners(boxes: list[dict[str, Any]]) -> Tensor:

@@ -15,7 +15,7 @@ def own() -> dict:
     return dict(
         images=[dict(id=3, file_name="a.jpg"), dict(id=4, file_name="b.jpg")],
         annotations=[box],
-        categories=[dict(id=2, name="robot")],
+        categories=[dict(id=2, name="toy robot")],
     )
 
 
@@ -32,7 +32,7 @@ def found() -> dict:
         annotations=[
             dict(image_id=i, category_id=c, bbox=b, score=s) for i, c, b, s in boxes
         ],
-        categories=[dict(id=1, name="cat"), dict(id=2, name="robot")],
+        categories=[dict(id=1, name="cat"), dict(id=2, name="Toy_Robot")],
     )
 
 
@@ -41,13 +41,13 @@ def test_own_boxes_stay_and_cover_what_is_found_there() -> None:
     content, number = with_found(given, found())
     assert given == own()  # unchanged
     assert number == 2 and content["annotations"][0] == given["annotations"][0]
-    assert [c["name"] for c in content["categories"]] == ["robot", "cat"]
+    assert [c["name"] for c in content["categories"]] == ["toy robot", "cat"]
     names = {c["id"]: c["name"] for c in content["categories"]}
     added = [(b["image_id"], names[b["category_id"]], b["bbox"], b["area"])
              for b in content["annotations"][1:]]  # fmt: skip
     assert added == [
         (3, "cat", [30, 5, 10, 20], 200),
-        (4, "robot", [1, 0, 10, 10], 100),
+        (4, "toy robot", [1, 0, 10, 10], 100),
     ]
     assert len({b["id"] for b in content["annotations"]}) == 3
 
