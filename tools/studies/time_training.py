@@ -5,10 +5,13 @@
 
 Makes a stand-in for COCO, and times plain YOLOv8-n, ours without and with the live
 teacher (ViT-B/32, random weights), for each batch size and, on a GPU, with and without
-AMP; then the data loading of one worker. All models see one fixed batch.
+AMP; then the data loading of one worker. On the built-in world, 16 images of 160 px:
+plain YOLOv8-n, the demo, and the demo with a store in place of its teacher, which has
+the crops at the labelled boxes alone. All models of a data set see one fixed batch.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
@@ -20,7 +23,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from mmdet.registry import MODELS
+from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
@@ -31,11 +34,15 @@ from torch.profiler import ProfilerActivity, profile
 from benchmark_models import picture
 from benchmark_parts import save_tower
 from kdeov_mm.datasets import OVCocoDataset
+from kdeov_mm.datasets.shapes_files import write_world
+from kdeov_mm.engine.fill_store import fill_store
 from pages import ROOT, write_json
 
 OURS = "configs/kdeov/kdeov_n_ovcoco.py"
 PLAIN = "configs/_base_/models/yolov8_n.py"
+DEMO = "configs/kdeov/kdeov_n_shapes.py"
 KINDS = ("plain", "no teacher", "live teacher")
+DEMO_KINDS = ("demo, plain", "demo", "demo, cached teacher")
 # operators after which the host knows a value of the device
 STOPS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select")
 
@@ -48,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=640, help="side of the inputs")
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--steps", type=int, default=10, help="that are timed")
-    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
+    kinds = (*KINDS, *DEMO_KINDS)
+    parser.add_argument("--kinds", nargs="+", default=kinds, choices=kinds)
     parser.add_argument("--images", type=int, default=128, help="of the stand-in")
     parser.add_argument("--out", type=Path, help="a JSON file")
     args = parser.parse_args(argv)
@@ -68,20 +76,28 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     cfg = config_of(args, folder)
     report: dict[str, Any] = dict(device=args.device, torch=torch.__version__, steps=[])
     report["loading"] = time_loading(cfg)
-    loader = dict(
-        cfg.train_dataloader,
-        batch_size=max(args.batches),
-        num_workers=0,
-        persistent_workers=False,
-    )
-    data = next(iter(Runner.build_dataloader(loader, seed=0)))
-    for kind in args.kinds:
-        for amp in (False, True) if args.device != "cpu" else (False,):
-            for batch in args.batches:
-                part = {key: values[:batch] for key, values in data.items()}
-                figures = time_step(kind, cfg, part, amp, args)
-                report["steps"].append(dict(kind=kind, amp=amp, batch=batch, **figures))
+    data = batch_of(cfg, max(args.batches))
+    precisions = (False, True) if args.device != "cpu" else (False,)
+    for kind, amp in itertools.product(args.kinds, precisions):
+        if kind in DEMO_KINDS:
+            world = demo_config_of(kind, folder)
+            parts = [batch_of(world, 16)]
+        else:
+            world = cfg
+            parts = [{k: v[:batch] for k, v in data.items()} for batch in args.batches]
+        for part in parts:
+            figures = time_step(kind, world, part, amp, args)
+            batch = len(part["inputs"])
+            report["steps"].append(dict(kind=kind, amp=amp, batch=batch, **figures))
     return report
+
+
+def batch_of(cfg: Config, size: int) -> dict[str, Any]:
+    """The first batch of a training."""
+    loader = dict(
+        cfg.train_dataloader, batch_size=size, num_workers=0, persistent_workers=False
+    )
+    return next(iter(Runner.build_dataloader(loader, seed=0)))
 
 
 def make_stand_in(folder: Path, number: int) -> None:
@@ -134,6 +150,19 @@ def config_of(args: argparse.Namespace, folder: Path) -> Config:
     return cfg
 
 
+def demo_config_of(kind: str, folder: Path) -> Config:
+    """The demo on a small world of its own; with a store, filled, where asked for."""
+    write_world(folder / "shapes", num_train=32, num_val=1)
+    cfg = Config.fromfile(str(ROOT / DEMO), lazy_import=False)
+    cfg.train_dataloader.dataset.data_root = f"{folder}/shapes/"
+    if kind == "demo, cached teacher":
+        store = f"{folder}/embeddings"
+        cfg.model.teacher.update(type="CachedTeacher", store=store)
+        cfg.model.distill.region.sources = ("truth",)
+        fill_store(cfg)
+    return cfg
+
+
 def time_loading(cfg: Config, batches: int = 6) -> dict[str, float]:
     """Images per second of one worker."""
     loader = dict(cfg.train_dataloader, num_workers=1, batch_size=16)
@@ -151,12 +180,15 @@ def time_step(
     """Milliseconds of a step (the median), and what a profile of one shows."""
     torch.manual_seed(0)
     model_cfg = cfg.model.copy()
-    if kind == "plain":
+    if kind.endswith("plain"):
         model_cfg = Config.fromfile(str(ROOT / PLAIN), lazy_import=False).model
     elif kind == "no teacher":
         model_cfg.update(teacher=None, distill=None, global_head=None)
     model = MODELS.build(model_cfg)
     model.init_weights()
+    if kind == "demo, cached teacher":
+        dataset = DATASETS.build(cfg.train_dataloader.dataset)
+        model.teacher.admit(dataset, model.distill_heads, model.data_preprocessor)
     model.to(args.device).train()
     optim = cfg.optim_wrapper.copy()
     if amp:
@@ -167,6 +199,9 @@ def time_step(
     def step() -> float:
         # a step changes its samples
         samples = [sample.clone() for sample in data["data_samples"]]
+        if kind.endswith("plain"):  # it has 80 classes
+            for sample in samples:
+                sample.gt_instances.labels %= 80
         start = time.perf_counter()
         model.train_step(dict(inputs=data["inputs"], data_samples=samples), wrapper)
         if gpu:
