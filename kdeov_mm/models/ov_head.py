@@ -275,7 +275,7 @@ class OVHead(YOLOv8Head):
             )
         # else image by image, words in parts
         decoded, results = self.decode(boxes[0]), []
-        shapes = [tuple(h.shape[2:]) for h in hidden]
+        shapes = [(h.shape[2], h.shape[3]) for h in hidden]
         for i, meta in enumerate(metas):
             rows = [h[i].flatten(1).T for h in hidden]  # (C, H, W) -> (H*W, C)
             its = [layer.of(i) for layer in layers]
@@ -320,7 +320,7 @@ class OVHead(YOLOv8Head):
             )
         # scores above the threshold first, then suppression of the best boxes
         boxes = self.decode(bbox_preds)
-        shapes = [tuple(scores.shape[2:]) for scores in cls_scores]
+        shapes = [(s.shape[2], s.shape[3]) for s in cls_scores]
         results = []
         for i, meta in enumerate(metas):
             rows = [scores[i].permute(1, 2, 0).flatten(0, 1) for scores in cls_scores]

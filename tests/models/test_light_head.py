@@ -108,7 +108,7 @@ def test_the_interface_takes_it(
     (got,) = detector.open_vocabulary_detect(noise, WORDS, 0.1, 0.5, agnostic=agnostic)
     overlap = box_iou(got["boxes"], got["boxes"]).fill_diagonal_(0)
     # a location has a box for each word, or one
-    assert len(got["boxes"]) > 10 and bool(overlap.max() < 0.99) is agnostic
+    assert len(got["boxes"]) > 2 and bool(overlap.max() < 0.99) is agnostic
     assert model.bbox_head.test_cfg.nms is None
 
 
