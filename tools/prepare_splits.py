@@ -44,7 +44,7 @@ def annotations_module() -> Any:
     return module
 
 
-box_fault = annotations_module().box_fault
+annotations = annotations_module()
 
 
 class Split(NamedTuple):
@@ -237,7 +237,10 @@ def read_records(path: Path, key: str, **known: Container[int]) -> Iterator[Reco
         if lacking := [n for n in ("id", *known) if type(fields.get(n)) is not int]:
             reason = f"one of its {key!r} has no whole number {lacking[0]!r}, only "
             raise refusal(path, f"{reason}{list(fields)}")
-        if key == "annotations" and (fault := box_fault(record.get("bbox"))):
+        if key == "images" and (fault := annotations.image_fault(record)):
+            raise refusal(path, f"image {record['id']} has {fault}")
+        box = record.get("bbox")
+        if key == "annotations" and (fault := annotations.box_fault(box)):
             reason = f"annotation {record['id']} has no box x, y, width, height"
             raise refusal(path, f"{reason}: {fault}")
         if unknown := [n for n in known if record[n] not in known[n]]:

@@ -219,20 +219,11 @@ class AnnotationFile:
             concerned = [n for n in names if n in {*twice}]
             self._refuse_some(concerned, len(names), what, twice[0])
         for image in images:
+            if fault := image_fault(image):
+                self._refuse(f"image {image['id']} has {fault}")
+            # tools that do not know a size write 0, or nothing
             for side in ("width", "height"):
-                value = image.get(side)
-                # tools that do not know a size write 0, or nothing
-                if value is None or (value == 0 and type(value) in NUMBERS):
-                    image[side] = None
-                elif type(value) not in NUMBERS or not (
-                    0 < value <= LARGEST and value == int(value)
-                ):
-                    self._refuse(
-                        f"image {image['id']} has a {side} that is no number of "
-                        f"pixels: {value!r}"
-                    )
-                else:
-                    image[side] = int(value)
+                image[side] = int(image.get(side) or 0) or None
 
     def _check_categories(self, categories: list[Record]) -> None:
         """Each has a name; of two with the same, one without any box is dropped."""
@@ -531,6 +522,21 @@ def box_fault(box: Any) -> str | None:
         return f"{wrong[0]!r} is no number"
     if wrong := [v for v in box if not abs(v) <= LARGEST]:
         return f"{wrong[0]} is no place on an image"
+    return None
+
+
+def image_fault(image: Record) -> str | None:
+    """Why a record is not one of an image; None where it is. A size may be missing."""
+    if not _file_of(image):
+        return "no text as its 'file_name'"
+    for side in ("width", "height"):
+        value = image.get(side)
+        if value is None:
+            continue
+        if type(value) not in NUMBERS or not (
+            0 <= value <= LARGEST and value == int(value)
+        ):
+            return f"a {side} that is no number of pixels: {value!r}"
     return None
 
 

@@ -234,7 +234,7 @@ class KDEOV:
             names: K words; a tuple of words are synonyms.
             score_threshold: boxes below are left out, in [0, 1].
             nms_threshold: of boxes of a class that overlap more (IoU), the best stays.
-                Where a ``test_cfg`` has ``nms=None`` (one-to-one heads) nothing is
+                Where a ``test_cfg`` has ``nms=None`` (peaks of the scores) nothing is
                 suppressed, unless ``agnostic`` is asked for.
             agnostic: of boxes of all classes: an object gets its best word alone.
             class_names: another name of ``names``, the original KDEOV's.

@@ -43,6 +43,7 @@ from ..models.postprocess import (
     is_simple,
     least_logit,
     max_boxes,
+    peaks,
     rescaled,
     set_suppression,
     suppresses,
@@ -150,11 +151,19 @@ best_of_each (
 
 
 class Graph(nn.Module):
-    """What is exported: images [and text embeddings] -> all boxes and scores."""
+    """What is exported: images [and text embeddings] -> all boxes and scores.
 
-    def __init__(self, detector: KDEOVDetector | FoldedDetector) -> None:
+    Args:
+        detector: whose graph it is.
+        one_each: scores are 0 but for those of :func:`peaks`.
+    """
+
+    def __init__(
+        self, detector: KDEOVDetector | FoldedDetector, one_each: bool = False
+    ) -> None:
         super().__init__()
         self.detector = detector
+        self.one_each = one_each
 
     def forward(
         self, images: Tensor, vectors: Tensor | None = None, owner: Tensor | None = None
@@ -165,6 +174,11 @@ class Graph(nn.Module):
             text = TextEmbeds(vectors, owner)
             feats = HeadInput(self.detector.fused(feats, text), text)
         logits, sides = self.detector.bbox_head(feats)
+        if self.one_each:
+            kept = peaks([level.amax(1, keepdim=True) for level in logits])
+            logits = [
+                level.masked_fill(~its, -torch.inf) for level, its in zip(logits, kept)
+            ]
         scores = torch.cat([level.flatten(2) for level in logits], 2).sigmoid()
         return self.detector.bbox_head.decode(sides), scores
 
@@ -238,17 +252,18 @@ def export_onnx(
     vocabulary = None if words is None else as_vocabulary(words)
     if detector.training or next(detector.parameters()).device.type != "cpu":
         detector = copy.deepcopy(detector).cpu().eval()
+    one_each = not suppresses(test_cfg)
     # the graph, traced with images and, where they are an input, vectors of any words
     sample = [torch.rand(2, 3, 96, 128)]
     if vocabulary is None:
-        graph = Graph(fuse_before_words(copy.deepcopy(detector)))
+        graph = Graph(fuse_before_words(copy.deepcopy(detector)), one_each)
         sample.append(random_vectors(detector, 7))
     else:
-        graph = Graph(detector.fold(vocabulary))
+        graph = Graph(detector.fold(vocabulary), one_each)
     fix_padding(graph)
     file = graph_to_onnx(graph, sample)
     # nothing is written that says something else than PyTorch
-    worst = _check(file, detector, vocabulary)
+    worst = _check(file, detector, vocabulary, one_each)
     if nms:
         file = with_suppression(file, test_cfg)
     suppression = _suppression_of(test_cfg, nms)
@@ -332,13 +347,13 @@ def session_of(file: str | bytes) -> Any:
 
 
 def _check(
-    file: Any, detector: KDEOVDetector, vocabulary: Vocabulary | None
+    file: Any, detector: KDEOVDetector, vocabulary: Vocabulary | None, one_each: bool
 ) -> dict[str, float]:
     """Differences of the file to the detector, at several sizes, batches and words."""
     # one image and a batch of three, sizes and words other than in the trace
     session = session_of(file.SerializeToString())
     # norms fused into convolutions: the same function, in another order of rounding
-    rounded = Graph(fuse_conv_bn(copy.deepcopy(detector)))
+    rounded = Graph(fuse_conv_bn(copy.deepcopy(detector)), one_each)
     worst, noise = dict(boxes=0.0, scores=0.0), dict(boxes=0.0, scores=0.0)
     for shape, number in (((1, 3, 160, 160), 1), ((3, 3, 64, 224), 33)):
         torch.manual_seed(number)
@@ -350,7 +365,7 @@ def _check(
         else:
             text = detector.embed(vocabulary)
         with torch.no_grad():
-            expected = Graph(detector)(images, *text)
+            expected = Graph(detector, one_each)(images, *text)
             others = rounded(images, *text)
         said = session.run(None, feed)
         for key, one, other, fused in zip(worst, expected, said, others):

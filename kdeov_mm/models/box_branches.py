@@ -84,36 +84,3 @@ def light_branches(head: Any) -> tuple[Any, Any]:
             )
         )
     return classes, boxes
-
-
-class Uniqueness(nn.Sequential):
-    """Whether a location is the best one of its object, so that each has one box.
-
-    Its logarithm is added to the logits of all words. It learns what suppression would
-    do, behind the class branch and without a gradient into it: of the locations whose
-    boxes cover an object, the one with the best score stays, whatever the class. So
-    nothing has to be suppressed, and embeddings remain free of it (the idea of Zhou et
-    al., "Object Detection Made Simpler by Eliminating Heuristic NMS", 2021; theirs also
-    learns the background).
-
-    Args:
-        channels: C, of the class branch.
-        width: channels of its own layers.
-        style: ``norm_cfg`` and ``act_cfg``.
-    """
-
-    def __init__(self, channels: int, width: int = 32, **style: Any) -> None:
-        # at first all locations are alike
-        last = nn.Conv2d(width, 1, 3, padding=1)
-        for parameter in last.parameters():
-            nn.init.zeros_(parameter)
-        super().__init__(
-            ConvModule(channels + 4, width, 1, **style),
-            DepthwiseSeparableConvModule(width, width, 3, padding=1, **style),
-            last,
-        )
-
-    def forward(self, hidden: Tensor, sides: Tensor) -> Tensor:  # type: ignore[override]
-        """(B, C, H, W) and box sides (B, 4, H, W) in strides -> logits (B, 1, H, W)."""
-        maps = torch.cat([hidden, sides.to(hidden.dtype)], 1)
-        return super().forward(maps.detach())

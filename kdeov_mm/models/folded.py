@@ -5,8 +5,6 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from mmcv.cnn.utils import fuse_conv_bn
 from mmdet.models.detectors import SingleStageDetector
 from mmdet.models.detectors.base import BaseDetector
@@ -17,8 +15,7 @@ from torch import Tensor, nn
 
 from ..vocabulary import Words
 from .box_branches import BoxBranches
-from .folding import DividedByLength, FoldedLevel
-from .ov_head_module import uniqueness
+from .folding import FoldedLevel
 from .pixels import as_if_alone
 from .postprocess import CandidateLocations, SplitOutput, describe
 from .text_classifier import Linear1x1
@@ -49,7 +46,6 @@ class FoldedHeadModule(BoxBranches):
             nn.ModuleList(b[:-1] for b in head.cls_preds)
         )
         self.reg_preds = head.folded_boxes()
-        self.unique = copy.deepcopy(head.unique)
         self.depth = len(head.cls_preds[0]) - 1  # layers before the words
         self.to(head.classifier.logit_scale.dtype).eval()
 
@@ -77,49 +73,26 @@ class FoldedHeadModule(BoxBranches):
         ends = [branch[-1] for branch in self.cls_preds]
         return [Linear1x1(end.weight[..., 0, 0], end.bias) for end in ends]
 
-    def _split(
-        self, hidden: list[Tensor], sides: list[Tensor]
-    ) -> tuple[list[Tensor], list[Linear1x1]]:
+    def _split(self, hidden: list[Tensor]) -> tuple[list[Tensor], list[Linear1x1]]:
         """What is multiplied at each level, and the last products."""
-        found = uniqueness(self, hidden, sides)
-        unique = [F.logsigmoid(u) for u in found] if found else [None] * len(hidden)
         ends = [branch[self.depth :] for branch in self.cls_preds]
         # maps that depend on the image, or convolutions
         if isinstance(ends[0][-1], FoldedLevel):
-            pairs = zip(ends, hidden, unique)
-            levels = [end[-1].split(feats, more) for end, feats, more in pairs]
+            levels = [end[-1].split(feats) for end, feats in zip(ends, hidden)]
             return [scaled for scaled, _ in levels], [layer for _, layer in levels]
-        scaled = [_before_words(*each) for each in zip(ends, hidden, unique)]
-        return scaled, self.layers
+        return [end[:-1](feats) for end, feats in zip(ends, hidden)], self.layers
 
     def split_last(self, feats: Sequence[Tensor]) -> SplitOutput:
         """As :meth:`OVHeadModule.split_last`, from feature maps alone."""
         # YOLOv8's forward, up to what depends on the words
         trunks = [branch[: self.depth] for branch in self.cls_preds]
         hidden, *boxes = multi_apply(self.forward_single, feats, trunks, self.reg_preds)
-        return SplitOutput(*self._split(hidden, boxes[0]), self.owner, boxes)
+        return SplitOutput(*self._split(hidden), self.owner, boxes)
 
     def forward(self, feats: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
         """Feature maps -> logits (B, K, H_l, W_l) and box sides, for each level."""
         output = self.split_last(feats)
         return output.logits(self.num_classes), *output.boxes
-
-
-def _before_words(end: nn.Sequential, feats: Tensor, unique: Tensor | None) -> Tensor:
-    """What the last convolution of a branch is given.
-
-    Args:
-        end: what follows the trunk.
-        feats: of the trunk, (B, C, H, W).
-        unique: (B, 1, H, W), the last channel; None for none.
-    """
-    before = end[:-1]
-    if unique is None:
-        return before(feats)
-    # one copy for both
-    if len(before) and isinstance(before[0], DividedByLength):
-        return before[0](feats, unique)
-    return torch.cat([before(feats), unique], 1)
 
 
 class FoldedDetector(SingleStageDetector):

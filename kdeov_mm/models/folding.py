@@ -58,15 +58,9 @@ def unit_kernel(
     return Linear1x1(torch.cat([weight @ matrix, last], -1), words.bias.float())
 
 
-def _with_ones(
-    feats: Tensor, inverse: Tensor, ones: int = 1, more: Tensor | None = None
-) -> Tensor:
-    """(B, C, H, W), (B, 1, H, W) -> (B, C + ones, H, W): feats and ones, times that.
-
-    And ``more`` (B, 1, H, W) as it is, behind them.
-    """
-    inverse, scaled = inverse.expand(-1, ones, -1, -1), feats * inverse
-    maps = [scaled, inverse, *([] if more is None else [more])]
+def _with_ones(feats: Tensor, inverse: Tensor, ones: int = 1) -> Tensor:
+    """(B, C, H, W), (B, 1, H, W) -> (B, C + ones, H, W): feats and ones, times that."""
+    maps = [feats * inverse, inverse.expand(-1, ones, -1, -1)]
     if torch.compiler.is_exporting():
         return torch.cat(maps, 1)
     # in channels-last memory, which the product needs to be fast
@@ -100,14 +94,12 @@ class DividedByLength(nn.Module):
     Args:
         matrix: A, (D, C).
         shift: c, (D,).
-        more: channels that :meth:`forward` is given besides.
     """
 
-    block = 16  # processors divide channels into blocks of that many
+    ones = 16  # processors divide channels into blocks of that many
 
-    def __init__(self, matrix: Tensor, shift: Tensor, more: int = 0) -> None:
+    def __init__(self, matrix: Tensor, shift: Tensor) -> None:
         super().__init__()
-        self.ones = self.block - more
         channels = matrix.shape[1]
         factor = torch.linalg.qr(torch.cat([matrix, shift[:, None]], 1), mode="r").R
         self.factor = nn.Conv2d(channels, min(channels, len(factor)), 1)
@@ -116,12 +108,12 @@ class DividedByLength(nn.Module):
         self.factor.bias = nn.Parameter(rows[:, -1].contiguous())
         self.rest = nn.Parameter(factor[channels:, -1].square().sum())
 
-    def forward(self, feats: Tensor, more: Tensor | None = None) -> Tensor:
-        """Divide; ``more`` (B, 1, H, W) comes behind, as it is."""
+    def forward(self, feats: Tensor) -> Tensor:
+        """Divide."""
         square = self.factor(feats).float().square().sum(1, keepdim=True) + self.rest
         # as torch's normalize, nothing is divided by less than 1e-12
         inverse = square.clamp(min=1e-24).rsqrt().to(feats.dtype)
-        return _with_ones(feats, inverse, self.ones, more)
+        return _with_ones(feats, inverse, self.ones)
 
 
 class FoldedLevel(nn.Module):
@@ -129,8 +121,7 @@ class FoldedLevel(nn.Module):
 
     Args:
         projection: of the level; it is kept.
-        words: of embeddings, a convolution from D to K channels, or from D + 1, the
-            last of which is added to all words.
+        words: of embeddings, a convolution from D to K channels.
         unit: see :func:`fold_level`.
     """
 
@@ -153,17 +144,10 @@ class FoldedLevel(nn.Module):
         assert self.words.bias is not None
         return self.words.bias
 
-    def split(
-        self, feats: Tensor, more: Tensor | None = None
-    ) -> tuple[Tensor, Linear1x1]:
-        """As :func:`fold_level`; ``more`` (B, 1, H, W) is added to all words."""
-        weight = self.words.weight[..., 0, 0]
-        if more is None:
-            words = Linear1x1(weight, self.bias)
-            return fold_level(self.projection, feats, words, self.unit)
-        words = Linear1x1(weight[:, :-1], self.bias)
-        scaled, layer = fold_level(self.projection, feats, words, self.unit)
-        return torch.cat([scaled, more], 1), layer.with_sum()
+    def split(self, feats: Tensor) -> tuple[Tensor, Linear1x1]:
+        """As :func:`fold_level`."""
+        words = Linear1x1(self.words.weight[..., 0, 0], self.bias)
+        return fold_level(self.projection, feats, words, self.unit)
 
     def forward(self, feats: Tensor) -> Tensor:
         """Score."""

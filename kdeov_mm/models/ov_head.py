@@ -5,11 +5,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from mmdet.models.utils import unpack_gt_instances
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
-from mmdet.structures.bbox import bbox_overlaps
 from mmengine.structures import InstanceData
 from mmyolo.models.dense_heads import YOLOv8Head
 from torch import Tensor
@@ -17,7 +15,6 @@ from torch import Tensor
 from .box_branches import without_autocast
 from .distill.base import RegionEmbeds, joint_total
 from .distill.regions import padded
-from .ov_head_module import uniqueness
 from .postprocess import (
     PART,
     CandidateLocations,
@@ -29,8 +26,6 @@ from .postprocess import (
     score_in_parts,
 )
 
-SAME_OBJECT = 0.5  # IoU from which on a location's box is one of an object
-
 
 class Located(NamedTuple):
     """The locations of a batch, of L levels.
@@ -40,14 +35,12 @@ class Located(NamedTuple):
         sides: L maps (B, 4, H_l, W_l) of box sides in strides.
         side_logits: L box logits (B, H_l * W_l, 4, R).
         regions: the same for the distillation.
-        unique: L logits (B, 1, H_l, W_l) of :class:`Uniqueness`; None without.
     """
 
     embeds: list[Tensor]
     sides: list[Tensor]
     side_logits: list[Tensor]
     regions: RegionEmbeds
-    unique: list[Tensor] | None = None
 
 
 @MODELS.register_module()
@@ -82,8 +75,6 @@ class OVHead(YOLOv8Head):
         self.supervised = supervised
         # distributed training waits for ever for a parameter without a gradient
         if not supervised:
-            if self.head_module.unique is not None:
-                self.head_module.unique.requires_grad_(False)
             self.head_module.classifier.requires_grad_(False)
             self.head_module.reg_preds.requires_grad_(False)
 
@@ -92,8 +83,7 @@ class OVHead(YOLOv8Head):
         hidden, sides, side_logits = self.head_module.trunk(feats)
         embeds = self.head_module.project(hidden)
         regions = self._regions(embeds, sides, side_logits)
-        unique = uniqueness(self.head_module, hidden, sides)
-        return Located(embeds, sides, side_logits, regions, unique)
+        return Located(embeds, sides, side_logits, regions)
 
     def losses(
         self, located: Located, vectors: Tensor, samples: SampleList
@@ -119,7 +109,6 @@ class OVHead(YOLOv8Head):
             metas,
             ignored,
             located.regions.unlabelled,
-            located.unique,
         )
 
     def loss_by_feat(
@@ -131,7 +120,6 @@ class OVHead(YOLOv8Head):
         batch_img_metas: Sequence[dict[str, Any]],
         batch_gt_instances_ignore: Any = None,
         unlabelled: Tensor | None = None,
-        unique: Sequence[Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """The losses of the parent, in float32, over the joint batch.
 
@@ -151,7 +139,6 @@ class OVHead(YOLOv8Head):
                 :meth:`losses`.
             batch_gt_instances_ignore: not used, as in the parent.
             unlabelled: (B, N) bool, see :class:`RegionEmbeds`; None for no locations.
-            unique: L maps (B, 1, H_l, W_l), see :class:`Uniqueness`; or None.
         """
         with without_autocast(cls_scores[0].device):
             # (B, N, K), (B, N, 4, R), and centres and strides (N, 4)
@@ -164,49 +151,7 @@ class OVHead(YOLOv8Head):
             loss_cls, total = self._class_loss(*args)
             most = sum(map(len, batch_gt_instances)) * self.assigner.topk
             losses = self._box_losses(boxes, distances, points, target, total, most)
-            if unique is not None:
-                chosen = _flatten(unique)[..., 0].float()
-                said = chosen, logits.detach(), boxes.detach(), points
-                losses["loss_unique"] = self._unique_loss(*said, batch_gt_instances)
         return dict(loss_cls=loss_cls, **losses)
-
-    def _unique_loss(
-        self,
-        unique: Tensor,
-        logits: Tensor,
-        boxes: Tensor,
-        points: Tensor,
-        truth: Sequence[InstanceData],
-    ) -> Tensor:
-        """Cross-entropy of the best location of each object against its others.
-
-        Locations that cover no labelled object are left out: of an object without a
-        label nothing is learnt, and the class scores say what is background.
-
-        Args:
-            unique: logits (B, N).
-            logits: of words, (B, N, K).
-            boxes: (B, N, 4).
-            points: centres and strides (N, 4).
-            truth: boxes and labels of the images.
-        """
-        labels, its = _side_by_side(truth, boxes.device)
-        near = bbox_overlaps(its, boxes) > SAME_OBJECT  # (B, G, N)
-        # of the cells that an object's centre is in, one of each level, that with the
-        # best score of its word
-        centre = (its[..., :2] + its[..., 2:]) / 2
-        away = (centre[:, :, None] - points[:, :2]).abs() * 2  # (B, G, N, 2)
-        cells = (away <= points[:, 2:]).all(3) & (its.sum(2, keepdim=True) > 0)
-        index = labels[..., None].expand_as(near)
-        scores = logits.transpose(1, 2).gather(1, index)
-        scores = scores.masked_fill(~cells, -torch.inf)
-        best = F.one_hot(scores.argmax(2), near.shape[2]).bool() & cells
-        around = (near | best).any(1)
-        loss = F.binary_cross_entropy_with_logits(
-            unique, best.any(1).to(unique), reduction="none"
-        )
-        total, processes = joint_total(best.any(1).sum().to(unique))
-        return (loss * around).sum() / (total.clamp(min=1) / processes)
 
     def _class_loss(
         self,
@@ -330,12 +275,14 @@ class OVHead(YOLOv8Head):
             )
         # else image by image, words in parts
         decoded, results = self.decode(boxes[0]), []
+        shapes = [(h.shape[2], h.shape[3]) for h in hidden]
         for i, meta in enumerate(metas):
             rows = [h[i].flatten(1).T for h in hidden]  # (C, H, W) -> (H*W, C)
             its = [layer.of(i) for layer in layers]
             where = None if candidates is None else candidates(rows, its)
             scored = score_in_parts(rows, its, owner, where, cfg)
-            results.append(best_boxes(scored, decoded[i], meta, cfg, rescale))
+            found = best_boxes(scored, decoded[i], meta, cfg, rescale, shapes)
+            results.append(found)
         return results
 
     def predict_by_feat(
@@ -373,11 +320,13 @@ class OVHead(YOLOv8Head):
             )
         # scores above the threshold first, then suppression of the best boxes
         boxes = self.decode(bbox_preds)
+        shapes = [(s.shape[2], s.shape[3]) for s in cls_scores]
         results = []
         for i, meta in enumerate(metas):
             rows = [scores[i].permute(1, 2, 0).flatten(0, 1) for scores in cls_scores]
             scored = above(rows, least_logit(cfg), max_boxes(cfg))
-            results.append(best_boxes(scored, boxes[i], meta, cfg, rescale))
+            found = best_boxes(scored, boxes[i], meta, cfg, rescale, shapes)
+            results.append(found)
         return results
 
     def decode(self, sides: Sequence[Tensor]) -> Tensor:

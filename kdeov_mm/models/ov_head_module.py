@@ -11,7 +11,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from .box_branches import BoxBranches, Uniqueness, light_branches, without_autocast
+from .box_branches import BoxBranches, light_branches, without_autocast
 from .folding import DividedByLength, FoldedLevel, fold_level, unit_kernel
 from .postprocess import SplitOutput
 from .projection import SpatialProjection
@@ -56,8 +56,6 @@ class OVHeadModule(BoxBranches):
         level_scales: each level has a temperature of its own.
         adapter: config of :class:`ClassFiLM`; None leaves the words as they are.
         light: :func:`light_branches` in place of YOLOv8's.
-        one_to_one: the logarithm of a location's :class:`Uniqueness` is added to its
-            logits, for a ``test_cfg`` with ``nms=None``.
         prior_words: number of words of the log prior.
         prior_size: image side in pixels of the log prior.
         kwargs: those of ``mmyolo.YOLOv8HeadModule``.
@@ -73,7 +71,6 @@ class OVHeadModule(BoxBranches):
         level_scales: bool = False,
         adapter: dict[str, Any] | None = None,
         light: bool = False,
-        one_to_one: bool = False,
         prior_words: int = 80,
         prior_size: int = 640,
         **kwargs: Any,
@@ -89,11 +86,6 @@ class OVHeadModule(BoxBranches):
         # after the branches: random numbers are drawn in the order of version 0.1.0
         if adapter:
             self.classifier.adapter = MODELS.build(adapter)
-        self.unique: nn.ModuleList | None = None
-        if one_to_one:
-            style = dict(norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
-            widths = [branch[-1].project.in_channels for branch in self.cls_preds]
-            self.unique = nn.ModuleList(Uniqueness(c, **style) for c in widths)
         self._register_load_state_dict_pre_hook(rename_old_keys)
 
     def _init_layers(self) -> None:
@@ -176,7 +168,6 @@ class OVHeadModule(BoxBranches):
         hidden, *boxes = self.trunk(x.feats)
         vectors, owner = x.text
         layers = self.classifier.layers(vectors)
-        unique = uniqueness(self, hidden, boxes[0])
         # features times the folded matrix, or embeddings times the vectors; `len`
         # would fix the number of words in an exported graph
         if self.folds and self._folding_is_cheaper(vectors.shape[0]):
@@ -186,11 +177,6 @@ class OVHeadModule(BoxBranches):
             layers = [level[1] for level in levels]
         else:
             scaled = self.project(hidden)
-        # what is added to all words is one more channel
-        if unique is not None:
-            pairs = zip(scaled, unique)
-            scaled = [torch.cat([each, F.logsigmoid(u)], 1) for each, u in pairs]
-            layers = [layer.with_sum() for layer in layers]
         return SplitOutput(scaled, layers, owner, boxes)
 
     def forward(self, x: HeadInput) -> tuple[list[Tensor], ...]:
@@ -238,13 +224,11 @@ class OVHeadModule(BoxBranches):
             return [self._conv(fold_level(projection, words.weight, words, False)[1])]
         matrix, shift, _ = projection.linear(words.weight)
         dtype = self.classifier.logit_scale.dtype
-        more = 0 if self.unique is None else 1
-        length = DividedByLength(matrix, shift, more).to(dtype)
+        length = DividedByLength(matrix, shift).to(dtype)
         return [length, self._conv(unit_kernel(words, matrix, shift, length.ones))]
 
     def _conv(self, layer: Linear1x1) -> nn.Conv2d:
         """The convolution as a module, in the precision of the head."""
-        layer = layer if self.unique is None else layer.with_sum()
         # contiguous: exporters and channels-last memory need it
         conv = nn.Conv2d(layer.weight.shape[1], len(layer.weight), 1)
         dtype = self.classifier.logit_scale.dtype
@@ -256,21 +240,6 @@ class OVHeadModule(BoxBranches):
     def folded_boxes(self) -> Any:
         """A copy of the box branches, for a folded head."""
         return copy.deepcopy(self.reg_preds)
-
-
-def uniqueness(
-    head: Any, hidden: Sequence[Tensor], sides: Sequence[Tensor]
-) -> list[Tensor] | None:
-    """What :class:`Uniqueness` says of L levels, (B, 1, H_l, W_l); None without.
-
-    Args:
-        head: whose it is.
-        hidden: L maps (B, C, H_l, W_l).
-        sides: L box sides (B, 4, H_l, W_l).
-    """
-    if head.unique is None:
-        return None
-    return [module(*maps) for module, *maps in zip(head.unique, hidden, sides)]
 
 
 class UnitLength(nn.Module):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from mmdet.structures import SampleList
 from mmengine.structures import InstanceData
 from scipy.cluster.vq import kmeans2
@@ -19,6 +20,7 @@ from .text_classifier import Linear1x1, max_over_synonyms
 PART = 2**25  # scores that are held at once: 128 MiB
 BLOCK = 64  # words that are passed over together
 DEFAULT_IOU = 0.7  # of suppression, where it is asked for and a `test_cfg` has none
+PEAK = 5  # locations of a level, the side of the square that a peak is the best of
 
 
 class SplitOutput(NamedTuple):
@@ -59,7 +61,7 @@ def is_simple(cfg: Any) -> bool:
 
 
 def suppresses(cfg: Any) -> bool:
-    """Whether a ``test_cfg`` suppresses: not with ``nms=None``, one-to-one heads'."""
+    """Whether a ``test_cfg`` suppresses: ``nms=None`` takes :func:`peaks` instead."""
     return bool(cfg.get("nms"))
 
 
@@ -69,8 +71,7 @@ def set_suppression(
     """Change how a ``test_cfg`` suppresses, in place.
 
     Args:
-        cfg: with ``nms=None`` it begins to only where ``agnostic`` asks for it: the
-            boxes of a one-to-one head are apart, but for different words.
+        cfg: with ``nms=None`` it begins to only where ``agnostic`` asks for it.
         iou_threshold: boxes that overlap more are one; None leaves it.
         agnostic: across classes; False leaves it.
     """
@@ -116,8 +117,36 @@ class Scored(NamedTuple):
         return Scored(logits, self.indices[order])
 
 
+def peaks(best: Sequence[Tensor]) -> list[Tensor]:
+    """Which locations have the best score of those about them: one for an object.
+
+    In place of suppression, as CenterNet (Zhou et al., "Objects as Points", 2019,
+    section 3): nothing is learnt for it, no boxes are compared, and a graph has it as
+    maxima. Of two objects whose centres are nearer than two locations, one is lost.
+
+    Args:
+        best: L maps (B, 1, H_l, W_l), the best logit of any word, each level half the
+            size of the one before.
+
+    Returns:
+        L maps (B, 1, H_l, W_l) bool. A location is compared with a square of its own
+        level and, in the levels next to it, with what lies at the same place.
+    """
+    around = [F.max_pool2d(each, PEAK, 1, PEAK // 2) for each in best]
+    kept = [each >= most for each, most in zip(best, around)]
+    for i, (fine, coarse) in enumerate(itertools.pairwise(best)):
+        kept[i] = kept[i] & (fine >= F.interpolate(coarse, scale_factor=2.0))
+        kept[i + 1] = kept[i + 1] & (coarse > F.max_pool2d(fine, 2))
+    return kept
+
+
 def best_boxes(
-    scored: Scored, boxes: Tensor, meta: dict[str, Any], cfg: Any, rescale: bool
+    scored: Scored,
+    boxes: Tensor,
+    meta: dict[str, Any],
+    cfg: Any,
+    rescale: bool,
+    shapes: Sequence[tuple[int, int]] = (),
 ) -> InstanceData:
     """One image's boxes after suppression, class by class or across them, and cap.
 
@@ -127,11 +156,12 @@ def best_boxes(
         meta: the image's metainfo.
         cfg: ``test_cfg``.
         rescale: boxes in pixels of the original image.
+        shapes: (H_l, W_l) of L levels, whose :func:`peaks` stay with ``nms=None``; of
+            none, the scores are those of peaks already.
     """
     boxes = rescaled(boxes, meta) if rescale else boxes
-    # nothing is suppressed where an object has one box
     if not suppresses(cfg):
-        best = scored.top(cfg.max_per_img)
+        best = (_at_peaks(scored, shapes) if shapes else scored).top(cfg.max_per_img)
         location, labels = best.indices.unbind(1)
         boxes = clipped(boxes[location], meta)
         return InstanceData(bboxes=boxes, scores=best.logits.sigmoid(), labels=labels)
@@ -153,6 +183,16 @@ def best_boxes(
         scores=best.logits[keep].sigmoid(),
         labels=labels[keep],
     )
+
+
+def _at_peaks(scored: Scored, shapes: Sequence[tuple[int, int]]) -> Scored:
+    """Those scores whose location is a peak, of levels (H_l, W_l)."""
+    where, sizes = scored.indices[:, 0], [h * w for h, w in shapes]
+    best = scored.logits.new_full((sum(sizes),), -math.inf)
+    best = best.scatter_reduce(0, where, scored.logits, "amax")
+    maps = [part.view(1, 1, *s) for part, s in zip(best.split(sizes), shapes)]
+    keep = torch.cat([each.flatten() for each in peaks(maps)])[where]
+    return Scored(scored.logits[keep], scored.indices[keep])
 
 
 def describe(

@@ -47,11 +47,6 @@ class Linear1x1(NamedTuple):
         logits = weight @ feats.flatten(2) + bias[..., None]
         return logits.unflatten(2, feats.shape[2:])
 
-    def with_sum(self) -> "Linear1x1":
-        """With one more channel behind the others, which is added to all words."""
-        one = torch.ones_like(self.weight[..., :1])
-        return Linear1x1(torch.cat([self.weight, one], -1), self.bias)
-
     def of(self, index: int) -> "Linear1x1":
         """The convolution of one image: (K, C) and (K,)."""
         weight = self.weight if self.weight.ndim == 2 else self.weight[index]

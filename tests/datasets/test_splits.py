@@ -365,6 +365,9 @@ WRONG: list[tuple[str, Callable[[Record], object], str]] = [
     ("coco", change("annotations", category_id=12), "unknown category_id 12"),
     ("coco", change("annotations", bbox=["1", 2, 3, 4]), "has no box.*'1' is no num"),
     ("coco", change("annotations", bbox=[1, 2, 3]), "has no box.*3 numbers in place"),
+    ("coco", change("images", file_name=3), "has no text as its 'file_name'"),
+    ("coco", change("images", width="a"), "width that is no number of pixels: 'a'"),
+    ("coco", change("images", height=-1), "height that is no number of pixels: -1"),
     ("coco", lambda s: s["images"].append(s["images"][0]), "twice among its 'images'"),
     (
         "coco",

@@ -244,7 +244,7 @@ def test_a_head_that_suppresses_nothing_has_no_suppression_in_its_file(
     boxes, scores, labels, image = map(torch.from_numpy, found)
     for i, sample in enumerate(wanted):
         own = sample.pred_instances
-        assert len(own) == (image == i).sum() == LIMITS["max_per_img"]
+        assert 0 < len(own) == (image == i).sum() <= LIMITS["max_per_img"]
         torch.testing.assert_close(scores[image == i], own.scores, atol=1e-5, rtol=0)
         assert labels[image == i].tolist() == own.labels.tolist()
         clipped = boxes[image == i].clamp(min=0).minimum(torch.tensor([96, 64] * 2))

@@ -29,7 +29,6 @@ from ..conftest import EMBED_DIMS, WORDS, enliven
 
 LIGHT = {
     "bbox_head.head_module.light": True,
-    "bbox_head.head_module.one_to_one": True,
 }
 FORMS: dict[str, dict[str, Any]] = {
     "unit length": {},
@@ -86,7 +85,7 @@ def build(
     enliven(model)
     torch.manual_seed(1)
     module = model.bbox_head.head_module
-    for part in (model.fusion, module.classifier.adapter, module.unique):
+    for part in (model.fusion, module.classifier.adapter):
         for parameter in part.parameters() if part is not None else ():
             nn.init.normal_(parameter, std=0.1)
     return model

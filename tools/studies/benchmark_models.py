@@ -92,7 +92,7 @@ def ours(args: argparse.Namespace, size: str) -> KDEOVDetector:
 def light(args: argparse.Namespace, size: str) -> KDEOVDetector:
     """The same with a light head, which suppresses nothing."""
     cfg = our_config(size)
-    cfg.bbox_head.head_module.update(light=True, one_to_one=True)
+    cfg.bbox_head.head_module.update(light=True)
     cfg.test_cfg.nms = None
     return built(args, cfg)
 
