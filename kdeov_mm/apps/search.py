@@ -27,7 +27,7 @@ STAMP = ["path", "size", "mtime"]  # of a file: another one, and it is read agai
 SHARD = 256  # images between two writes: what a killed run loses, at most
 FRAGMENTS = 32  # small files of the table, at most, before they are put together
 EXACT = 50_000  # images, at most, that are compared with every query
-PROBES, REFINE = 10, 4  # of the index: partitions per query, candidates per hit
+PROBES, REFINE = 40, 4  # of the index: partitions per query, candidates per hit
 CACHE = 2**29  # bytes of the table that are kept in memory
 KEPT = timedelta(hours=1)  # versions that a reader may still look at
 
@@ -201,6 +201,8 @@ class ImageIndex:
             while not wait([making], timeout=1).done:
                 bar.update()
             making.result()
+        # rows are found by their paths at every write
+        self.table.create_index("path", config=self.lancedb.index.BTree())
         # images of the table at random, as queries
         rows = np.random.default_rng(0).integers(images, size=16).tolist()
         found = self.table.take_offsets(rows).select(["vector"]).to_arrow()["vector"]
@@ -216,11 +218,12 @@ class ImageIndex:
     ) -> dict[str, float]:
         """Paths of the rows nearest to a vector (D,), and their cosines, best first."""
         search = self.table.search(np.asarray(query), "vector").distance_type("cosine")
-        # where a filter leaves too few, other partitions are searched, too
-        search = search.minimum_nprobes(PROBES).maximum_nprobes(0).limit(top)
-        search = search.refine_factor(REFINE).select(["path", "_distance"])
+        search = search.nprobes(PROBES).refine_factor(REFINE).limit(top)
+        search = search.select(["path", "_distance"])
         search = search if where is None else search.where(where)
         rows = (search.bypass_vector_index() if exact else search).to_arrow()
+        if len(rows) < top and not exact:  # what a condition leaves may lie elsewhere
+            return self._nearest(query, top, where, exact=True)
         return {p: 1 - d for p, d in zip(*(c.to_pylist() for c in rows.columns))}
 
     def search(
