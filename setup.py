@@ -22,7 +22,7 @@ MM = [
     "mmyolo==0.6.0",
     "setuptools<82",  # mmengine imports pkg_resources and distutils
 ]
-SEARCH = ["faiss-cpu"]
+SEARCH = ["lancedb>=0.40"]
 WEB = ["gradio>=6", *SEARCH]
 ONNX = ["onnx", "onnxruntime", "onnxscript"]
 DEV = [

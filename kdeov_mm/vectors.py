@@ -1,8 +1,8 @@
 """Unit vectors on disk, with the CLIP that made them: the one file format.
 
-The text cache, saved vocabularies, the teacher's store and the index of a folder of
-images are files of this format: safetensors, whose only metadata entry is JSON. It says
-the kind of the file, what made the vectors, and a checksum of all of it.
+The text cache, saved vocabularies and the teacher's store are files of this format:
+safetensors, whose only metadata entry is JSON. It says the kind of the file, what made
+the vectors, and a checksum of all of it.
 """
 
 import hashlib

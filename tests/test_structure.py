@@ -15,7 +15,10 @@ from .conftest import ROOT, run_env
 
 PACKAGE = sorted((ROOT / "kdeov_mm").rglob("*.py"))
 TOOLS = sorted((ROOT / "tools").glob("*.py"))
-OPTIONAL = ("faiss", "gradio", "onnx", "onnxruntime", "onnxscript", "supervision")
+OPTIONAL = (
+    *("gradio", "lancedb", "onnx", "onnxruntime", "onnxscript", "pyarrow"),
+    "supervision",
+)
 ABSENT = ("fcntl", "ijson")  # of other systems; of some environments
 MAX_LINES = 60
 

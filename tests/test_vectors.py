@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kdeov_mm.apps.search import KIND
 from kdeov_mm.clip.store import SHARD
 from kdeov_mm.vectors import VectorFile, read_vectors, write_vectors
 
@@ -48,7 +47,7 @@ def test_tensors_and_metadata_come_back(file: Path, tensors: dict[str, Tensor]) 
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
-@pytest.mark.parametrize("kind", ["text cache", "vocabulary", SHARD, KIND])
+@pytest.mark.parametrize("kind", ["text cache", "vocabulary", SHARD])
 def test_a_pickle_in_the_place_of_vectors_is_not_run(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a.safetensors"
     torch.save(dict(vectors=Program(tmp_path / "ran")), path)

@@ -4,6 +4,8 @@
     python tools/search_images.py "striped purple bowtie" "green star" FOLDER \
         --checkpoint CHECKPOINT --top 20 --out hits.png
     python tools/search_images.py FOLDER --interactive
+    python tools/search_images.py "red ring" FOLDER --where "path like '%2024%'"
+    python tools/search_images.py "red ring" FOLDER --index s3://bucket/search
 
 An image of the hits is written for each line of words. The index follows new, changed
 and removed files; an interrupted run is gone on with.
@@ -44,7 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--config", type=given_path, help="default: the one in the checkpoint"
     )
     parser.add_argument(
-        "--index", type=given_path, help="default: below work_dirs/search"
+        "--index",
+        help="folder or address of an object store (default: below work_dirs/search)",
+    )
+    parser.add_argument(
+        "--where",
+        help="images to look at, in SQL, e.g. \"path like '%%2024%%' and width > 640\"",
     )
     parser.add_argument("--top", type=int, default=12, help="hits (default: 12)")
     parser.add_argument(
@@ -72,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             out = args.out
             if number:
                 out = out.with_stem(f"{out.stem}_{number + 1}")
-            answer(index, words, args.top, out)
+            answer(index, words, args, out)
     except (ImportError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -93,7 +100,7 @@ def open_index(args: argparse.Namespace) -> ImageIndex:
     else:
         model = KDEOV.from_checkpoint(args.checkpoint, args.device)
     index = ImageIndex(model, args.folder, args.index)
-    known, start = len(index.entries), time.perf_counter()
+    known, start = index.table.count_rows(), time.perf_counter()
     bar: Callable[[Iterable], Iterable] = lambda names: tqdm(  # noqa: E731
         names, desc="indexing", unit="image", disable=not names
     )
@@ -104,11 +111,11 @@ def open_index(args: argparse.Namespace) -> ImageIndex:
         f"not be read; {time.perf_counter() - start:.1f} s"
     )
     # files that are no images are listed, and tried again when they change
-    bad = [(n, e.error) for n, e in index.entries.items() if e.vector is None]
-    for name, error in bad[:5]:
-        print(f"  {name}: {error}", file=sys.stderr)
+    bad = index.table.search().where("error is not null").limit(5)
+    for row in bad.select(["path", "error"]).to_list():
+        print(f"  {row['path']}: {row['error']}", file=sys.stderr)
     # the first search would wait for the words' encoder otherwise
-    index.search("image", 1)
+    index.search("image", 1, args.where)
     return index
 
 
@@ -123,11 +130,11 @@ def asked(args: argparse.Namespace) -> Iterator[str]:
             yield line.strip()
 
 
-def answer(index: ImageIndex, words: str, top: int, out: Path) -> None:
+def answer(index: ImageIndex, words: str, args: argparse.Namespace, out: Path) -> None:
     """Print the hits of some words, and draw them."""
     # the time of the search alone, without drawing
     start = time.perf_counter()
-    hits = index.search(words, top)
+    hits = index.search(words, args.top, args.where)
     took = (time.perf_counter() - start) * 1e3
     print(f'"{words}": {len(hits)} hits in {took:.1f} ms')
     for hit in hits:

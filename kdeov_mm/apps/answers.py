@@ -217,7 +217,7 @@ class FolderSearch:
         """The best images of any of the words, and how many were looked at.
 
         Raises:
-            ImportError: faiss is not installed, and the model has a global head.
+            ImportError: lancedb is not installed, and the model has a global head.
             OSError: the folder cannot be listed, or another process indexes it.
             ValueError: it has no image that can be read.
         """

@@ -1,73 +1,63 @@
-"""A folder of images, found by words: embeddings on disk, nearest ones by faiss."""
+"""A folder of images, found by words: a table of their embeddings, kept by LanceDB."""
 
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import nullcontext
+from datetime import timedelta
+from math import log2
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from tqdm import tqdm
 
-from ..border import items_of, path_of, taken_apart, whole_number
-from ..files import claim, locked
+from ..border import path_of, taken_apart, whole_number
+from ..files import LOCK, locked
 from ..inference.api import KDEOV, normalisation
 from ..inference.images import image_files, in_batches
 from ..reader import read_image
-from ..vectors import check_units, read_vectors, write_vectors
 from ..vocabulary import check_words
 
+TABLE = "images"
+STAMP = ["path", "size", "mtime"]  # of a file: another one, and it is read again
 SHARD = 256  # images between two writes: what a killed run loses, at most
-KIND = "image index"  # of files of vectors
-Stamp = tuple[int, int]  # of a file: size in bytes, time of change in ns
+FRAGMENTS = 32  # small files of the table, at most, before they are put together
+EXACT = 50_000  # images, at most, that are compared with every query
+PROBES, REFINE = 64, 4  # of the index: partitions per query, candidates per hit
+CACHE = 2**29  # bytes of the table that are kept in memory
+KEPT = timedelta(hours=1)  # versions that a reader may still look at
 
 
 class Hit(NamedTuple):
-    """An image that was found.
-
-    Attributes:
-        path: the file.
-        score: its cosine to the words.
-    """
+    """An image that was found, and its cosine to the words."""
 
     path: Path
     score: float
 
 
-@dataclass(frozen=True)
-class Entry:
-    """An image of the index.
-
-    Attributes:
-        stamp: of the file, when it was read.
-        vector: (D,) float32 unit vector; None where the file could not be read.
-        error: why it could not.
-    """
-
-    stamp: Stamp
-    vector: np.ndarray | None = None
-    error: str | None = None
-
-
 class ImageIndex:
-    """The embeddings of a folder's images, kept on disk, searched exactly.
+    """The embeddings of a folder's images, kept in a table, searched by words.
 
-    What is embedded is written every 256 images, atomically, so a run that is killed
-    is gone on with. :meth:`update` follows new, changed and removed files.
+    What is embedded is written every 256 images, atomically, so a killed run continues.
+    Up to 50,000 images are compared with every query; an IVF index is made of more.
 
     Args:
         model: embeds images and words.
         folder: of images, with its subfolders.
-        store: where the index is kept (default: ``work_dirs/search/``, a place for
-            each folder and student).
+        store: a folder, or an address such as ``s3://bucket/search`` (default: below
+            ``work_dirs/search/``, a place for each folder and student).
+
+    Attributes:
+        table: LanceDB's, a row per image: ``path`` below the folder, ``size`` in bytes,
+            ``mtime``, ``width``, ``height``, ``error`` (null where the image was read),
+            ``vector`` (D,), float16, of length 1 (null where it was not).
 
     Raises:
-        ImportError: faiss is not installed.
+        ImportError: lancedb is not installed.
         NotADirectoryError: the folder is none.
         ValueError: the store is of another folder or student, or damaged.
     """
@@ -75,37 +65,49 @@ class ImageIndex:
     def __init__(
         self, model: KDEOV, folder: str | Path, store: str | Path | None = None
     ) -> None:
-        self.faiss = _faiss()
+        self.lancedb, self.arrow = _lancedb()
         self.model = model
         if not isinstance(model, KDEOV):
             raise ValueError(f"expected a KDEOV, got a {type(model).__name__}")
         self.folder = path_of("a folder of images", folder).resolve()
         if not self.folder.is_dir():
             raise NotADirectoryError(f"{folder} is no folder of images")
-        # a place for each folder and student, which its head names
+        # a place for each folder and student, which the table's schema names
         metadata = dict(folder=str(self.folder), student=_student_hash(model))
         key = hashlib.sha256(json.dumps(metadata).encode()).hexdigest()[:12]
         default = Path("work_dirs/search") / f"{self.folder.name}-{key}"
-        self.store = default if store is None else path_of("a store", store)
-        advice = "name another place, or delete it."
-        claim(self.store / "index.json", "index", metadata, advice)
-        self.entries = self._stored()
+        place = default if store is None else store
+        self.remote = "://" in str(place)
+        self.store = str(place if self.remote else path_of("a store", place))
+        if not self.remote:
+            _check_place(Path(self.store), self.folder)
+        self.schema = self._schema(metadata)
+        self._broken = (
+            f"{self.store} is of another folder of images or another student, or "
+            "damaged: name another place, or delete it, and it is made anew"
+        )
+        with taken_apart(self._broken):
+            session = self.lancedb.Session(CACHE, CACHE)
+            newest = dict(read_consistency_interval=timedelta(0))  # others' writes, too
+            database = self.lancedb.connect(self.store, session=session, **newest)
+            # rows keep their ids, so an index outlives a compaction
+            options = {"new_table_enable_stable_row_ids": "true"}
+            self.table = database.create_table(
+                TABLE, schema=self.schema, exist_ok=True, storage_options=options
+            )
 
-    def _stored(self) -> dict[str, Entry]:
-        """What is on disk; of an image in several parts, the last one counts."""
-        entries: dict[str, Entry] = {}
-        try:
-            for part in self._parts():
-                entries.update(_read_part(part))
-        except FileNotFoundError:  # another process has put the parts together
-            return self._stored()
-        return entries
-
-    def _parts(self) -> list[Path]:
-        return sorted(self.store.glob("part-*.safetensors"))
+    def _schema(self, metadata: dict[str, str]) -> Any:
+        """Columns of the table, and what its rows depend on."""
+        arrow, dims = self.arrow, self.model.model.text_encoder.embed_dims
+        text, number, time = arrow.string(), arrow.int64(), arrow.timestamp("ns")
+        columns = dict(path=text, size=number, mtime=time, width=number, height=number)
+        columns |= dict(error=text, vector=arrow.list_(arrow.float16(), dims))
+        # names of folders need not be UTF-8
+        about = {k: v.encode(errors="backslashreplace") for k, v in metadata.items()}
+        return arrow.schema([*columns.items()], metadata=about)
 
     def update(self, progress: Callable[[Iterable], Iterable] = iter) -> dict[str, int]:
-        """Make the index say what the folder holds.
+        """Make the table say what the folder holds.
 
         Args:
             progress: wraps the loop over new images, e.g. ``tqdm``.
@@ -114,142 +116,151 @@ class ImageIndex:
             Numbers of images: ``added``, ``removed``, ``unreadable``, ``images``.
 
         Raises:
-            BlockingIOError: another process is updating it.
+            BlockingIOError: another process of this machine is updating it.
         """
-        with locked(self.store):
-            # another process may have been here, so the disk is read again
-            self.entries = self._stored()
-            stamps = self._stamps()
-            gone = [name for name in self.entries if name not in stamps]
-            for name in gone:
-                del self.entries[name]
-            fresh = [
-                name
-                for name, stamp in stamps.items()
-                if name not in self.entries or self.entries[name].stamp != stamp
-            ]
+        with nullcontext() if self.remote else locked(Path(self.store)):
+            # rows without a file, and files without a row of their time and size
+            with taken_apart(self._broken):
+                known = self.table.search().select(STAMP).to_arrow()
+            found = self._found(known.schema)
+            gone = known.join(found, "path", join_type="left anti")["path"].to_pylist()
+            fresh = found.join(known, STAMP, join_type="left anti").sort_by("path")
+            for names in in_batches(gone, 1000):
+                listed = ", ".join("'" + n.replace("'", "''") + "'" for n in names)
+                self.table.delete(f"path IN ({listed})")
             # what is embedded goes to disk from time to time
-            for shard in in_batches(self._embedded(progress(fresh), stamps), SHARD):
-                self.entries.update(shard)
-                if len(shard) == SHARD:
-                    self._write(dict(shard))
-            # at the end all is put into one part, then the others can go
-            if fresh or gone:
-                parts = self._parts()
-                self._write(self.entries)
-                for part in parts:
-                    part.unlink()
-        self.__dict__.pop("_search", None)
-        unreadable = sum(entry.vector is None for entry in self.entries.values())
-        return dict(
-            added=len(fresh),
-            removed=len(gone),
-            unreadable=unreadable,
-            images=len(self.entries) - unreadable,
-        )
+            for shard in in_batches(self._embedded(progress(fresh.to_pylist())), SHARD):
+                self._write(shard)
+            unreadable = self.table.count_rows("error IS NOT NULL")
+            images = self.table.count_rows() - unreadable
+            if images > EXACT:
+                self._make_index(images)
+        done = dict(added=len(fresh), removed=len(gone))
+        return dict(done, unreadable=unreadable, images=images)
 
-    def _stamps(self) -> dict[str, Stamp]:
+    def _found(self, schema: Any) -> Any:
         """Names of all image files, below the folder, and their stamps."""
-        stamps = {}
+        rows = []
         for path in image_files(self.folder):
             try:
                 status = path.stat()
-                stamp = (status.st_size, status.st_mtime_ns)
+                stamp = dict(size=status.st_size, mtime=status.st_mtime_ns)
             except OSError:  # gone by now, or a link to nothing
-                stamp = (0, 0)
-            stamps[str(path.relative_to(self.folder))] = stamp
-        return stamps
+                stamp = dict(size=0, mtime=0)
+            # a name that is not UTF-8 is a row that says that it is not found
+            name = str(path.relative_to(self.folder)).encode(errors="backslashreplace")
+            rows.append(dict(stamp, path=name.decode()))
+        return self.arrow.Table.from_pylist(rows, schema)
 
-    def _embedded(
-        self, names: Iterable[str], stamps: dict[str, Stamp]
-    ) -> Iterator[tuple[str, Entry]]:
+    def _embedded(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Read files in threads, and embed a batch of them at once."""
         with ThreadPoolExecutor() as pool:
-            for batch in in_batches(names, self.model.batch_size):
+            for batch in in_batches(rows, self.model.batch_size):
                 # what cannot be read is an answer, too: it is not tried again
                 read = [*pool.map(self._read, batch)]
                 good = [image for image in read if isinstance(image, np.ndarray)]
-                vectors = iter(self.model.encode_image(good).cpu().numpy())
-                for name, image in zip(batch, read):
+                vectors = iter(self.model.encode_image(good).half().cpu().numpy())
+                for row, image in zip(batch, read):
                     if isinstance(image, str):
-                        yield name, Entry(stamps[name], error=image)
+                        yield dict(row, error=image)
                     else:
-                        yield name, Entry(stamps[name], next(vectors))
+                        row["height"], row["width"], _ = image.shape
+                        yield dict(row, vector=next(vectors))
 
-    def _read(self, name: str) -> np.ndarray | str:
+    def _read(self, row: dict[str, Any]) -> np.ndarray | str:
         """An image, or why it cannot be read."""
         try:
-            return read_image(self.folder / name)
+            return read_image(self.folder / row["path"])
         except OSError as error:
             return str(error)
 
-    def _write(self, entries: dict[str, Entry]) -> None:
-        """Another part."""
-        # parts are numbered; what a later one says counts
-        parts = self._parts()
-        number = int(parts[-1].stem.removeprefix("part-")) + 1 if parts else 0
-        # rows are those of readable files; of others there is the error
-        good = {n: e.vector for n, e in entries.items() if e.vector is not None}
-        matrix = np.stack([*good.values()]) if good else np.zeros((0, 0), np.float32)
-        write_vectors(
-            self.store / f"part-{number:08d}.safetensors",
-            KIND,
-            {"vectors": torch.from_numpy(matrix)},
-            dict(
-                names=[*good],
-                stamps={name: entry.stamp for name, entry in entries.items()},
-                errors={n: e.error for n, e in entries.items() if e.vector is None},
-            ),
-        )
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        """Rows in the place of those of the same paths, as one version of the table."""
+        data = self.arrow.Table.from_pylist(rows, self.schema)
+        merge = self.table.merge_insert("path").when_matched_update_all()
+        with taken_apart(self._broken):
+            merge.when_not_matched_insert_all().execute(data, on_bad_vectors="null")
+        if self.table.stats()["fragment_stats"]["num_small_fragments"] > FRAGMENTS:
+            self.table.optimize(cleanup_older_than=KEPT)
 
-    @cached_property
-    def _search(self) -> tuple[list[str], Any]:
-        """Names, and faiss's index of their vectors in the same order."""
-        good = {n: e.vector for n, e in self.entries.items() if e.vector is not None}
-        matrix = np.stack([*good.values()])
-        index = self.faiss.IndexFlatIP(matrix.shape[1])
-        index.add(matrix)
-        return [*good], index
+    def _make_index(self, images: int) -> None:
+        """An IVF index of some sqrt(images) / 2 partitions, where there is none."""
+        partitions = 2 ** round(log2(images) / 2 - 1)
+        name, title = f"ivf_{partitions}", f"search index of {images:,} vectors"
+        known = [index.name for index in self.table.list_indices()]
+        if name in known:
+            return
+        for other in known:  # for fewer images
+            self.table.drop_index(other)
+        config = self.lancedb.index.IvfSq("cosine", partitions, 10, sample_rate=64)
+        # LanceDB does not say how far it is
+        bar = tqdm(desc=title, bar_format="{desc}: {elapsed}")
+        with bar, ThreadPoolExecutor(1) as pool:
+            make = self.table.create_index
+            making = pool.submit(make, "vector", config=config, name=name)
+            while not wait([making], timeout=1).done:
+                bar.update()
+            making.result()
+        # rows are found by their paths at every write
+        self.table.create_index("path", config=self.lancedb.index.BTree())
+        # images of the table at random, as queries
+        rows = np.random.default_rng(0).integers(images, size=16).tolist()
+        found = self.table.take_offsets(rows).select(["vector"]).to_arrow()["vector"]
+        shares = [
+            len(self._nearest(v, 12).keys() & exact.keys()) / len(exact)
+            for v in found.drop_null().to_pylist()
+            for exact in [self._nearest(v, 12, exact=True)]
+        ]
+        tqdm.write(f"{title}: recall@12 {np.mean(shares):.3f} of exact search")
 
-    def search(self, words: str | Tensor, top: int = 12) -> list[Hit]:
+    def _nearest(
+        self, query: Any, top: int, where: str | None = None, exact: bool = False
+    ) -> dict[str, float]:
+        """Paths of the rows nearest to a vector (D,), and their cosines, best first."""
+        search = self.table.search(np.asarray(query), "vector").distance_type("cosine")
+        search = search.nprobes(PROBES).refine_factor(REFINE).limit(top)
+        search = search.select(["path", "_distance"])
+        search = search if where is None else search.where(where)
+        rows = (search.bypass_vector_index() if exact else search).to_arrow()
+        if len(rows) < top and not exact:  # what a condition leaves may lie elsewhere
+            return self._nearest(query, top, where, exact=True)
+        return {p: 1 - d for p, d in zip(*(c.to_pylist() for c in rows.columns))}
+
+    def search(
+        self, words: str | Tensor, top: int = 12, where: str | None = None
+    ) -> list[Hit]:
         """The images nearest to words.
 
         Args:
             words: what to look for; or its vector (D,).
             top: images, at most.
+            where: images that are looked at: a condition in SQL on the columns of the
+                table, e.g. ``"path LIKE '%2024%' AND width > 640"``.
 
         Returns:
             Hits, the best first.
 
         Raises:
-            ValueError: the index is empty, or there are no words.
+            ValueError: the index is empty, there are no words, or no such condition.
         """
-        if all(entry.vector is None for entry in self.entries.values()):
+        top = whole_number("top", top)
+        query = self._vector(words).detach().cpu().float()
+        wrong = f"where {where!r}: no condition in SQL on {self.schema.names}"
+        with taken_apart(self._broken if where is None else wrong):
+            found = self._nearest(query, top, where)
+        if not found and not self.table.count_rows("vector IS NOT NULL"):
             raise ValueError(
                 f"no image of {self.folder} is in the index: the folder has none that "
                 "can be read, or update() was not called"
             )
-        top = whole_number("top", top)
-        names, index = self._search
-        vector = self._vector(words, index.d)
-        query = vector.detach().cpu().float().numpy()[None]  # (D,) -> (1, D)
-        scores, rows = index.search(query, min(top, len(names)))
-        return [
-            Hit(self.folder / names[row], float(score))
-            for score, row in zip(scores[0], rows[0])
-        ]
+        return [Hit(self.folder / path, score) for path, score in found.items()]
 
-    def _vector(self, words: str | Tensor, dims: int) -> Tensor:
+    def _vector(self, words: str | Tensor) -> Tensor:
         """What is looked for as a vector (D,)."""
         if isinstance(words, str):
             check_words([words])
-            vector: Tensor = self.model.model.text_encoder([words])[0]
-            if len(vector) != dims:
-                raise ValueError(
-                    f"{self.store} is damaged: its vectors have {dims} dimensions, "
-                    f"those of words {len(vector)}. Delete it, and it is made anew."
-                )
-            return vector
+            return self.model.model.text_encoder([words])[0]
+        dims = self.schema.field("vector").type.list_size
         good = isinstance(words, Tensor) and words.is_floating_point()
         if not good or words.shape != (dims,) or not 0 < words.norm() < float("inf"):
             raise ValueError(
@@ -290,14 +301,25 @@ def contact_sheet(
     return sheet
 
 
-def _faiss() -> Any:
+def _lancedb() -> tuple[Any, Any]:
     try:
-        import faiss
+        import lancedb.index
+        import pyarrow
     except ImportError as error:
-        raise ImportError(
-            "search needs faiss: pip install faiss-cpu, or kdeov_mm[search]"
-        ) from error
-    return faiss
+        raise ImportError("search needs pip install 'kdeov_mm[search]'") from error
+    return lancedb, pyarrow
+
+
+def _check_place(place: Path, folder: Path) -> None:
+    """Leave a folder of other things alone."""
+    names = {path.name for path in place.iterdir()} if place.is_dir() else set()
+    if "index.json" in names:
+        raise ValueError(
+            f"{place} is an index of an older version: delete it (rm -r '{place}') and "
+            f"make it anew: python tools/search_images.py --interactive '{folder}'"
+        )
+    if names - {LOCK} and f"{TABLE}.lance" not in names:
+        raise ValueError(f"{place} is not empty and holds no index: name another.")
 
 
 def _student_hash(model: KDEOV) -> str:
@@ -309,26 +331,3 @@ def _student_hash(model: KDEOV) -> str:
             digest.update(name.encode())
             digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _read_part(path: Path) -> dict[str, Entry]:
-    try:
-        tensors, metadata = read_vectors(path, KIND)
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is damaged ({error}): delete it, and its images are embedded anew."
-        ) from error
-    with taken_apart(f"{path} is damaged, delete it, and its images are embedded anew"):
-        # of no readable image there is no vector, and no dimension
-        names = items_of("names", metadata["names"])
-        if names:
-            check_units(tensors["vectors"], len(names), path)
-        vectors = dict(zip(names, tensors["vectors"].numpy()))
-        entries = {
-            name: Entry((stamp[0], stamp[1]), vectors.get(name), errors.get(name))
-            for errors in [dict(metadata["errors"])]
-            for name, stamp in metadata["stamps"].items()
-        }
-        if {*vectors} != {n for n, e in entries.items() if e.error is None}:
-            raise ValueError("its names, stamps and errors are not of the same images")
-        return entries

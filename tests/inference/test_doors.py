@@ -100,7 +100,7 @@ def by_page(student: KDEOV, path: Path, checkpoint: Path) -> None:
 
 
 def by_index(student: KDEOV, path: Path, checkpoint: Path) -> None:
-    pytest.importorskip("faiss")
+    pytest.importorskip("lancedb")
     from kdeov_mm.apps.search import ImageIndex
 
     index = ImageIndex(student, path.parent, path.parent / "index")
