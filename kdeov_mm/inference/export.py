@@ -175,10 +175,8 @@ class Graph(nn.Module):
             feats = HeadInput(self.detector.fused(feats, text), text)
         logits, sides = self.detector.bbox_head(feats)
         if self.one_each:
-            kept = peaks([level.amax(1, keepdim=True) for level in logits])
-            logits = [
-                level.masked_fill(~its, -torch.inf) for level, its in zip(logits, kept)
-            ]
+            pairs = zip(logits, peaks(logits))
+            logits = [level.masked_fill(~kept, -torch.inf) for level, kept in pairs]
         scores = torch.cat([level.flatten(2) for level in logits], 2).sigmoid()
         return self.detector.bbox_head.decode(sides), scores
 

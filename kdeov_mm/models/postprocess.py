@@ -20,7 +20,7 @@ from .text_classifier import Linear1x1, max_over_synonyms
 PART = 2**25  # scores that are held at once: 128 MiB
 BLOCK = 64  # words that are passed over together
 DEFAULT_IOU = 0.7  # of suppression, where it is asked for and a `test_cfg` has none
-PEAK = 5  # locations of a level, the side of the square that a peak is the best of
+PEAK = 5  # locations, the side of the square that a peak is the best of
 
 
 class SplitOutput(NamedTuple):
@@ -117,7 +117,7 @@ class Scored(NamedTuple):
         return Scored(logits, self.indices[order])
 
 
-def peaks(best: Sequence[Tensor]) -> list[Tensor]:
+def peaks(logits: Sequence[Tensor]) -> list[Tensor]:
     """Which locations have the best score of those about them: one for an object.
 
     In place of suppression, as CenterNet (Zhou et al., "Objects as Points", 2019,
@@ -125,16 +125,16 @@ def peaks(best: Sequence[Tensor]) -> list[Tensor]:
     maxima. Of two objects whose centres are nearer than two locations, one is lost.
 
     Args:
-        best: L maps (B, 1, H_l, W_l), the best logit of any word, each level half the
-            size of the one before.
+        logits: L maps (B, K, H_l, W_l), each level half the size of the one before.
 
     Returns:
-        L maps (B, 1, H_l, W_l) bool. A location is compared with a square of its own
-        level and, in the levels next to it, with what lies at the same place.
+        L maps (B, K, H_l, W_l) bool, word by word. A location is compared with a square
+        of its own level and, in the levels next to it, with what lies at the same
+        place.
     """
-    around = [F.max_pool2d(each, PEAK, 1, PEAK // 2) for each in best]
-    kept = [each >= most for each, most in zip(best, around)]
-    for i, (fine, coarse) in enumerate(itertools.pairwise(best)):
+    around = [F.max_pool2d(each, PEAK, 1, PEAK // 2) for each in logits]
+    kept = [each >= most for each, most in zip(logits, around)]
+    for i, (fine, coarse) in enumerate(itertools.pairwise(logits)):
         kept[i] = kept[i] & (fine >= F.interpolate(coarse, scale_factor=2.0))
         kept[i + 1] = kept[i + 1] & (coarse > F.max_pool2d(fine, 2))
     return kept
@@ -186,12 +186,14 @@ def best_boxes(
 
 
 def _at_peaks(scored: Scored, shapes: Sequence[tuple[int, int]]) -> Scored:
-    """Those scores whose location is a peak, of levels (H_l, W_l)."""
+    """Those scores that are peaks, of levels (H_l, W_l)."""
+    # a map of each word that has a score
     where, sizes = scored.indices[:, 0], [h * w for h, w in shapes]
-    best = scored.logits.new_full((sum(sizes),), -math.inf)
-    best = best.scatter_reduce(0, where, scored.logits, "amax")
-    maps = [part.view(1, 1, *s) for part, s in zip(best.split(sizes), shapes)]
-    keep = torch.cat([each.flatten() for each in peaks(maps)])[where]
+    words, row = scored.indices[:, 1].unique(return_inverse=True)
+    maps = scored.logits.new_full((len(words), sum(sizes)), -math.inf)
+    maps[row, where] = scored.logits
+    levels = [m.view(1, -1, *s) for m, s in zip(maps.split(sizes, 1), shapes)]
+    keep = torch.cat([each[0].flatten(1) for each in peaks(levels)], 1)[row, where]
     return Scored(scored.logits[keep], scored.indices[keep])
 
 

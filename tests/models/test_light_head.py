@@ -80,15 +80,15 @@ def test_a_peak_is_the_best_of_its_square_and_of_its_place_in_other_levels() -> 
     assert [6, 6] not in kept[0]
 
 
-def test_without_suppression_peaks_stay_with_all_their_words() -> None:
-    cfg = ConfigDict(PLAIN)
+def test_without_suppression_the_peaks_of_each_word_stay() -> None:
+    cfg = ConfigDict(PLAIN, max_per_img=4)
     boxes = torch.arange(64 + 16).float()[:, None] + torch.tensor([0.0, 0, 9, 9])
-    # two words of a peak, a worse one beside it, and one far away
-    indices = torch.tensor([[9, 1], [9, 0], [10, 1], [30, 2]])
-    scored = Scored(torch.tensor([2.0, 1.0, 1.9, 0.0]), indices)
+    # two words at one place, and beside it the first, worse, and a third; one far away
+    indices = torch.tensor([[9, 1], [9, 0], [10, 1], [10, 3], [30, 2]])
+    scored = Scored(torch.tensor([2.0, 1.0, 1.9, 0.5, 0.0]), indices)
     best = best_boxes(scored, boxes, META, cfg, True, [(8, 8), (4, 4)])
-    assert best.labels.tolist() == [1, 0, 2]
-    assert best.bboxes[:, 0].tolist() == [9, 9, 30]
+    assert best.labels.tolist() == [1, 0, 3, 2]
+    assert best.bboxes[:, 0].tolist() == [9, 9, 10, 30]
 
 
 @pytest.mark.parametrize("agnostic", [False, True])
