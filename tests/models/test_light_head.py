@@ -9,7 +9,7 @@ from mmengine.config import Config, ConfigDict
 from torchvision.ops import box_iou
 
 from kdeov_mm import KDEOV
-from kdeov_mm.models import KDEOVDetector
+from kdeov_mm.models import KDEOVDetector, ov_head, postprocess
 from kdeov_mm.models.postprocess import (
     Scored,
     best_boxes,
@@ -89,6 +89,22 @@ def test_without_suppression_the_peaks_of_each_word_stay() -> None:
     best = best_boxes(scored, boxes, META, cfg, True, [(8, 8), (4, 4)])
     assert best.labels.tolist() == [1, 0, 3, 2]
     assert best.bboxes[:, 0].tolist() == [9, 9, 10, 30]
+
+
+def test_peaks_are_the_same_of_words_in_parts_and_folded(
+    build_detector: Callable[..., KDEOVDetector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(build_detector, "light")
+    model.bbox_head.test_cfg.update(PLAIN, max_per_img=40, nms_pre=10000)
+    images = torch.rand(2, 3, 96, 128)
+    together, folded = found(model, images, WORDS), found(model.fold(WORDS), images)
+    monkeypatch.setattr(ov_head, "PART", 10)
+    monkeypatch.setattr(postprocess, "PART", 500)
+    for one, *others in zip(together, found(model, images, WORDS), folded):
+        assert len(one) > 3
+        for other in others:
+            assert one.labels.tolist() == other.labels.tolist()
+            torch.testing.assert_close(one.bboxes, other.bboxes, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("agnostic", [False, True])
