@@ -39,9 +39,7 @@ def write_world(
         num_train: training images.
         num_val: validation images.
         progress: wraps the loop over images, e.g. ``tqdm``.
-        world: ``'360'``, ``'1203'``, ``'8'`` or ``'hard'``. The second and the last
-            draw training scenes with a long tail, and list some classes as not
-            exhaustively annotated.
+        world: a key of ``WORLDS``.
 
     Returns:
         True when written, False when this very world was there already.
@@ -50,9 +48,8 @@ def write_world(
         OSError, ValueError: it holds something else, the disk is full, or seed < 0.
     """
     root, drawn = Path(root), WORLDS[world]
-    recipe: dict[str, Any] = dict(
-        format=FORMAT, seed=seed, num_train=num_train, num_val=num_val
-    )
+    counts = dict(num_train=num_train, num_val=num_val)
+    recipe: dict[str, Any] = dict(format=FORMAT, seed=seed, **counts)
     if world != "360":
         recipe["world"] = int(world) if world.isdigit() else world
     if _is_there(root, recipe):

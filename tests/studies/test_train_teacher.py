@@ -1,0 +1,78 @@
+"""The training of the teachers: what it reads, and that it can be interrupted."""
+
+import argparse
+
+import numpy as np
+import pytest
+import torch
+
+from kdeov_mm.clip import CLIPSource
+from kdeov_mm.datasets import shapes
+
+from ..conftest import load_tool
+
+HARD = shapes.WORLD_HARD
+
+
+@pytest.fixture(scope="module")
+def tool():
+    return load_tool("train_teacher")
+
+
+@pytest.fixture(scope="module")
+def crops(tool):
+    return tool.collect(5, 12, np.random.default_rng(0), HARD)
+
+
+def options(folder, **others):
+    made = dict(batch=8, wholes=3, wrong=0.0, steps=4, lr=1e-3, out=folder)
+    return argparse.Namespace(**{**made, **others})
+
+
+def test_crops_and_whole_scenes_have_captions_of_what_they_show(tool, crops, tmp_path):
+    assert len(crops.labels) == len(crops.scenes) == len(crops.patches)
+    assert len(crops.wholes) == 12
+    batches = tool.Batches(crops, options(tmp_path), np.random.default_rng(0), HARD)
+    images, captions = batches(32)
+    assert images.shape == (8 + 3, 3, 32, 32) and len(captions) == 11
+    assert images.min() >= 0 and images.max() <= 1
+    # without noise a crop is called by a word of its class, a synonym, or its kind
+    said = {batches.noisy(0) for _ in range(60)}
+    name = HARD.classes[int(crops.labels[0])]
+    assert any(name in caption for caption in said) and len(said) > 5
+    # with noise, now and then by that of another object
+    noisy = tool.Batches(
+        crops, options(tmp_path, wrong=1.0), np.random.default_rng(0), HARD
+    )
+    assert len({noisy.noisy(0) for _ in range(60)} - said) > 10
+
+
+def test_an_interrupted_training_ends_with_the_same_weights(
+    tool, crops, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tool, "SAVED_EVERY", 2)
+    found = []
+    for name, stops in dict(whole=[False], parts=[True, False]).items():
+        (tmp_path / name).mkdir()
+        for stop in stops:
+            torch.manual_seed(0)
+            rng = np.random.default_rng(1)
+            model = CLIPSource("shapes").load().train().requires_grad_(True)
+            if stop:
+                with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                    patch.setattr(tool, "save", interrupted(tool.save))
+                    tool.train(model, crops, options(tmp_path / name), rng, HARD)
+            else:
+                tool.train(model, crops, options(tmp_path / name), rng, HARD)
+        found.append(model.state_dict())
+    assert all(torch.equal(v, found[1][k]) for k, v in found[0].items())
+
+
+def interrupted(save):
+    """Save, and end the process as Ctrl-C does."""
+
+    def then_stop(*args):
+        save(*args)
+        raise KeyboardInterrupt
+
+    return then_stop
