@@ -189,7 +189,7 @@ META = {
     "OVLVISDataset": "0a9b2c261f8c",
     "ShapesDataset": "4b30406fd46d",
     "Shapes1203Dataset": "e5a00c57c02c",
-    "ShapesHardDataset": "c67c501c78f2",
+    "ShapesHardDataset": "8dec11093cf2",
     "VOCSegDataset": "c94b3971a0cc",
     "COCOStuffDataset": "cb634a2b102b",
     "PascalContextDataset": "4223b215aae2",

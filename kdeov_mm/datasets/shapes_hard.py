@@ -44,7 +44,6 @@ PER_CENT_BY_KIND = 12
 # in training: a frequent class is in more than 100 of 4,000 images, a common one in
 # more than 10; a rare one in more than LVIS's 10, for the oracle to learn it
 _ODDS = dict(f=9.0, c=3.0, r=1.0)
-_COMMON_PARTS = ("sail", "fin", "roof", "trunk", "stem", "wing", "lid")
 
 
 def _names() -> dict[str, str]:
@@ -55,9 +54,9 @@ def _names() -> dict[str, str]:
     seen.sort(key=lambda n: hashlib.sha256(n.encode()).hexdigest())
     frequent = {*seen[: len(seen) * 405 // 866]}
     frequency = {n: "f" if n in frequent else "c" for n in seen}
-    parts = {n: "c" if n in _COMMON_PARTS else "f" for n in PARTS}
-    parts.update(dict.fromkeys(HELD_OUT_PARTS, "r"))
-    kinds = {n: "f" if n in ("vehicle", "tool") else "c" for n in KINDS}
+    # parts and kinds come with many objects
+    parts = {n: "r" if n in HELD_OUT_PARTS else "f" for n in PARTS}
+    kinds = dict.fromkeys(KINDS, "f")
     return {**{n: frequency.get(n, "r") for n in objects}, **parts, **kinds}
 
 
