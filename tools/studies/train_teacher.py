@@ -79,6 +79,9 @@ def main() -> None:
     parser.add_argument(
         "--wrong", type=float, default=0.15, help="share of wrong captions, hard world"
     )
+    parser.add_argument(
+        "--start", help="CLIP to start from (default: that of the first world, if any)"
+    )
     parser.add_argument("--out", type=Path, help="folder (default: the package's)")
     args = parser.parse_args()
     world = shapes.WORLDS[args.world]
@@ -87,10 +90,11 @@ def main() -> None:
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
     crops = collect(args.seed + SEED_OFFSET, args.scenes, rng, world)
-    if args.world == "360":
+    if args.world == "360" and args.start is None:
         model = new_model()
     else:
-        model = CLIPSource("shapes").load().train().requires_grad_(True)
+        model = CLIPSource(args.start or "shapes").load()
+        model.train().requires_grad_(True)
     train(model, crops, args, rng, world)
     forget_unheard_tokens(model, world)
     config = TEACHERS["shapes"] / "open_clip_config.json"
