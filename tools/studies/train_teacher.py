@@ -39,6 +39,7 @@ from kdeov_mm.evaluation.reliability import calibration
 
 SEED_OFFSET = 7000  # scenes of the teacher: seeds that no world uses
 SHIPPED = {"360": "shapes", "1203": "shapes-1203", "hard": "shapes-hard"}
+PARTS_AGAIN = 3  # further crops of each part in a batch: many boxes, few names
 SIDES = (16, 32, 64, 128)  # pixels, between sizes that are reported apart
 SAVED, SAVED_EVERY = "training.pt", 200  # an unfinished training; steps
 BACKGROUND = "background"
@@ -107,7 +108,7 @@ def main() -> None:
     (args.out / SAVED).unlink(missing_ok=True)
     count = 400 if args.world == "hard" else 1200
     report = evaluate(args.out, args.seed + SEED_OFFSET + 1, count, world)
-    print(json.dumps(report, indent=2))
+    print(json.dumps(report, indent=2), table(report), sep="\n\n")
 
 
 def new_model() -> Any:
@@ -224,10 +225,15 @@ class Batches:
         members = [torch.nonzero(crops.labels == i)[:, 0].numpy() for i in labels]
         # kinds have no crops: captions say them
         self.members = {i: own for i, own in enumerate(members) if len(own)}
+        alone = [i for i in self.members if " " not in self.names[i]]
+        self.parts = [] if world.describe is None else alone
 
     def __call__(self, size: int) -> tuple[Tensor, list[str]]:
         """(n, 3, size, size) RGB in [0, 1] and n captions."""
-        chosen = self.rng.choice([*self.members], self.args.batch, replace=False)
+        again = np.repeat(np.array(self.parts, int), PARTS_AGAIN)
+        number = self.args.batch - len(again)
+        chosen = self.rng.choice([*self.members], number, replace=False)
+        chosen = np.concatenate([chosen, again])
         which = torch.tensor([self.rng.choice(self.members[i]) for i in chosen])
         images = crop(self.crops.patches[which], size)
         if self.world.describe is None:
@@ -345,19 +351,25 @@ def load(path: Path, parts: dict[str, Any], rng: np.random.Generator) -> int:
 VIEWS = {"top1": (1.0, 1.5), "top1_1x": (1.0,), "top1_1.5x": (1.5,)}
 
 
-@torch.no_grad()
-def evaluate(
-    folder: Path,
-    seed: int,
-    count: int = 1200,
-    world: World = shapes.WORLD_360,
-) -> dict[str, float]:
-    """Zero-shot top-1 over all classes on the true boxes of fresh scenes.
+class Answers(NamedTuple):
+    """What a teacher says of true boxes.
 
-    For the two scales that students use and for each, for the whole scene, for boxes by
-    their longer side, for groups; and what the softmax at the teacher's temperature is
-    worth: the error of its calibration (ECE), and its mean.
+    Attributes:
+        labels: (n,) classes.
+        sides: (n,) longer side of each box, pixels.
+        similar: view -> (n, K) cosines to all words.
+        scale: the teacher's factor of the cosines in its softmax.
     """
+
+    labels: Tensor
+    sides: Tensor
+    similar: dict[str, Tensor]
+    scale: float
+
+
+@torch.no_grad()
+def ask(folder: Path, seed: int, count: int, world: World) -> Answers:
+    """Embed the true boxes of fresh scenes, and the scenes, as students do."""
     source = f"local-dir:{folder}"
     teacher = CLIPImageTeacher(source)
     text = CLIPTextEncoder(source)(world.classes)
@@ -372,33 +384,80 @@ def evaluate(
         embeds["top1_scene"].append(teacher(image).expand(len(boxes), -1))
         labels.append(torch.from_numpy(scene.labels))
         sides.append((boxes[:, 2:] - boxes[:, :2]).amax(1))
-    label, side = torch.cat(labels), torch.cat(sides)
     similar = {view: torch.cat(parts) @ text.T for view, parts in embeds.items()}
-    right = {view: sims.argmax(1) == label for view, sims in similar.items()}
-    report = {view: r.float().mean().item() for view, r in right.items()}
-    # groups of classes, and sizes
+    clip: Any = CLIPSource(source).load()
+    scale = float(clip.logit_scale.exp())
+    return Answers(torch.cat(labels), torch.cat(sides), similar, scale)
+
+
+def evaluate(
+    folder: Path,
+    seed: int,
+    count: int = 1200,
+    world: World = shapes.WORLD_360,
+) -> dict[str, float]:
+    """Zero-shot top-1 over all classes on the true boxes of fresh scenes.
+
+    For the two scales that students use and for each, for the whole scene, for groups
+    of classes, and all of it for boxes by their longer side, with what the softmax of
+    the two scales is worth: its mean, and the error of its calibration (ECE).
+    """
+    answers = ask(folder, seed, count, world)
+    label = answers.labels
+    report = dict(objects=len(label), **figures(answers, label >= 0))
+    right = answers.similar["top1"].argmax(1) == label
     for group, names in world.groups.items():
         member = torch.tensor([n in {*names} for n in world.classes])[label]
-        report[f"top1_{group}"] = right["top1"][member].float().mean().item()
-    bins = torch.bucketize(side, torch.tensor(SIDES, dtype=side.dtype), right=True)
+        report[f"top1_{group}"] = right[member].float().mean().item()
+    # sizes: of what there is
+    limits = torch.tensor(SIDES, dtype=answers.sides.dtype)
+    bins = torch.bucketize(answers.sides, limits, right=True)
     for i, (low, high) in enumerate(zip((0, *SIDES), (*SIDES, world.size))):
-        if (own := bins == i).any():
-            share = right["top1"][own].float().mean().item()
-            report[f"top1_{low}_to_{high}px"] = share
-    # how sure it is, and how far the right word is from the next one
-    sims = similar["top1"]
-    clip: Any = CLIPSource(source).load()
-    confidence = (sims * clip.logit_scale.exp()).softmax(1).amax(1)
-    own = sims.gather(1, label[:, None])[:, 0]
-    others = sims.scatter(1, label[:, None], -1)
+        if (bins == i).any():
+            own = dict(objects=int((bins == i).sum()), **figures(answers, bins == i))
+            report.update({f"{k}_{low}_to_{high}px": v for k, v in own.items()})
+    # how far the right word is from the next one
+    similar = answers.similar["top1"]
+    others = similar.scatter(1, label[:, None], -1)
+    report["cosine_own"] = similar.gather(1, label[:, None]).mean().item()
+    report["cosine_runner_up"] = others.amax(1).mean().item()
+    return report
+
+
+def figures(answers: Answers, which: Tensor) -> dict[str, float]:
+    """Accuracy of each view and calibration, on some of the boxes."""
+    label = answers.labels[which]
+    right = {v: s[which].argmax(1) == label for v, s in answers.similar.items()}
+    logits = answers.similar["top1"][which] * answers.scale
+    confidence = logits.softmax(1).amax(1)
     return dict(
-        objects=len(label),
-        **report,
+        {view: share.float().mean().item() for view, share in right.items()},
         confidence=confidence.mean().item(),
         ece=calibration(confidence.numpy(), right["top1"].numpy())["ece"],
-        cosine_own=own.mean().item(),
-        cosine_runner_up=others.amax(1).mean().item(),
     )
+
+
+def table(report: dict[str, float]) -> str:
+    """Accuracy by size and scale, and calibration, beside each other."""
+    columns = ("objects", *VIEWS, "top1_scene", "confidence", "ece")
+    sizes = [k.removeprefix("ece") for k in report if k.startswith("ece")]
+    head = (
+        "longer side",
+        "boxes",
+        "1x and 1.5x",
+        "1x",
+        "1.5x",
+        "scene",
+        "mean softmax",
+    )
+    rows = [(*head, "ECE"), ("---",) * (len(head) + 1)]
+    for size in sizes:
+        name = size.strip("_").replace("_", " ") or "all"
+        values = [report[f"{c}{size}"] for c in columns]
+        rows.append(
+            (name, *[f"{v:,}" if isinstance(v, int) else f"{v:.3f}" for v in values])
+        )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 if __name__ == "__main__":
