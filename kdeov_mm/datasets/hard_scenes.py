@@ -297,10 +297,11 @@ class _Canvas:
         self.areas, self.seen = [0], np.array([SIZE * SIZE])
         self.parts: list[tuple[int, str, int]] = []
 
-    def may_hide(self, placed: _Placed) -> bool:
-        """Whether enough stays visible of all that is there."""
+    def may_hide(self, rng: np.random.Generator, placed: _Placed) -> bool:
+        """Whether enough of all that is there stays visible, often more than needed."""
+        least = int(rng.integers(MIN_VISIBLE, 101))
         hidden = self._pixels(placed)
-        left = (self.seen - hidden) * 100 >= np.array(self.areas) * MIN_VISIBLE
+        left = (self.seen - hidden) * 100 >= np.array(self.areas) * least
         return bool((left | (hidden == 0))[1:].all())
 
     def _pixels(self, placed: _Placed) -> Array:
@@ -362,7 +363,7 @@ def draw_scene(
             label = choose(rng, labels)
             color, noun = classes[label].split()
             placed = _lay(rng, NOUNS[noun], x, y, side)
-            if placed.cover.sum() >= 12 and canvas.may_hide(placed):
+            if placed.cover.sum() >= 12 and canvas.may_hide(rng, placed):
                 canvas.add(placed, NOUNS[noun])
                 _paint_object(rng, canvas.pixels, placed, NOUNS[noun], color, side)
                 labels.append(label)
@@ -555,7 +556,7 @@ def _add_clutter(rng: np.random.Generator, canvas: _Canvas) -> None:
     if rng.integers(4) == 0:
         outlines.append((rim >> 1) + (x, y))
     placed = _rasterise(outlines, [len(outlines)])
-    if not canvas.may_hide(placed):
+    if not canvas.may_hide(rng, placed):
         return
     canvas.hide(placed)
     paint = _any_color(rng)
