@@ -340,7 +340,7 @@ def draw_scene(
     choose: Callable[[np.random.Generator, list[int]], int],
     classes: tuple[str, ...],
 ) -> Scene:
-    """5 to 25 objects of 8 to 250 px and their parts; about 25 ms.
+    """5 to 25 objects of 8 to 250 px and their parts; about 30 ms.
 
     Args:
         rng: of :func:`.worlds.scene_rng`.
