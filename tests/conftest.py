@@ -251,6 +251,14 @@ def world_8(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def world_hard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The hard built-in world, tiny."""
+    root = tmp_path_factory.mktemp("world") / "shapes_hard"
+    write_world(root, num_train=12, num_val=8, world="hard")
+    return root
+
+
+@pytest.fixture(scope="session")
 def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """COCO, LVIS and VOC: stand-ins of a few pictures, and their splits."""
     root = tmp_path_factory.mktemp("stock")
@@ -280,6 +288,7 @@ def load_config(
     world: Path,
     world_1203: Path,
     world_8: Path,
+    world_hard: Path,
     raccoons: Path,
     stock: Path,
     imagenet: Path,
@@ -290,6 +299,7 @@ def load_config(
         "data/shapes/": f"{world}/",
         "data/shapes_1203/": f"{world_1203}/",
         "data/shapes_8/": f"{world_8}/",
+        "data/shapes_hard/": f"{world_hard}/",
         "data/raccoon/": f"{raccoons}/",
         "data/coco/": f"{stock}/coco/",
         "data/lvis/": f"{stock}/lvis/",

@@ -152,9 +152,10 @@ def test_the_whole_system_has_all_its_parts(world: str) -> None:
 
 
 class OneStep(Hook):
-    """End the training after one step, whatever its schedule; keep its losses."""
+    """End the training after one step or some, whatever its schedule; keep losses."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int = 1) -> None:
+        self.steps = steps
         self.losses: dict[str, torch.Tensor] = {}
 
     def after_train_iter(
@@ -165,7 +166,7 @@ class OneStep(Hook):
         outputs: Any = None,
     ) -> None:
         self.losses = outputs
-        runner.train_loop.stop_training = True
+        runner.train_loop.stop_training = batch_idx + 1 == self.steps
 
 
 def load_run(path: Path, load_config: Callable[..., Config], work_dir: Path) -> Config:
@@ -257,6 +258,26 @@ def fill_store(cfg: Config, folder: Path) -> None:
     torch.save(MODELS.build(student).state_dict(), weights)
     tool = load_tool("cache_embeddings")
     assert tool.main([str(path), "--proposals", str(weights)]) == 0
+
+
+@pytest.mark.parametrize("name", ["", "_nodistill", "_oracle"])
+def test_the_hard_world_trains_two_steps_and_has_lvis_figures(
+    name: str, load_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    path = ROOT / f"configs/kdeov/kdeov_n_shapes_hard{name}.py"
+    cfg = load_run(path, load_config, tmp_path)
+    runner, twice = Runner.from_cfg(cfg), OneStep(steps=2)
+    runner.register_hook(twice)
+    runner.train()
+    assert runner.iter == 2
+    assert all(value.isfinite() for value in twice.losses.values())
+    assert any("region" in key for key in twice.losses) == (name == "")
+    words = runner.train_dataloader.dataset.vocabulary.names
+    assert len(words) == (501 if name == "_oracle" else 359)
+    figures = runner.test()
+    for rules in ("lvis", "lvis-fixed"):
+        for key in ("AP", "APr", "APc", "APf"):
+            assert any(rules in k and k.endswith(key) for k in figures), figures
 
 
 def test_without_its_teacher_the_demo_has_no_distillation(

@@ -108,7 +108,9 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         "SegDataset": dict(
             background=0, ignored=(255,), labelled=1.0, seed=0, checked=100
         ),
-        "World": dict(repeats=0.0, odds_in_val=False),
+        "World": dict(repeats=0.0, odds_in_val=False, by_kind=0, size=160),
+        "Scene": dict(quality=95),
+        "arc": dict(cx=0, cy=0),
         "LargeScaleJitter": dict(ratio_range=(0.1, 2.0), min_box=0.0),
         "with_found": dict(iou=0.5, threshold=0.3),
         "draw_scene": dict(long_tail=False),
@@ -184,6 +186,7 @@ META = {
     "OVLVISDataset": "0a9b2c261f8c",
     "ShapesDataset": "4b30406fd46d",
     "Shapes1203Dataset": "e5a00c57c02c",
+    "ShapesHardDataset": "8dec11093cf2",
     "VOCSegDataset": "c94b3971a0cc",
     "COCOStuffDataset": "cb634a2b102b",
     "PascalContextDataset": "4223b215aae2",

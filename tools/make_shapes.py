@@ -11,9 +11,15 @@ from kdeov_mm.border import given_path, sentences
 from kdeov_mm.datasets.shapes import WORLDS
 from kdeov_mm.datasets.shapes_files import write_world
 
-BYTES_PER_IMAGE = 25_000
-SCENES = {"360": (4000, 500), "1203": (6000, 1000), "8": (400, 300)}  # train, val
-ROOTS = {"360": "shapes", "1203": "shapes_1203", "8": "shapes_8"}
+BYTES_PER_IMAGE = {"360": 25_000, "1203": 25_000, "8": 25_000, "hard": 60_000}
+SCENES = {  # train, val
+    **{"360": (4000, 500), "1203": (6000, 1000), "8": (400, 300)},
+    "hard": (4000, 1000),
+}
+ROOTS = {
+    **{"360": "shapes", "1203": "shapes_1203", "8": "shapes_8"},
+    "hard": "shapes_hard",
+}
 
 
 @sentences("make_shapes.py")
@@ -23,17 +29,19 @@ def main() -> int:
         "--world",
         choices=list(WORLDS),
         default="360",
-        help="number of classes: the demo's, LVIS's, or 8 to fine-tune on "
-        "(default: %(default)s)",
+        help="number of classes: the demo's, LVIS's, or 8 to fine-tune on; or the "
+        "hard world of 501 (default: %(default)s)",
     )
     parser.add_argument(
         "--root",
         type=given_path,
         help="folder of the world (default: data/shapes, data/shapes_1203, "
-        "data/shapes_8)",
+        "data/shapes_8, data/shapes_hard)",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train", type=int, help="training images (4000, 6000, 400)")
+    parser.add_argument(
+        "--train", type=int, help="training images (4000, 6000, 400, 4000)"
+    )
     parser.add_argument("--val", type=int, help="validation images (500, 1000, 300)")
     args = parser.parse_args()
     # the defaults depend on the world
@@ -48,7 +56,7 @@ def main() -> int:
         parser.error("the teacher was trained and tested on the scenes of this seed")
     # disk: a world that is there already needs none
     there = (args.root / "world.json").is_file()
-    need = 0 if there else (args.train + args.val) * BYTES_PER_IMAGE
+    need = 0 if there else (args.train + args.val) * BYTES_PER_IMAGE[args.world]
     args.root.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(args.root.parent).free
     if free < need:

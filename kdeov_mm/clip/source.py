@@ -16,9 +16,10 @@ from torch import nn
 
 from ..border import taken_apart
 
-TEACHERS = {  # the tiny CLIPs of the built-in worlds of 360 and 1203 classes
+TEACHERS = {  # the tiny CLIPs of the built-in worlds of 360, 1203 and 501 classes
     "shapes": Path(__file__).parent / "shapes_teacher",
     "shapes-1203": Path(__file__).parent / "shapes_1203_teacher",
+    "shapes-hard": Path(__file__).parent / "shapes_hard_teacher",
 }
 OPENAI = {  # OpenAI's names -> open_clip's, with the activation of OpenAI's weights
     "RN50": "RN50-quickgelu",
@@ -40,10 +41,10 @@ class CLIPSource:
     """One CLIP: its architecture and the file that holds its weights.
 
     Args:
-        model: ``'shapes'`` or ``'shapes-1203'`` (the tiny CLIPs of this package),
-            ``'local-dir:FOLDER'`` as open_clip writes them (both bring their weights),
-            an open_clip architecture name (``'ViT-B-32'``), or an open_clip JSON model
-            config (``'my_clip.json'``).
+        model: ``'shapes'``, ``'shapes-1203'`` or ``'shapes-hard'`` (the tiny CLIPs of
+            this package), ``'local-dir:FOLDER'`` as open_clip writes them (both bring
+            their weights), an open_clip architecture name (``'ViT-B-32'``), or an
+            open_clip JSON model config (``'my_clip.json'``).
         pretrained: a local weights file or an open_clip tag (``'openai'``; open_clip
             downloads it); or ``'random'``: random weights, the same each time, to try
             an architecture without a download.

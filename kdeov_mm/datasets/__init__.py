@@ -10,7 +10,7 @@ from .image_text import (
     LVISCrops,
     ShapesCrops,
 )
-from .lvis import OVLVISDataset, Shapes1203Dataset
+from .lvis import OVLVISDataset, Shapes1203Dataset, ShapesHardDataset
 from .sampler import ResumableSampler, SeededDataset
 from .segmentation import (
     ADE20KDataset,
@@ -64,4 +64,5 @@ __all__ = [
     "Shapes1203Dataset",
     "ShapesCrops",
     "ShapesDataset",
+    "ShapesHardDataset",
 ]

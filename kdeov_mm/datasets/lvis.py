@@ -113,3 +113,14 @@ class Shapes1203Dataset(OVLVISDataset):
         classes=shapes.WORLD_1203.classes,
         palette=list(shapes.WORLD_1203.palette),
     )
+
+
+@DATASETS.register_module()
+class ShapesHardDataset(OVLVISDataset):
+    """The hard built-in world; see :mod:`kdeov_mm.datasets.shapes_hard`."""
+
+    METAINFO = dict(
+        as_metainfo(frequency_groups(shapes.WORLD_HARD.frequency)),
+        classes=shapes.WORLD_HARD.classes,
+        palette=list(shapes.WORLD_HARD.palette),
+    )

@@ -8,20 +8,21 @@ too. The remaining 200 are *base*.
 
 A second world has 1203 classes, as many frequent, common and rare ones as LVIS:
 5 x 14 x 18 concepts, of which the rare classes have a held-out one. A third, to
-fine-tune on, has boxes of 8 classes whose colours and shapes the first lacks.
+fine-tune on, has boxes of 8 classes whose colours and shapes the first lacks. The
+hard one is that of :mod:`.shapes_hard`.
 """
 
 import hashlib
 import math
-from dataclasses import dataclass
 from itertools import product
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-Array = np.ndarray
-SIZE = 160  # image side, pixels
+from .shapes_hard import WORLD_HARD
+from .worlds import OUTLINES, SIZE, Array, Scene, World, tight_box
+from .worlds import scene_rng as scene_rng
+
 FILLS = ("solid", "striped", "dotted")
 COLORS = {
     "red": (214, 40, 40),
@@ -74,29 +75,6 @@ FREQUENCY = {
     **dict.fromkeys(COMBO_CLASSES, "c"),
     **dict.fromkeys(NOVEL_CLASSES, "r"),
 }
-
-
-@dataclass(frozen=True, eq=False)
-class World:
-    """Which classes are drawn, what is known of them, and how often they appear.
-
-    Attributes:
-        classes: names, "fill colour shape".
-        groups: group -> its classes; ``base`` is what has boxes in training.
-        frequency: name -> LVIS's ``'f'``, ``'c'`` or ``'r'``.
-        palette: RGB of each class.
-        odds: (K,) how often a training scene draws each class; None for all alike.
-        odds_in_val: validation scenes draw by the odds, too.
-        repeats: how often an object is of the class of the one before.
-    """
-
-    classes: tuple[str, ...]
-    groups: dict[str, tuple[str, ...]]
-    frequency: dict[str, str]
-    palette: tuple[tuple[int, int, int], ...]
-    odds: Array | None = None
-    odds_in_val: bool = False
-    repeats: float = 0.0
 
 
 _GROUPS_360 = dict(base=BASE_CLASSES, combo=COMBO_CLASSES, novel=NOVEL_CLASSES)
@@ -160,29 +138,8 @@ def _world_8() -> World:
     )
 
 
-WORLDS = {"360": WORLD_360, "1203": WORLD_1203, "8": _world_8()}
+WORLDS = {"360": WORLD_360, "1203": WORLD_1203, "8": _world_8(), "hard": WORLD_HARD}
 _DARK = np.array((28, 28, 32), np.float32)
-
-
-class Scene(NamedTuple):
-    """A drawn image and what is in it.
-
-    Attributes:
-        image: (SIZE, SIZE, 3) uint8 RGB.
-        labels: (n,) indices into the world's classes.
-        boxes: (n, 4) float32, xyxy in pixels, tight around the visible part.
-        masks: (n, SIZE, SIZE) bool, the visible part.
-    """
-
-    image: Array
-    labels: Array
-    boxes: Array
-    masks: Array
-
-
-def scene_rng(seed: int, split: int, index: int) -> np.random.Generator:
-    """The random numbers of one image; images do not depend on each other."""
-    return np.random.default_rng([seed, split, index])
 
 
 def draw_scene(
@@ -190,11 +147,15 @@ def draw_scene(
 ) -> Scene:
     """2 to 6 objects of 22 to 72 px on a noisy background; about 3 ms.
 
+    A world that draws its scenes in its own way does so.
+
     Args:
         rng: of :func:`scene_rng`.
         world: what is drawn.
         long_tail: draw classes by the world's odds, as for training scenes.
     """
+    if world.draw is not None:
+        return world.draw(rng, long_tail)
     # squares are placed, objects drawn in them
     canvas = _background(rng)
     labels: list[int] = []
@@ -221,7 +182,7 @@ def draw_scene(
         masks = np.concatenate([masks & ~cover, cover[None]])
         labels.append(label)
         placed.append((x, y, side))
-    boxes = np.array([_tight_box(m) for m in masks], np.float32)
+    boxes = np.array([tight_box(m) for m in masks], np.float32)
     # the camera's noise, over all of it
     noise = rng.standard_normal((SIZE, SIZE, 1), np.float32)
     canvas += noise * rng.uniform(2, 8)
@@ -261,7 +222,7 @@ def _draw_object(
     cos, sin = math.cos(angle), math.sin(angle)
     turn = np.array([[cos, -sin], [sin, cos]])
     scale = side / 2 / (abs(cos) + abs(sin)) * 1.15
-    outlines = [np.asarray(p) @ turn.T * scale + (x, y) for p in _POLYGONS[shape]]
+    outlines = [np.asarray(p) @ turn.T * scale + (x, y) for p in OUTLINES[shape]]
     # the pixels around it, as a window (h, w) of the canvas
     points = np.concatenate(outlines)
     left, top = np.floor(points.min(0)).clip(0).astype(int)
@@ -314,62 +275,4 @@ def _pattern(
     return (pitch * 0.32 - np.hypot(du, dv) + 0.5).clip(0, 1)
 
 
-def _tight_box(mask: Array) -> tuple[int, int, int, int]:
-    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
-    return x, y, x + width, y + height
-
-
-def _points(text: str) -> Array:
-    """``"x,y x,y ..."`` as (n, 2)."""
-    return np.array([point.split(",") for point in text.split()], float)
-
-
-def _arc(
-    radius: float, start: float, end: float, steps: int, cx: float = 0, cy: float = 0
-) -> Array:
-    """Points of a circle's arc, degrees clockwise from the right."""
-    t = np.radians(np.linspace(start, end, steps))
-    return np.stack([cx + radius * np.cos(t), cy + radius * np.sin(t)], 1)
-
-
-def _heart() -> Array:
-    # the heart curve, scaled to the square
-    t = np.linspace(0, 2 * math.pi, 60)
-    x = 16 * np.sin(t) ** 3
-    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
-    return np.stack([x / 16.5, -(y + 2.5) / 15.5], 1)
-
-
-def _star() -> Array:
-    # five tips and five dents in turn
-    tips, dents = _arc(1, -90, 270, 6)[:-1], _arc(0.42, -54, 306, 6)[:-1]
-    return np.stack([tips, dents], 1).reshape(-1, 2)
-
-
-# outlines in [-1, 1]^2, y down; overlapping outlines cut holes
-_POLYGONS: dict[str, list[Array]] = {
-    "circle": [_arc(0.95, 0, 360, 40)],
-    "square": [_points("-.85,-.85 .85,-.85 .85,.85 -.85,.85")],
-    "triangle": [_points("0,-.95 .98,.85 -.98,.85")],
-    "star": [_star()],
-    "heart": [_heart()],
-    "cross": [
-        _points(
-            "-.3,-1 .3,-1 .3,-.3 1,-.3 1,.3 .3,.3 "
-            ".3,1 -.3,1 -.3,.3 -1,.3 -1,-.3 -.3,-.3"
-        )
-    ],
-    "ring": [_arc(1, 0, 360, 40), _arc(0.5, 0, 360, 40)],
-    "crescent": [np.r_[_arc(1, 50, 310, 50, 0.2), _arc(0.85, 296, 64, 50, 0.47)]],
-    "arrow": [_points("-1,-.3 .1,-.3 .1,-.85 1,0 .1,.85 .1,.3 -1,.3")],
-    "bowtie": [_points("-1,-.8 0,-.2 1,-.8 1,.8 0,.2 -1,.8")],
-    "drop": [np.concatenate([_arc(0.62, -20, 200, 40, cy=0.36), [(0, -1)]])],
-    "arch": [np.r_[_arc(1, 180, 360, 40, 0, 0.45), _arc(0.45, 360, 180, 30, 0, 0.45)]],
-    "diamond": [_points("0,-1 .62,0 0,1 -.62,0")],
-    "house": [_points("0,-1 1,-.15 .7,-.15 .7,.9 -.7,.9 -.7,-.15 -1,-.15")],
-    "bolt": [_points(".25,-1 -.65,.15 -.08,.15 -.3,1 .65,-.25 .08,-.25")],
-    "crown": [_points("-.95,.8 -.95,-.7 -.45,.05 0,-.9 .45,.05 .95,-.7 .95,.8")],
-    "hourglass": [_points("-.8,-1 .8,-1 .2,0 .8,1 -.8,1 -.2,0")],
-    "chevron": [_points("-.9,-.15 0,-.9 .9,-.15 .9,.75 0,.05 -.9,.75")],
-}
 _Y, _X = np.mgrid[:SIZE, :SIZE].astype(np.float32)

@@ -5,7 +5,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 from ..border import whole_number
-from .shapes import SIZE, WORLDS, Scene, World, draw_scene, scene_rng
+from .shapes import WORLDS, draw_scene
+from .worlds import Scene, World, scene_rng
 
 FORMAT = 1
 SPLITS = ("train", "val")
@@ -38,8 +39,7 @@ def write_world(
         num_train: training images.
         num_val: validation images.
         progress: wraps the loop over images, e.g. ``tqdm``.
-        world: ``'360'``, ``'1203'`` or ``'8'``. The largest draws training scenes with
-            a long tail, and lists some classes as not exhaustively annotated.
+        world: a key of ``WORLDS``.
 
     Returns:
         True when written, False when this very world was there already.
@@ -48,9 +48,10 @@ def write_world(
         OSError, ValueError: it holds something else, the disk is full, or seed < 0.
     """
     root, drawn = Path(root), WORLDS[world]
-    recipe = dict(format=FORMAT, seed=seed, num_train=num_train, num_val=num_val)
+    counts = dict(num_train=num_train, num_val=num_val)
+    recipe: dict[str, Any] = dict(format=FORMAT, seed=seed, **counts)
     if world != "360":
-        recipe["world"] = int(world)
+        recipe["world"] = int(world) if world.isdigit() else world
     if _is_there(root, recipe):
         return False
     # what an interrupted run left
@@ -82,7 +83,7 @@ def write_world(
     return True
 
 
-def _is_there(root: Path, recipe: dict[str, int]) -> bool:
+def _is_there(root: Path, recipe: dict[str, Any]) -> bool:
     """Whether this world is there, whole; raises when something is in the way."""
     whole_number("seed", recipe["seed"], least=0)
     if root.is_file():
@@ -112,69 +113,101 @@ def _is_there(root: Path, recipe: dict[str, int]) -> bool:
 
 def _images(scene: Scene, name: str) -> list[tuple[str, bytes]]:
     """JPEG image, and 16-bit PNG of label + 1 with 0 for background."""
-    semantic = np.zeros((SIZE, SIZE), np.uint16)
+    semantic = np.zeros(scene.image.shape[:2], np.uint16)
     for label, mask in zip(scene.labels, scene.masks):
         semantic[mask] = label + 1
+    png = cv2.imencode(".png", semantic)[1].tobytes()
+    return [(f"images/{name}.jpg", jpeg(scene)), (f"semantic/{name}.png", png)]
+
+
+def jpeg(scene: Scene) -> bytes:
+    """The file of a scene's image."""
     # cv2 writes BGR
     bgr = np.ascontiguousarray(scene.image[..., ::-1])
-    jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
-    png = cv2.imencode(".png", semantic)[1].tobytes()
-    return [(f"images/{name}.jpg", jpeg), (f"semantic/{name}.png", png)]
+    quality = [cv2.IMWRITE_JPEG_QUALITY, scene.quality]
+    return cv2.imencode(".jpg", bgr, quality)[1].tobytes()
 
 
 def _record(
     rng: np.random.Generator, scene: Scene, name: str, image_id: int, world: World
 ) -> dict[str, Any]:
     """One image in LVIS's terms, its objects and its captions."""
-    # captions: all objects in the order drawn, all in another, and one
-    names = [world.classes[i] for i in scene.labels]
-    order = [f"a {names[i]}" for i in rng.permutation(len(names))]
-    every = " and ".join(f"a {n}" for n in names)
-    captions = [f"a picture of {every}", ", ".join(order), order[0]]
+    # captions first, as their random numbers are
+    labels = scene.labels.tolist()
+    captions = (world.describe or partial(_captions, world=world))(rng, labels)
+    # now and then a kind is given instead of its member: "vehicle", not "red car"
+    given = [_given(rng, label, world) for label in labels]
     # boxes as xywh, masks as RLE, category ids from 1
     objects = []
-    for label, mask, (x1, y1, x2, y2) in zip(
-        scene.labels.tolist(), scene.masks, scene.boxes.tolist()
-    ):
+    for label, mask, (x1, y1, x2, y2) in zip(given, scene.masks, scene.boxes.tolist()):
         rle = mask_utils.encode(np.asfortranarray(mask.astype(np.uint8)))
-        outline = dict(size=[SIZE, SIZE], counts=rle["counts"].decode())
-        target = dict(image_id=image_id, category_id=label + 1)
+        outline = dict(size=[world.size] * 2, counts=rle["counts"].decode())
+        target: dict[str, Any] = dict(image_id=image_id, category_id=label + 1)
         target.update(bbox=[x1, y1, x2 - x1, y2 - y1], area=int(mask.sum()), iscrowd=0)
         objects.append(dict(target, segmentation=outline))
-    image = dict(
+    # classes of which more is there than boxes: hidden parts, members and their kinds
+    present = {*labels, *given, *scene.unboxed}
+    kinds = {world.kinds[i] for i in present if i in world.kinds}
+    unboxed = {i for i, other in zip(labels, given) if i != other} | {*scene.unboxed}
+    own = {world.kinds[i] for i in given if i in world.kinds}
+    unboxed |= own & {*given}
+    image: dict[str, Any] = dict(
         id=image_id,
         file_name=f"{Path(name).name}.jpg",
-        width=SIZE,
-        height=SIZE,
+        width=world.size,
+        height=world.size,
         coco_url=f"file:///shapes/{name}.jpg",
-        neg_category_ids=sorted(_negatives(rng, set(scene.labels.tolist()), world)),
-        not_exhaustive_category_ids=[],
+        neg_category_ids=sorted(_negatives(rng, present | kinds, world)),
+        not_exhaustive_category_ids=sorted(i + 1 for i in unboxed),
     )
-    # in the larger world one of two objects of a class may have no box
+    # in worlds that repeat a class one of two objects of a class may have no box
     if world.repeats and (left_out := _left_out(rng, objects)) is not None:
-        image["not_exhaustive_category_ids"] = [objects.pop(left_out)["category_id"]]
+        more = objects.pop(left_out)["category_id"]
+        unfinished = {*image["not_exhaustive_category_ids"], more}
+        image["not_exhaustive_category_ids"] = sorted(unfinished)
     return dict(image=image, objects=objects, captions=captions)
+
+
+def _captions(rng: np.random.Generator, labels: list[int], world: World) -> list[str]:
+    """All objects in the order drawn, all in another, and one."""
+    names = [world.classes[i] for i in labels]
+    order = [f"a {names[i]}" for i in rng.permutation(len(names))]
+    every = " and ".join(f"a {n}" for n in names)
+    return [f"a picture of {every}", ", ".join(order), order[0]]
+
+
+def _given(rng: np.random.Generator, label: int, world: World) -> int:
+    """The label that an annotator gives: the object's class or the kind of it."""
+    if label not in world.kinds or rng.integers(100) >= world.by_kind:
+        return label
+    return world.kinds[label]
 
 
 def _negatives(rng: np.random.Generator, present: set[int], world: World) -> list[int]:
     """Category ids that are verified to be absent.
 
-    20 random ones; in worlds with odds 40, and all that differ from an object in one
-    concept: those that a detector could take it for.
+    20 random ones; in worlds with odds 40, and those that differ from an object in one
+    concept, all or some: those that a detector could take it for.
     """
     absent = [i + 1 for i in range(len(world.classes)) if i not in present]
     if world.odds is None:
         return rng.choice(absent, 20, False).tolist()
     # likely mistakes first: false positives on random classes are rare
-    alike = {i for label in present for i in _alike(world, label)} - present
+    alike: set[int] = set()
+    for label in sorted(present) if world.max_alike else present:
+        others = [i for i in _alike(world, label) if i not in present]
+        if world.max_alike and len(others) > world.max_alike:
+            others = rng.choice(others, world.max_alike, False).tolist()
+        alike.update(others)
     return list({i + 1 for i in alike} | {*rng.choice(absent, 40, False).tolist()})
 
 
 @cache
 def _alike(world: World, label: int) -> tuple[int, ...]:
-    """The classes that share two of three concepts with one."""
+    """The classes that share all but one of several concepts with one."""
     parts = [{*name.split()} for name in world.classes]
-    return tuple(i for i, p in enumerate(parts) if len(p & parts[label]) == 2)
+    shared = len(parts[label]) - 1
+    return tuple(i for i, p in enumerate(parts) if len(p & parts[label]) == shared > 0)
 
 
 def _left_out(rng: np.random.Generator, objects: list[dict[str, Any]]) -> int | None:
@@ -225,7 +258,7 @@ def _instances(
                 id=i,
                 name=name,
                 synset=name.replace(" ", "_") + ".n.01",
-                synonyms=[name],
+                synonyms=[name, *world.synonyms.get(name, ())],
                 frequency=world.frequency[name],
                 image_count=images[i],
                 instance_count=instances[i],
