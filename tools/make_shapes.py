@@ -11,14 +11,11 @@ from kdeov_mm.border import given_path, sentences
 from kdeov_mm.datasets.shapes import WORLDS
 from kdeov_mm.datasets.shapes_files import write_world
 
-BYTES_PER_IMAGE = {"360": 25_000, "1203": 25_000, "8": 25_000, "hard": 60_000}
-SCENES = {  # train, val
-    **{"360": (4000, 500), "1203": (6000, 1000), "8": (400, 300)},
-    "hard": (4000, 1000),
-}
-ROOTS = {
-    **{"360": "shapes", "1203": "shapes_1203", "8": "shapes_8"},
-    "hard": "shapes_hard",
+DEFAULTS = {  # folder below data, images for training and validation, bytes of one
+    "360": ("shapes", 4000, 500, 25_000),
+    "1203": ("shapes_1203", 6000, 1000, 25_000),
+    "8": ("shapes_8", 400, 300, 25_000),
+    "hard": ("shapes_hard", 4000, 1000, 60_000),
 }
 
 
@@ -35,20 +32,19 @@ def main() -> int:
     parser.add_argument(
         "--root",
         type=given_path,
-        help="folder of the world (default: data/shapes, data/shapes_1203, "
-        "data/shapes_8, data/shapes_hard)",
+        help="folder of the world (default: data/shapes, data/shapes_WORLD)",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--train", type=int, help="training images (4000, 6000, 400, 4000)"
+        "--train", type=int, help="training images (default: 4000, 6000, 400, 4000)"
     )
-    parser.add_argument("--val", type=int, help="validation images (500, 1000, 300)")
+    parser.add_argument("--val", type=int, help="the same (500, 1000, 300, 1000)")
     args = parser.parse_args()
     # the defaults depend on the world
-    train, val = SCENES[args.world]
+    folder, train, val, size = DEFAULTS[args.world]
     args.train = train if args.train is None else args.train
     args.val = val if args.val is None else args.val
-    args.root = args.root or Path("data") / ROOTS[args.world]
+    args.root = args.root or Path("data") / folder
     if min(args.train, args.val) < 1:
         parser.error("--train and --val need at least one image each")
     # the shipped teacher has seen these scenes
@@ -56,14 +52,13 @@ def main() -> int:
         parser.error("the teacher was trained and tested on the scenes of this seed")
     # disk: a world that is there already needs none
     there = (args.root / "world.json").is_file()
-    need = 0 if there else (args.train + args.val) * BYTES_PER_IMAGE[args.world]
+    need = 0 if there else (args.train + args.val) * size
     args.root.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(args.root.parent).free
     if free < need:
         print(
-            f"{args.root.parent} has {free / 1e6:.0f} MB free, the world "
-            f"needs {need / 1e6:.0f} MB: make room, or choose another "
-            "--root.",
+            f"{args.root.parent} has {free / 1e6:.0f} MB free, the world needs "
+            f"{need / 1e6:.0f} MB: make room, or choose another --root.",
             file=sys.stderr,
         )
         return 1

@@ -146,8 +146,12 @@ def check_schedule(cfg: Config) -> None:
     if not isinstance(schedulers, list):
         return
     # a warm-up or steps alone end nothing
-    planned = [s["end"] for s in schedulers if {"T_max", "end"} <= {*s}]
-    number = cfg.train_cfg.get("max_iters")
+    planned = [
+        s["end"]
+        for s in schedulers
+        if isinstance(s, dict) and {"T_max", "end"} <= {*s} and not s.get("by_epoch")
+    ]
+    number = (cfg.get("train_cfg") or {}).get("max_iters")
     if number and planned and number != max(planned):
         print(
             f"train.py: train_cfg.max_iters is {number}, and the schedule of the "

@@ -192,6 +192,9 @@ class ImageIndex:
             return
         for other in known:  # for fewer images
             self.table.drop_index(other)
+        # rows are found by their paths at every write; first, for a killed run makes
+        # all of it again where the other is missing
+        self.table.create_index("path", config=self.lancedb.index.BTree())
         config = self.lancedb.index.IvfSq("cosine", partitions, 10, sample_rate=64)
         # LanceDB does not say how far it is
         bar = tqdm(desc=title, bar_format="{desc}: {elapsed}")
@@ -201,8 +204,6 @@ class ImageIndex:
             while not wait([making], timeout=1).done:
                 bar.update()
             making.result()
-        # rows are found by their paths at every write
-        self.table.create_index("path", config=self.lancedb.index.BTree())
         # images of the table at random, as queries
         rows = np.random.default_rng(0).integers(images, size=16).tolist()
         found = self.table.take_offsets(rows).select(["vector"]).to_arrow()["vector"]

@@ -22,7 +22,14 @@ from torchvision.ops import box_iou
 from ..vocabulary import Words, as_vocabulary
 from .box_branches import without_autocast
 from .distill.base import Distillation, RegionEmbeds, StudentBatch
-from .postprocess import above, best_boxes, is_simple, least_logit, max_boxes
+from .postprocess import (
+    above,
+    best_boxes,
+    is_simple,
+    least_logit,
+    max_boxes,
+    suppresses,
+)
 from .random_vocabulary import RandomVocabulary
 from .student import BoxQuery, Student, check_dims, training_progress, words_of
 from .text_classifier import TextClassifier, TextEmbeds
@@ -253,7 +260,8 @@ class ViLDRoIHead(StandardRoIHead):
         rescale: bool = False,
     ) -> list[InstanceData]:
         """Boxes of each image, selected as those of the one-stage student."""
-        if not is_simple(rcnn_test_cfg):
+        # proposals are no maps, and have no peaks to take in place of suppression
+        if not is_simple(rcnn_test_cfg) or not suppresses(rcnn_test_cfg):
             raise ValueError(
                 "expected a test_cfg.rcnn with multi_label=True, nms=dict(type='nms', "
                 "iou_threshold=...) and max_per_img of at least 1, got "

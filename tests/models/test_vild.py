@@ -352,6 +352,9 @@ def test_what_does_not_go_together_is_refused(
     uncapped = KDEOV(build(**{"test_cfg.rcnn.max_per_img": -1}))
     with pytest.raises(ValueError, match="max_per_img of at least 1"):
         uncapped.open_vocabulary_detect(torch.rand(3, 64, 64), WORDS)
+    unsuppressed = KDEOV(build(**{"test_cfg.rcnn.nms": None}))
+    with pytest.raises(ValueError, match="nms=dict"):
+        unsuppressed.open_vocabulary_detect(torch.rand(3, 64, 64), WORDS)
     with pytest.raises(ValueError, match="0.01 at least"):
         ViLDBBoxHead(8, temperature=0.001, in_channels=4, num_shared_fcs=1)
     dense = dict(type="DenseDistillation", distances=dict(l1=dict(type="L1Distance")))
