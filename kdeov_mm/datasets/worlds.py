@@ -17,7 +17,7 @@ class World:
     """Which classes are drawn, what is known of them, and how often they appear.
 
     Attributes:
-        classes: names, "fill colour shape".
+        classes: names, e.g. "fill colour shape".
         groups: group -> its classes; ``base`` is what has boxes in training.
         frequency: name -> LVIS's ``'f'``, ``'c'`` or ``'r'``.
         palette: RGB of each class.

@@ -13,6 +13,7 @@ where it was last saved.
 """
 
 import argparse
+import io
 import json
 import math
 import shutil
@@ -36,6 +37,7 @@ from kdeov_mm.datasets import shapes
 from kdeov_mm.datasets.shapes_files import jpeg
 from kdeov_mm.datasets.worlds import Scene, World
 from kdeov_mm.evaluation.reliability import calibration
+from kdeov_mm.files import write_whole
 
 SEED_OFFSET = 7000  # scenes of the teacher: seeds that no world uses
 SHIPPED = {"360": "shapes", "1203": "shapes-1203", "hard": "shapes-hard"}
@@ -333,9 +335,9 @@ def save(
     """Keep an unfinished training, all of it or none."""
     states = {name: part.state_dict() for name, part in parts.items()}
     states.update(step=step, numpy=rng.bit_generator.state, torch=torch.get_rng_state())
-    scratch = path.with_suffix(".partial")
-    torch.save(states, scratch)
-    scratch.replace(path)
+    buffer = io.BytesIO()
+    torch.save(states, buffer)
+    write_whole(path, buffer.getvalue())
 
 
 def load(path: Path, parts: dict[str, Any], rng: np.random.Generator) -> int:
