@@ -192,8 +192,9 @@ def _at_peaks(scored: Scored, shapes: Sequence[tuple[int, int]]) -> Scored:
     words, row = scored.indices[:, 1].unique(return_inverse=True)
     maps = scored.logits.new_full((len(words), sum(sizes)), -math.inf)
     maps[row, where] = scored.logits
-    levels = [m.view(1, -1, *s) for m, s in zip(maps.split(sizes, 1), shapes)]
-    keep = torch.cat([each[0].flatten(1) for each in peaks(levels)], 1)[row, where]
+    # as pictures of one word: of no words there are maxima then, of no channels not
+    levels = [m.view(-1, 1, *s) for m, s in zip(maps.split(sizes, 1), shapes)]
+    keep = torch.cat([each.flatten(1) for each in peaks(levels)], 1)[row, where]
     return Scored(scored.logits[keep], scored.indices[keep])
 
 

@@ -91,6 +91,13 @@ def test_without_suppression_the_peaks_of_each_word_stay() -> None:
     assert best.bboxes[:, 0].tolist() == [9, 9, 10, 30]
 
 
+def test_a_picture_without_a_score_has_no_peaks() -> None:
+    cfg = ConfigDict(PLAIN, max_per_img=4)
+    nothing = Scored(torch.empty(0), torch.empty(0, 2, dtype=torch.long))
+    best = best_boxes(nothing, torch.rand(80, 4), META, cfg, True, [(8, 8), (4, 4)])
+    assert best.bboxes.shape == (0, 4) and not len(best)
+
+
 def test_peaks_are_the_same_of_words_in_parts_and_folded(
     build_detector: Callable[..., KDEOVDetector], monkeypatch: pytest.MonkeyPatch
 ) -> None:
