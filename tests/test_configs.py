@@ -52,6 +52,9 @@ def representatives() -> list[Path]:
 
 
 STEPPED = representatives()
+# a step of these takes half a minute or more
+SLOW = {"vild_mask_r50_ovlvis", "vild_kdeov_r50_ovcoco"}
+SLOW |= {"seg_pcontext", "seg_coco_stuff"}
 BUILT = [path for path in CONFIGS if path not in STEPPED]
 
 
@@ -211,7 +214,13 @@ def smaller(value: Any) -> Any:
     return [*map(smaller, value)] if isinstance(value, list) else value
 
 
-@pytest.mark.parametrize("path", STEPPED, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if p.stem in SLOW else [])
+        for p in STEPPED
+    ],
+)
 def test_every_part_of_a_config_trains_and_tests_a_step(
     path: Path, load_config: Callable[..., Config], tmp_path: Path
 ) -> None:

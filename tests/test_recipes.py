@@ -144,6 +144,7 @@ def test_a_recipe_is_resumed(
     assert load_tool("leaks").main([leaf(name), str(other / "iter_3.pth")]) == 0
 
 
+@pytest.mark.slow
 def test_a_recipe_trains_in_half_precision(
     trained: tuple[str, Path], clip: list[str], place: Path
 ) -> None:

@@ -545,7 +545,13 @@ def predictions(config: Path, trained: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", ["get_flops", "browse_dataset", "analyze_results", "confusion_matrix"]
+    "name",
+    [
+        "get_flops",
+        "browse_dataset",
+        "analyze_results",
+        pytest.param("confusion_matrix", marks=pytest.mark.slow),
+    ],
 )
 def test_mmdets_own_tools_run_with_our_configs(
     name: str,
@@ -610,6 +616,7 @@ def on_two_processes(tool: str, folder: Path, *args: object, steps: int = 1) -> 
     return output
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_test_one_model(
     load_config: Callable[..., Config], tmp_path: Path
 ) -> None:

@@ -16,7 +16,11 @@ from kdeov_mm.inference.export import FixedPadding, export_onnx
 from ..conftest import WORDS
 from .test_folded import found, said
 
-LEAVES = ("backbone_resnet50", "backbone_efficientnet_b0", "backbone_yolov5_s")
+LEAVES = (
+    "backbone_resnet50",
+    pytest.param("backbone_efficientnet_b0", marks=pytest.mark.slow),
+    "backbone_yolov5_s",
+)
 IMAGES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(3))
 
 

@@ -73,6 +73,7 @@ def tiny(
     return path
 
 
+@pytest.mark.slow
 def test_quick_runs_a_row_once_and_goes_on_where_it_was_stopped(
     tool: Any, tiny: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
 ) -> None:

@@ -49,19 +49,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return measure_one(args)
     report: dict[str, Any] = dict(machine=machine(args.device), size=args.side)
     report["command"] = command(args)
-    # each part is printed when it is done: some take minutes
+    # each part is printed and written when it is done: some take minutes
     parts: dict[str, Callable[[argparse.Namespace], Any]] = dict(
         speed=time_models,
         filter=share_kept,
         vocabulary=time_vocabulary,
         training=time_training,
     )
+    kept = read_json(args.out, {}) if args.keep else {}
     for name in args.parts:
         report[name] = parts[name](args)
         print(json.dumps({name: report[name]}, indent=1), flush=True)
-    if args.keep:
-        report = read_json(args.out, {}) | report
-    write_json(args.out, report)
+        # an error of the next part loses nothing
+        write_json(args.out, report := kept | report)
     if "speed" in report:
         plot(report, args.out.with_suffix(".png"))
     if args.table:
