@@ -59,7 +59,7 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         ),
         "set_suppression": dict(agnostic=False),
         "GridHeadModule": dict(grid_side=3.0),
-        "CandidateLocations": dict(number=1000, probes=256),
+        "CandidateLocations": dict(number=1000, probes=1024),
         "GlobalProjection": dict(widen_factor=1.0, hidden_dims=512, norm=False),
         "RandomVocabulary": dict(size=80, min_size=40, federated=50),
         "PixelProjection": dict(hidden_channels=64, num_convs=2),

@@ -1,5 +1,6 @@
 """From the head's features to boxes, of any number of words."""
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -132,12 +133,25 @@ def peaks(logits: Sequence[Tensor]) -> list[Tensor]:
         of its own level and, in the levels next to it, with what lies at the same
         place.
     """
-    around = [F.max_pool2d(each, PEAK, 1, PEAK // 2) for each in logits]
+    around = [_best_around(each) for each in logits]
     kept = [each >= most for each, most in zip(logits, around)]
     for i, (fine, coarse) in enumerate(itertools.pairwise(logits)):
         kept[i] = kept[i] & (fine >= F.interpolate(coarse, scale_factor=2.0))
         kept[i + 1] = kept[i + 1] & (coarse > F.max_pool2d(fine, 2))
     return kept
+
+
+def _best_around(logits: Tensor) -> Tensor:
+    """The best of each location's square: (B, K, H, W) -> (B, K, H, W)."""
+    reach = PEAK // 2
+    if torch.compiler.is_exporting() or logits.device.type != "cpu":
+        return F.max_pool2d(logits, PEAK, 1, reach)
+    # PyTorch's pooling takes nine times as long on a CPU as maxima of shifted maps
+    for axis, margins in ((3, (reach, reach)), (2, (0, 0, reach, reach))):
+        padded = F.pad(logits, margins, value=-math.inf)
+        shifted = (padded.narrow(axis, i, logits.shape[axis]) for i in range(PEAK))
+        logits = functools.reduce(torch.maximum, shifted)
+    return logits
 
 
 def best_boxes(
@@ -352,11 +366,11 @@ class CandidateLocations(nn.Module):
     """Where very many words are worth scoring: a class-agnostic objectness.
 
     The objectness of a location is the best score there of ``probes`` vectors that
-    stand for the vocabulary: the means of its k-means clusters. Where a word scores
-    high, the mean of its cluster does too, and the best boxes of an image come from few
-    locations, so the words are scored at the ``number`` best of them only. An
-    approximation: ``tools/studies/benchmark.py`` measures how much of the exact result
-    it keeps.
+    stand for the vocabulary: of its k-means clusters the mean direction, as long as the
+    members are. Where a word scores high, its cluster's probe does too, and the best
+    boxes of an image come from few locations, so the words are scored at the ``number``
+    best of them only. An approximation: ``tools/studies/benchmark.py`` measures how
+    much of the exact result it keeps.
 
     Args:
         vectors: that are clustered, one for each word (W, ...).
@@ -373,7 +387,7 @@ class CandidateLocations(nn.Module):
         self,
         vectors: Tensor,
         number: int = 1000,
-        probes: int = 256,
+        probes: int = 1024,
         layers: Sequence[Linear1x1] = (),
     ) -> None:
         super().__init__()
@@ -389,13 +403,18 @@ class CandidateLocations(nn.Module):
         self.register_buffer("cluster", cluster)  # (W,)
         self.register_buffer("size", cluster.bincount())  # (P,)
         for i, layer in enumerate(layers):
-            self.register_buffer(f"probes_{i}", self._means(layer))
+            self.register_buffer(f"probes_{i}", self._probes(layer))
 
-    def _means(self, layer: Linear1x1) -> Tensor:
-        """The mean of each cluster's maps, bias included: (P, C + 1)."""
-        maps = torch.cat([layer.weight, layer.bias[:, None]], 1)
+    def _probes(self, layer: Linear1x1) -> Tensor:
+        """Each cluster's mean map, as long as its members, and bias: (P, C + 1)."""
+        lengths = layer.weight.norm(dim=1, keepdim=True)
+        maps = torch.cat([layer.weight, layer.bias[:, None], lengths], 1)
         total = maps.new_zeros(len(self.size), maps.shape[1])
-        return total.index_add_(0, self.cluster, maps) / self.size[:, None]
+        means = total.index_add_(0, self.cluster, maps) / self.size[:, None]
+        # a mean is shorter than what it is of, and the more the wider the cluster is
+        maps, length = means[:, :-1], means[:, -1:]
+        short = maps[:, :-1].norm(dim=1, keepdim=True).clamp(min=1e-6)
+        return torch.cat([maps[:, :-1] * (length / short), maps[:, -1:]], 1)
 
     def forward(self, rows: Sequence[Tensor], layers: Sequence[Linear1x1]) -> Tensor:
         """The best locations of an image.
@@ -410,8 +429,8 @@ class CandidateLocations(nn.Module):
         objectness = []
         known = dict(self.named_buffers())
         for i, (level, layer) in enumerate(zip(rows, layers)):
-            means = known.get(f"probes_{i}")
-            probes = (self._means(layer) if means is None else means).to(level.dtype)
+            kept = known.get(f"probes_{i}")
+            probes = (self._probes(layer) if kept is None else kept).to(level.dtype)
             scores = torch.addmm(probes[:, -1], level, probes[:, :-1].T)
             objectness.append(scores.amax(1))
         best = torch.cat(objectness)
@@ -421,7 +440,7 @@ class CandidateLocations(nn.Module):
 def _clusters(vectors: Tensor, number: int, rounds: int = 10) -> Tensor:
     """The k-means cluster of each vector (W, ...): (W,), none of them empty."""
     # on the CPU, with a fixed seed; empty clusters are numbered away
-    points = vectors.detach().flatten(1).cpu().double().numpy()
+    points = vectors.detach().flatten(1).cpu().float().numpy()
     _, labels = kmeans2(points, number, iter=rounds, minit="points", rng=0)
     return torch.from_numpy(np.unique(labels, return_inverse=True)[1]).to(
         vectors.device

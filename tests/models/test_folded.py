@@ -403,6 +403,17 @@ def test_the_objectness_finds_where_words_fire() -> None:
     assert set(where.tolist()) == {3, 30}
 
 
+def test_a_wide_cluster_is_not_overlooked() -> None:
+    """Its mean is shorter than its members, and would score a member's place low."""
+    wide = torch.tensor([[0.64, 0.77, 0.0], [0.64, -0.77, 0.0]])
+    narrow = torch.tensor([[0.0, 0.0, 1.0]]).repeat(10, 1)
+    kernel = torch.cat([wide, narrow])
+    places = CandidateLocations(kernel, number=1, probes=2)
+    assert places.cluster[0] == places.cluster[1] != places.cluster[2]
+    rows = [torch.stack([0.5 * narrow[0], wide[0]])]
+    assert places(rows, [Linear1x1(kernel, torch.zeros(12))]).tolist() == [1]
+
+
 @pytest.mark.parametrize(
     "change", [dict(multi_label=False), dict(min_bbox_size=3), dict(max_per_img=-1)]
 )

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from mmengine.config import Config, ConfigDict
 from torchvision.ops import box_iou
 
@@ -78,6 +79,13 @@ def test_a_peak_is_the_best_of_its_square_and_of_its_place_in_other_levels() -> 
     assert kept[1] == [[3, 3]]
     # what the better one of the coarse level covers
     assert [6, 6] not in kept[0]
+
+
+@pytest.mark.parametrize("sides", [(1, 1), (2, 7), (9, 6)])
+def test_the_best_of_a_square_is_that_of_pooling(sides: tuple[int, int]) -> None:
+    maps = torch.randn(2, 3, *sides)
+    pooled = F.max_pool2d(maps, postprocess.PEAK, 1, postprocess.PEAK // 2)
+    assert torch.equal(postprocess._best_around(maps), pooled)
 
 
 def test_without_suppression_the_peaks_of_each_word_stay() -> None:
