@@ -660,28 +660,3 @@ def test_two_processes_resume_to_the_same_bits(
     ends = [torch.load(folder / "iter_5.pth", weights_only=True) for folder in folders]
     ours, theirs = (end["state_dict"] for end in ends)
     assert [k for k in ours if not torch.equal(ours[k], theirs[k])] == []
-
-
-@pytest.mark.parametrize("script", ["dist_train", "dist_test"])
-def test_the_launchers_pass_their_arguments_on(script: str) -> None:
-    """`echo` in the place of Python shows the command."""
-    tool, given = script.removeprefix("dist_"), ["a b.py"]
-    given += ["c.pth"] if tool == "test" else []
-    done = subprocess.run(
-        ["bash", str(ROOT / f"tools/{script}.sh"), *given, "8", "--amp", "x=1"],
-        capture_output=True,
-        text=True,
-        env=run_env(PYTHON="echo", PORT="123"),
-    )
-    words = done.stdout.split()
-    assert "--nproc_per_node=8" in words and "--master_port=123" in words
-    assert f"{tool}.py {' '.join(given)} --launcher pytorch --amp x=1" in done.stdout
-
-
-@pytest.mark.parametrize("script", ["dist_train", "dist_test"])
-def test_the_launchers_say_how_to_use_them(script: str) -> None:
-    done = subprocess.run(
-        ["bash", str(ROOT / f"tools/{script}.sh")], capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert f"tools/{script}.sh CONFIG" in done.stderr
