@@ -23,7 +23,7 @@ from kdeov_mm.checkpoints import (
     not_finite,
     read_checkpoint,
 )
-from kdeov_mm.engine.heartbeat import HeartbeatHook
+from kdeov_mm.engine.heartbeat import HeartbeatHook, lost_connections
 from kdeov_mm.files import locked
 from kdeov_mm.options import ConfigOptions, config_of, work_dir_of
 
@@ -207,7 +207,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         with sentences("train.py", folder):
             runner = make_runner(cfg)
             runner.register_hook(HeartbeatHook())
-            runner.train()
+            with lost_connections():
+                runner.train()
 
 
 class Training(Runner):

@@ -5,7 +5,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -92,6 +93,22 @@ class HeartbeatHook(Hook):
             store.set(str(rank), str(-(2**40)))
         except RuntimeError:  # the process that had the store has ended before
             return
+
+
+@contextmanager
+def lost_connections() -> Iterator[None]:
+    """Say so where an operation with the other processes fails, as one has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        # NCCL's errors have a class, those of gloo the name of its files
+        if not isinstance(error, dist.DistError) and "gloo/" not in str(error):
+            raise
+        raise SystemExit(
+            "train.py: the connection to another process of this job was lost: it has "
+            "ended, and its own messages say why, or its machine is gone. Go on from "
+            f"the last checkpoint with --resume. ({str(error)[:300]})"
+        ) from error
 
 
 def end_job(silent: Sequence[int]) -> None:

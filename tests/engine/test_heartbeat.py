@@ -7,6 +7,9 @@ import sys
 import time
 
 import pytest
+import torch.distributed as dist
+
+from kdeov_mm.engine import heartbeat
 
 from ..apps.test_web import free_port
 from ..conftest import run_env
@@ -79,3 +82,17 @@ def test_an_error_ends_the_thread_too() -> None:
     for process in start(0, "fail"):
         out, err = process.communicate(timeout=120)
         assert (process.returncode, out) == (3, "begun\n"), err[-2000:]
+
+
+@pytest.mark.parametrize(
+    "error", [dist.DistBackendError("NCCL"), RuntimeError("a/gloo/pair.cc: reset")]
+)
+def test_a_lost_connection_is_said(error: RuntimeError) -> None:
+    said = "connection to another process"
+    with pytest.raises(SystemExit, match=said), heartbeat.lost_connections():
+        raise error
+
+
+def test_another_error_is_not_taken_for_a_lost_connection() -> None:
+    with pytest.raises(RuntimeError, match="no shape"), heartbeat.lost_connections():
+        raise RuntimeError("no shape")
