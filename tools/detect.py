@@ -147,8 +147,8 @@ def detect(args: argparse.Namespace) -> int:
     about = settings(args, vocabulary)
     make = functools.partial(
         KDEOVInferencer,
-        args.config,
-        args.checkpoint,
+        args.config and args.config.absolute(),
+        args.checkpoint.absolute(),
         device=args.device,
         words=vocabulary,
     )

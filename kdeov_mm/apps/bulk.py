@@ -4,6 +4,7 @@ import os
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -157,11 +158,15 @@ def _read(file: Path) -> pyarrow.Table:
 
 
 def parted(sources: Iterable[ImageSource], total: int) -> list[list[ImageSource]]:
-    """Shards, by the files' paths alone: others do not move them."""
+    """Shards, by the files' paths alone: others do not move them.
+
+    The paths are absolute, for workers on other machines have their own folder.
+    """
     shards: list[list[ImageSource]] = [[] for _ in range(total)]
     for source in sources:
-        path = os.fsencode(os.path.abspath(str(source.path)))
-        shards[crc32(path) % total].append(source)
+        path = os.path.abspath(str(source.path))
+        own = replace(source, path=Path(path))
+        shards[crc32(os.fsencode(path)) % total].append(own)
     return shards
 
 
@@ -195,6 +200,7 @@ def detect_all(
     if odd := [s.name for s in sources if s.is_video or s.path is None]:
         raise ValueError(f"workers search image files alone, not {odd[0]}")
     # an image's file is known by its path; there are never fewer files than before
+    folder = folder.absolute()
     folder.mkdir(exist_ok=True)
     for scratch in folder.glob("*.tmp"):
         scratch.unlink()
@@ -206,7 +212,7 @@ def detect_all(
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     here = dict(num_cpus=workers, include_dashboard=False, object_store_memory=STORE)
     quiet = dict(log_to_driver=False, logging_level="ERROR")
-    ray.init(address, **quiet, **({} if address else here))
+    ray.init(address or "local", **quiet, **({} if address else here))
     try:
         count, share = _resources(workers, cuda)
         actor = ray.remote(num_cpus=1, num_gpus=share)(Detector)

@@ -175,6 +175,22 @@ def plain(content: dict[str, Any]) -> dict[str, list[Any]]:
     return {i["file_name"]: [i, boxes[key]] for key, i in images.items()}
 
 
+def test_which_file_has_an_image_is_said_by_its_path(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it is named from: workers elsewhere have another working folder."""
+
+    def places(given: Any) -> dict[Path, int]:
+        parts = bulk.parted(list_sources(given), 4)
+        return {s.path: i for i, part in enumerate(parts) for s in part}
+
+    monkeypatch.chdir(folder)
+    wanted = places(folder)
+    assert all(path.is_absolute() for path in wanted)
+    assert places(".") == wanted and {*wanted.values()} == {*range(4)}
+    assert places("a").items() < wanted.items()
+
+
 def test_videos_are_refused(tmp_path: Path) -> None:
     film = ImageSource("film.mp4", tmp_path / "film.mp4")
     with pytest.raises(ValueError, match=r"image files alone, not film\.mp4"):
