@@ -23,6 +23,7 @@ MM = [
     "setuptools<82",  # mmengine imports pkg_resources and distutils
 ]
 SEARCH = ["lancedb>=0.40"]
+SCALE = ["ray>=2.60", "pyarrow"]
 WEB = ["gradio>=6", *SEARCH]
 ONNX = ["onnx", "onnxruntime", "onnxscript"]
 DEV = [
@@ -69,8 +70,9 @@ setup(
     extras_require={
         "mm": MM,
         "search": SEARCH,
+        "scale": SCALE,
         "web": WEB,
         "onnx": ONNX,
-        "dev": [*DEV, *WEB, *ONNX],
+        "dev": [*DEV, *WEB, *ONNX, *SCALE],
     },
 )

@@ -2,12 +2,13 @@
 
 import json
 import os
+import platform
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
@@ -18,15 +19,22 @@ BROKEN = (UnpicklingError, EOFError, LookupError, RuntimeError, ValueError)
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file atomically: it has all of its new content, or is as it was."""
+    with whole_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write bit by bit, that has its place when it is whole."""
     if not path.parent.is_dir() or path.is_dir():
         raise NotADirectoryError(
             f"cannot write {path}: it is a folder, or {path.parent} is none"
         )
-    # two writers at once must not share a scratch file
-    writer = f"{os.getpid()}-{threading.get_ident()}"
+    # two writers at once must not share a scratch file, be it on two machines
+    writer = f"{platform.node()}-{os.getpid()}-{threading.get_ident()}"
     scratch = path.with_name(f"{path.name}.{writer}.tmp")
     with scratch.open("wb") as file:
-        file.write(data)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     scratch.replace(path)

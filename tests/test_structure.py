@@ -17,7 +17,7 @@ PACKAGE = sorted((ROOT / "kdeov_mm").rglob("*.py"))
 TOOLS = sorted((ROOT / "tools").glob("*.py"))
 OPTIONAL = (
     *("gradio", "lancedb", "onnx", "onnxruntime", "onnxscript", "pyarrow"),
-    "supervision",
+    *("ray", "supervision"),
 )
 ABSENT = ("fcntl", "ijson")  # of other systems; of some environments
 MAX_LINES = 60

@@ -4,6 +4,8 @@
     python tools/detect.py CHECKPOINT a.jpg 'photos/**/*.png' --words words.txt
     python tools/detect.py CHECKPOINT film.mp4 --words vocabulary.safetensors --every 5
     python tools/detect.py CHECKPOINT map.png --words "boat" --slices 640
+    python tools/detect.py CHECKPOINT list.parquet --words words.txt --workers 8
+    python tools/detect.py CHECKPOINT FOLDER --words words.txt --ray auto
 
 Writes below --out:
 
@@ -16,11 +18,17 @@ A run that was killed goes on by the same command: what is done is not done agai
 but for files that changed and files that could not be read. A video is done as a
 whole. --restart removes what the folder has.
 
+With --workers or --ray, for very many images (docs/scale.md), there are no drawings and
+no parts/ but
+
+    shards/           rows in Parquet, unreadable images with their errors
+
 Exit codes: 0 all is done; 1 some inputs could not be read (they are listed, the rest
 is done); 2 wrong use, or results cannot be written; 130 interrupted.
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import shutil
@@ -35,10 +43,10 @@ from tqdm import tqdm
 
 from kdeov_mm.border import ODD, given_path, sentences
 from kdeov_mm.checkpoints import check_device
-from kdeov_mm.files import claim, locked, write_whole
+from kdeov_mm.files import claim, locked, whole_file, write_whole
 from kdeov_mm.inference.drawing import Drawings
 from kdeov_mm.inference.inferencer import KDEOVInferencer
-from kdeov_mm.inference.results import coco_record, join_coco
+from kdeov_mm.inference.results import coco_record, join_coco, write_coco
 from kdeov_mm.inference.sources import ImageSource, list_sources
 from kdeov_mm.vocabulary import Vocabulary, as_vocabulary
 
@@ -64,7 +72,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("checkpoint", type=given_path)
     parser.add_argument(
-        "inputs", nargs="+", help="files, folders with their subfolders, globs"
+        "inputs",
+        nargs="+",
+        help="files, folders with their subfolders, globs, lists: CSV or Parquet with\n"
+        "a column 'path'",
     )
     parser.add_argument(
         "--words", required=True, help='"red ring, blue star", or a file of words'
@@ -96,19 +107,30 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
+        "--workers", type=int, help="processes that share the work (default: this one)"
+    )
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help="of a Ray cluster, or 'auto': the one here"
+    )
+    parser.add_argument(
         "--restart", action="store_true", help="remove what --out has, and begin anew"
     )
     args = parser.parse_args(argv)
     # numbers and ranges
-    for key in ("batch_size", "slices", "every"):
+    for key in ("batch_size", "slices", "every", "workers"):
         if (value := getattr(args, key)) is not None and value < 1:
             parser.error(f"--{key.replace('_', '-')} is at least 1, got {value}")
     if not 0 <= args.threshold <= 1:
         parser.error(f"--threshold lies in [0, 1], got {args.threshold}")
     if not 0 <= args.overlap < 1:
         parser.error(f"--overlap lies in [0, 1), got {args.overlap}")
+    args.bulk = args.ray is not None or args.workers is not None
+    args.no_drawings |= args.bulk
+    if args.bulk and args.device not in ("cpu", "cuda"):
+        parser.error(f"workers compute on cpu or cuda, got --device {args.device}")
     try:
-        check_device(args.device)
+        # a cluster's GPUs are elsewhere
+        check_device("cpu" if args.ray else args.device)
     except ValueError as error:
         parser.error(str(error))
     return args
@@ -116,35 +138,66 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def detect(args: argparse.Namespace) -> int:
     """Do what is not done yet, and put all together."""
+    if args.bulk:
+        from kdeov_mm.apps import bulk  # which needs an extra
     # refuse before anything is written
     vocabulary = as_vocabulary(args.words)
     sources = unique(list_sources(args.inputs))
     refuse_inside(args.out, sources, args.inputs)
     about = settings(args, vocabulary)
-    inferencer = KDEOVInferencer(
-        args.config, args.checkpoint, args.device, words=vocabulary
+    make = functools.partial(
+        KDEOVInferencer,
+        args.config and args.config.absolute(),
+        args.checkpoint.absolute(),
+        device=args.device,
+        words=vocabulary,
     )
+    inferencer = make(device="cpu") if args.bulk else make()
     prepare(args.out, about, args.restart)
+    target, shards = args.out / "detections.json", args.out / "shards"
     # one process at a time: what is done is left, then all parts are joined
     with locked(args.out):
-        todo = [s for s in sources if read_part(args.out, s) is None]
-        if len(todo) < len(sources):
-            done = len(sources) - len(todo)
-            print(f"{done} of {len(sources)} inputs are done already", file=sys.stderr)
-        errors = dict(process(inferencer, todo, args)) if todo else {}
-        parts = (read_part(args.out, s) for s in sources)
-        records = [record for part in parts if part for record in part["records"]]
-        content = join_coco(records, inferencer.names())
-        target = args.out / "detections.json"
-        write_whole(target, json.dumps(content).encode())
-    print(
-        f"{target}: {len(content['images'])} images, "
-        f"{len(content['annotations'])} boxes"
-    )
-    for name, error in errors.items():
-        print(f"could not be read: {name}: {error}", file=sys.stderr)
+        if args.bulk:
+            on = dict(workers=args.workers, address=args.ray, cuda=args.device != "cpu")
+            errors = bulk.detect_all(sources, shards, make, asked(args), **on)
+            images, boxes = bulk.write_detections(shards, target, inferencer.names())
+        else:
+            errors = one_by_one(inferencer, sources, args)
+            parts = (read_part(args.out, s) for s in sources)
+            records = [record for part in parts if part for record in part["records"]]
+            with whole_file(target) as file:
+                images, boxes = write_coco(file, lambda: records, inferencer.names())
+    print(f"{target}: {images} images, {boxes} boxes")
+    for error in errors:
+        print(f"could not be read: {error}", file=sys.stderr)
     # the rest is done all the same
     return 1 if errors else 0
+
+
+def one_by_one(
+    inferencer: KDEOVInferencer,
+    sources: Sequence[ImageSource],
+    args: argparse.Namespace,
+) -> list[str]:
+    """Do what is not done yet, in this process; names and errors of the unreadable."""
+    todo = [s for s in sources if read_part(args.out, s) is None]
+    if len(todo) < len(sources):
+        done = len(sources) - len(todo)
+        print(f"{done} of {len(sources)} inputs are done already", file=sys.stderr)
+    errors = process(inferencer, todo, args) if todo else ()
+    return [f"{name}: {error}" for name, error in errors]
+
+
+def asked(args: argparse.Namespace) -> dict[str, Any]:
+    """What is asked of :meth:`KDEOVInferencer.stream`."""
+    return dict(
+        batch_size=args.batch_size,
+        score_threshold=args.threshold,
+        slices=args.slices,
+        overlap=args.overlap,
+        every=args.every,
+        agnostic=args.agnostic,
+    )
 
 
 def unique(sources: Sequence[ImageSource]) -> list[ImageSource]:
@@ -187,6 +240,7 @@ def settings(args: argparse.Namespace, vocabulary: Vocabulary) -> dict[str, Any]
         "every": args.every,
         "agnostic": args.agnostic or None,
         "drawings": not args.no_drawings,
+        "shards": args.bulk or None,
     }
 
 
@@ -200,7 +254,7 @@ def prepare(out: Path, about: dict[str, Any], restart: bool) -> None:
     # begun anew: only what a former run has written is removed
     if restart and manifest.exists():
         with locked(out):
-            for folder in ("parts", "vis"):
+            for folder in ("parts", "vis", "shards"):
                 shutil.rmtree(out / folder, ignore_errors=True)
             (out / "detections.json").unlink(missing_ok=True)
             manifest.unlink()
@@ -212,16 +266,6 @@ def part_file(out: Path, source: ImageSource) -> Path:
     return out / "parts" / f"{source.name}.json"
 
 
-def stamp(source: ImageSource) -> list[Any] | None:
-    """Which file it is, and of when; None: it is gone by now."""
-    path = Path(str(source.path)).absolute()
-    try:
-        about = path.stat()
-    except FileNotFoundError:
-        return None
-    return [str(path), about.st_size, about.st_mtime_ns]
-
-
 def read_part(out: Path, source: ImageSource) -> dict[str, Any] | None:
     """The results of an input that is done, and has not changed since."""
     try:
@@ -230,7 +274,7 @@ def read_part(out: Path, source: ImageSource) -> dict[str, Any] | None:
         boxes = join_coco(part["records"], [])["annotations"]
         corners = [number for box in boxes for number in box["bbox"]]
         whole = len(corners) == 4 * len(boxes) and np.isfinite(corners).all()
-        return part if whole and part["stamp"] == stamp(source) else None
+        return part if whole and tuple(part["stamp"]) == source.stamp() else None
     except (FileNotFoundError, *ODD):  # not done, or damaged
         return None
 
@@ -241,18 +285,10 @@ def process(
     args: argparse.Namespace,
 ) -> Iterator[tuple[str, str]]:
     """Find, draw and write input by input; yield names and errors of the unreadable."""
-    results = inferencer.stream(
-        sources,
-        batch_size=args.batch_size,
-        score_threshold=args.threshold,
-        slices=args.slices,
-        overlap=args.overlap,
-        every=args.every,
-        agnostic=args.agnostic,
-    )
+    results = inferencer.stream(sources, **asked(args))
     # stamps from before the files are read: a change meanwhile shows
     names = inferencer.names()
-    stamps = {source: stamp(source) for source in sources}
+    stamps = {source: source.stamp() for source in sources}
     bar = tqdm(total=count(sources, args.every), unit="image", file=sys.stderr)
     with bar, Drawings(args.out / "vis", args.every) as drawings:
         for source, group in groupby(results, key=lambda result: result.source):

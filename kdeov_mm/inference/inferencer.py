@@ -2,7 +2,10 @@
 
 import json
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +113,7 @@ class KDEOVInferencer(DetInferencer):
         overlap: float = 0.2,
         every: int = 1,
         agnostic: bool = False,
+        threads: int = 0,
     ) -> Iterator[Result]:
         """Find words, a result at a time: for folders and videos of any length.
 
@@ -127,6 +131,7 @@ class KDEOVInferencer(DetInferencer):
             overlap: of neighbouring tiles, a fraction of their side, at least.
             every: of a video, one frame in so many.
             agnostic: suppress across words: an object gets its best word alone.
+            threads: that read the next images while the model is at work; 0: none.
 
         Returns:
             A generator of results, in the order of the inputs.
@@ -152,7 +157,10 @@ class KDEOVInferencer(DetInferencer):
                 predict_in_slices(student, i, query, slices, overlap) for i in images
             ]
 
-        return _with_samples(_read(sources, every), predict, batch_size)
+        read = _read(sources, every)
+        if threads:
+            read = _read_ahead(sources, every, threads, 2 * batch_size)
+        return _with_samples(read, predict, batch_size)
 
     def _vocabulary(self, words: Asked | None) -> Vocabulary:
         words = self.words if words is None else words
@@ -286,6 +294,23 @@ def _read(sources: Iterable[ImageSource], every: int) -> Iterator[Result]:
         except OSError as error:
             print_log(str(error), "current", level=logging.ERROR)
             yield Result(source, error=str(error))
+
+
+def _read_ahead(
+    sources: Iterable[ImageSource], every: int, threads: int, ahead: int
+) -> Iterator[Result]:
+    """The same, with so many images read in threads before they are asked for."""
+    waiting: deque[Callable[[], Iterable[Result]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for source in sources:
+            own = _read([source], every)
+            # a video's frames would not have room
+            late = partial(iter, own) if source.is_video else None
+            waiting.append(late or pool.submit(list, own).result)
+            if len(waiting) > ahead:
+                yield from waiting.popleft()()
+        for part in waiting:
+            yield from part()
 
 
 def _with_samples(

@@ -1,9 +1,11 @@
 """What was found: as mm's samples, COCO's JSON, supervision's Detections."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from mmdet.structures import DetDataSample
@@ -91,20 +93,58 @@ def join_coco(
     >>> [box["image_id"] for box in content["annotations"]]
     [1, 2]
     """
-    # ids count from 1 over all records
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for record in records:
-        images.append(dict(id=len(images) + 1, **record["image"]))
-        for box in record["annotations"]:
-            ids = dict(id=len(annotations) + 1, image_id=len(images))
-            annotations.append(ids | box)
+    known = [*records]
     return dict(
         info=dict(description="found by kdeov_mm"),
-        images=images,
-        annotations=annotations,
+        images=[*_images(known)],
+        annotations=[*_annotations(known)],
         categories=[dict(id=i, name=name) for i, name in enumerate(names, 1)],
     )
+
+
+def _images(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """COCO's images; ids count from 1 over all records."""
+    for i, record in enumerate(records, 1):
+        yield dict(id=i, **record["image"])
+
+
+def _annotations(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """COCO's annotations; ids count from 1 over all records."""
+    numbers = count(1)
+    for i, record in enumerate(records, 1):
+        for box in record["annotations"]:
+            yield dict(id=next(numbers), image_id=i) | box
+
+
+def write_coco(
+    file: IO[bytes],
+    records: Callable[[], Iterable[dict[str, Any]]],
+    names: Sequence[str],
+) -> list[int]:
+    """Write what :func:`join_coco` gives as JSON, a record at a time.
+
+    Args:
+        file: to write to.
+        records: called twice, for images and for boxes; the same each time.
+        names: the K names.
+
+    Returns:
+        Numbers of images and of boxes.
+    """
+    streams = dict(images=_images, annotations=_annotations)
+    written = []
+    for place, (key, value) in enumerate(join_coco([], names).items()):
+        file.write(f"{', ' if place else '{'}{json.dumps(key)}: ".encode())
+        if key not in streams:
+            file.write(json.dumps(value).encode())
+            continue
+        number = 0
+        for number, item in enumerate(streams[key](records()), 1):
+            file.write((("[" if number == 1 else ", ") + json.dumps(item)).encode())
+        file.write(b"]" if number else b"[]")
+        written.append(number)
+    file.write(b"}")
+    return written
 
 
 def to_coco(results: Iterable[Result], names: Sequence[str]) -> dict[str, Any]:

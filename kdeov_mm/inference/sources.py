@@ -1,5 +1,6 @@
 """What is given to a detector: files, folders, globs, arrays, videos, a camera."""
 
+import csv
 import glob
 import os
 import re
@@ -12,10 +13,12 @@ import numpy as np
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from ..border import path_of
+from ..border import path_of, taken_apart
 from ..reader import read_image, to_rgb
 from .images import check_array, image_files, natural_order
 from .video import VIDEO_EXTENSIONS, VideoInfo, read_frames, video_info
+
+LISTS = (".csv", ".parquet")  # of files
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +63,15 @@ class ImageSource:
         elif self.path is not None:
             yield None, read_image(self.path)
 
+    def stamp(self) -> tuple[str, int, int] | None:
+        """Which file it is, its bytes and time of change; None: it is gone by now."""
+        path = Path(str(self.path)).absolute()
+        try:
+            about = path.stat()
+        except OSError:
+            return None
+        return str(path), about.st_size, about.st_mtime_ns
+
     def video_info(self) -> VideoInfo:
         """Of a video; all unknown of a camera, which cannot be opened twice."""
         return VideoInfo(0.0, 0) if self.path is None else video_info(self.path)
@@ -75,13 +87,16 @@ def list_sources(inputs: Input | Sequence[Input]) -> list[ImageSource]:
         inputs: one, or a list of: an image's or a video's file; a folder, whose images
             are taken with those of its subfolders, in natural order ("2.jpg" before
             "10.jpg"), and whose videos are not; a glob, ``**`` for any subfolders, of
-            images and videos; the number of a camera; a PIL image; an array (H, W, 3)
-            uint8 BGR or (H, W), as mm reads images.
+            images and videos; a list in a file, CSV or Parquet, whose column ``path``
+            names files, relative ones below the list's folder; the number of a camera;
+            a PIL image; an array (H, W, 3) uint8 BGR or (H, W), as mm reads images.
 
     Raises:
         FileNotFoundError: there is no such file, or a folder or glob has no image;
-            names it.
-        ValueError: an address of the internet, or something else that is no input.
+            names it. Files of a list are not looked for.
+        ImportError: a list in Parquet, and pyarrow is not installed.
+        ValueError: an address of the internet, a list without paths, or something else
+            that is no input.
     """
     given = [*inputs] if isinstance(inputs, (list, tuple)) else [inputs]
     if not given:
@@ -125,6 +140,23 @@ def _in_memory(item: Any, number: int) -> ImageSource:
     )
 
 
+def _listed(path: Path) -> list[Path]:
+    """The files that a list names."""
+    with taken_apart(f"list {path}: expected a column 'path' of files"):
+        if path.suffix.lower() == ".csv":
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                names = [row["path"] for row in csv.DictReader(file)]
+        else:
+            try:
+                from pyarrow import parquet
+            except ImportError as error:
+                raise ImportError(
+                    "lists in Parquet need pip install 'kdeov_mm[scale]'"
+                ) from error
+            names = parquet.read_table(path, columns=["path"])["path"].to_pylist()
+        return [path.parent / path_of("a path", name) for name in names]
+
+
 def _files(given: str | Path) -> list[Path]:
     """The files of a path or a glob."""
     path = path_of("an input", given)  # Path takes an empty one for the current folder
@@ -134,7 +166,7 @@ def _files(given: str | Path) -> list[Path]:
         raise FileNotFoundError(f"folder {given} has no images {IMG_EXTENSIONS}")
     # a name may have the characters of a glob, so a file comes first
     if path.is_file():
-        return [path]
+        return _listed(path) if path.suffix.lower() in LISTS else [path]
     # neither OpenCV nor PIL is to load anything from the internet
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(given)):
         raise ValueError(

@@ -254,6 +254,45 @@ def test_a_folder_is_its_images_in_natural_order(
     ]
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_list_names_files_below_its_folder(tmp_path: Path, kind: str) -> None:
+    """In its order; a missing one is not looked for, and told when it is its turn."""
+    (tmp_path / "a").mkdir()
+    save(scene(9, 9), tmp_path / "a/1.png")
+    paths = ["gone, or not.png", str(tmp_path / "a/1.png"), "a/1.png"]
+    file = tmp_path / f"list.{kind}"
+
+    def write(name: str) -> None:
+        table = pandas.DataFrame({"id": range(3), name: paths})
+        if kind == "csv":
+            table.to_csv(file, index=False)
+        else:
+            table.to_parquet(file)
+
+    pandas = pytest.importorskip("pandas")
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+    write("path")
+    names = [(s.name, s.path) for s in list_sources(file)]
+    one = ("a/1.png", tmp_path / "a/1.png")
+    assert names == [(paths[0], tmp_path / paths[0]), one, one]
+    write("file")
+    with pytest.raises(ValueError, match=rf"list\.{kind}: expected a column 'path'"):
+        list_sources(file)
+
+
+def test_reading_ahead_changes_nothing(
+    inferencer: KDEOVInferencer, folder: Path, video: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.png").write_text("no image")
+    given = [tmp_path / "bad.png", folder, video, folder / "1.png"]
+    ask = dict(words=WORDS, batch_size=2)
+    plain = [*inferencer.stream(given, **ask)]
+    ahead = [*inferencer.stream(given, threads=2, **ask)]
+    assert [r.error is None for r in ahead] == [r.error is None for r in plain]
+    assert_equal(ahead[1:], plain[1:])
+
+
 def test_numbers_are_sorted_as_numbers() -> None:
     names = ["a1", "a2.jpg", "a10.jpg", "B1", "b/2", "b/10", "1", "٣", "10"]
     paths = natural_order([Path(n) for n in sorted(names)])
@@ -839,6 +878,24 @@ def test_wrong_use_of_detect_is_told_in_a_sentence(
     for more in ((), ("--restart",)):
         assert "not empty and holds no detections" in said(folder, *more)
     assert (tmp_path / "out/thesis.tex").read_text() == "mine"
+
+
+def test_workers_need_an_extra(
+    detect: Callable[..., int],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Which one process does not."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "kdeov_mm.apps.bulk", raising=False)
+    monkeypatch.delattr("kdeov_mm.apps.bulk", raising=False)
+    for more in (["--workers", 2], ["--ray", "auto"]):
+        assert detect(folder, *more) == 2
+        assert "pip install 'kdeov_mm[scale]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert detect(folder / "1.png", "--no-drawings") == 0
 
 
 def test_an_interrupted_run_says_so(

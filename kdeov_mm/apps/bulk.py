@@ -1,0 +1,314 @@
+"""Boxes of very many images: workers of Ray, rows in files of Parquet."""
+
+import os
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+from tqdm import tqdm
+
+from ..border import ODD
+from ..files import whole_file, write_whole
+from ..inference.images import in_batches
+from ..inference.inferencer import KDEOVInferencer
+from ..inference.results import Result, coco_record, write_coco
+from ..inference.sources import ImageSource
+
+try:
+    import pyarrow
+    import ray
+    from pyarrow import parquet
+except ImportError as error:
+    raise ImportError(
+        "detection by several workers needs pip install 'kdeov_mm[scale]'"
+    ) from error
+
+SHARD = 256  # images in a file, about, until there are MOST files
+MOST = 512  # files; a power of two, as all numbers of them
+ROWS = 64  # that are kept as Python's objects
+THREADS = 4  # of a worker, that read images
+START = -1  # in the place of a file's number
+DEATHS = 3  # of workers on the same file, before it is given up
+STORE = 2**27  # bytes of Ray's memory for objects: lists of files alone pass it
+
+STAMP = ("path", "size", "mtime")  # of a file: another one, and it is searched again
+BOX = dict(category_id="int32", name="string", area="double", score="double")
+COLUMNS = dict(path="string", size="int64", mtime="int64", file_name="string")
+COLUMNS |= dict(width="int32", height="int32", error="string")
+BOX_TYPE = pyarrow.struct(
+    [("bbox", pyarrow.list_(pyarrow.float64())), *BOX.items()]  # xywh, in pixels
+)
+SCHEMA = pyarrow.schema([*COLUMNS.items(), ("boxes", pyarrow.list_(BOX_TYPE))])
+
+
+class Detector:
+    """A worker: finds, and writes files of rows.
+
+    Rows of images that are known from an earlier run, and did not change, are taken
+    over; those of unreadable images are not.
+
+    Args:
+        folder: of the files.
+        make: gives the inferencer, when the first image is to be searched.
+        options: of :meth:`KDEOVInferencer.stream`.
+    """
+
+    def __init__(
+        self, folder: Path, make: Callable[[], KDEOVInferencer], options: dict[str, Any]
+    ) -> None:
+        self.folder, self.make, self.options = folder, make, options
+        self.inferencer: KDEOVInferencer | None = None
+
+    def ready(self) -> tuple[int, int, list[str]]:
+        """Nothing is done yet, but the worker has started."""
+        return 0, 0, []
+
+    def shard(
+        self, number: int, total: int, sources: Sequence[ImageSource]
+    ) -> tuple[int, int, list[str]]:
+        """Write a file: a row for each source, in the order of the paths.
+
+        Returns:
+            Numbers of images that were searched and taken over; errors of the rest.
+        """
+        # stamps from before the files are read: a change meanwhile shows
+        todo = {_stamp(source): source for source in sources}
+        tables = [*self._known(number, total, todo)]
+        kept = sum(map(len, tables))
+        # a file that is whole is left as it is
+        target = shard_file(self.folder, number, total)
+        if not todo and len(tables) == 1 and _read(target) == tables[0]:
+            return 0, kept, []
+        errors = []
+        for batch in in_batches(self._rows(todo), ROWS):
+            errors += [row["error"] for row in batch if "error" in row]
+            tables.append(pyarrow.Table.from_pylist(batch, SCHEMA))
+        whole = pyarrow.concat_tables([SCHEMA.empty_table(), *tables]).sort_by("path")
+        buffer = pyarrow.BufferOutputStream()
+        parquet.write_table(whole, buffer, compression="zstd")
+        write_whole(target, buffer.getvalue())
+        return len(todo), kept, errors
+
+    def _known(
+        self, number: int, total: int, todo: dict[Any, ImageSource]
+    ) -> Iterator[pyarrow.Table]:
+        """Rows of earlier runs, whose sources are taken from those to do."""
+        while total:
+            # with half as many files, these rows were in that of the remainder
+            table = _read(shard_file(self.folder, number % total, total))
+            stamps = zip(*(table[key].to_pylist() for key in STAMP))
+            good = table["error"].is_null().to_pylist()
+            taken = [todo.pop(s, None) if g else None for s, g in zip(stamps, good)]
+            names = pyarrow.array([s and _text(s.name) for s in taken], "string")
+            place = SCHEMA.get_field_index("file_name")
+            table = table.set_column(place, SCHEMA.field(place), names)
+            if len(table := table.filter(names.is_valid())):
+                yield table.combine_chunks()
+            total //= 2
+
+    def _rows(self, todo: dict[Any, ImageSource]) -> Iterator[dict[str, Any]]:
+        """Find, and give rows; the model is loaded once, when it is needed."""
+        if not todo:
+            return
+        if self.inferencer is None:
+            self.inferencer = self.make()
+        names, sources = self.inferencer.names(), [*todo.values()]
+        results = self.inferencer.stream(sources, threads=THREADS, **self.options)
+        # a result for each source, in their order
+        for stamp, result in zip(todo, results):
+            yield dict(zip(STAMP, stamp)) | _row(result, names)
+
+
+def _stamp(source: ImageSource) -> tuple[str, int | None, int | None]:
+    """An image's file, its size and time of change; None where it is gone."""
+    stamp = source.stamp() or (os.path.abspath(str(source.path)), None, None)
+    return (_text(stamp[0]), *stamp[1:])
+
+
+def _text(name: str) -> str:
+    """A name as a column can have it: it need not be UTF-8."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def _row(result: Result, names: Sequence[str]) -> dict[str, Any]:
+    """What was found, or why nothing was."""
+    name = _text(result.name)
+    if result.sample is None:
+        return dict(file_name=name, error=_text(str(result.error)))
+    record = coco_record(result)
+    boxes = [dict(b, name=names[b["category_id"] - 1]) for b in record["annotations"]]
+    return dict(record["image"], file_name=name, boxes=boxes)
+
+
+def shard_file(folder: Path, number: int, total: int) -> Path:
+    """The file of a shard, e.g. ``0003-of-0016.parquet``."""
+    return folder / f"{number:04d}-of-{total:04d}.parquet"
+
+
+def _read(file: Path) -> pyarrow.Table:
+    """The rows of a file; none where it is missing or damaged."""
+    try:
+        return parquet.read_table(file, schema=SCHEMA)
+    except (OSError, *ODD):
+        return SCHEMA.empty_table()
+
+
+def parted(sources: Iterable[ImageSource], total: int) -> list[list[ImageSource]]:
+    """Shards, by the files' paths alone: others do not move them.
+
+    The paths are absolute, for workers on other machines have their own folder.
+    """
+    shards: list[list[ImageSource]] = [[] for _ in range(total)]
+    for source in sources:
+        path = os.path.abspath(str(source.path))
+        own = replace(source, path=Path(path))
+        shards[crc32(os.fsencode(path)) % total].append(own)
+    return shards
+
+
+def detect_all(
+    sources: Sequence[ImageSource],
+    folder: Path,
+    make: Callable[[], KDEOVInferencer],
+    options: dict[str, Any],
+    *,
+    workers: int | None,
+    address: str | None = None,
+    cuda: bool = False,
+) -> list[str]:
+    """Find in all images, by workers; each file of rows is written as a whole.
+
+    Args:
+        sources: image files, each once.
+        folder: for the files; workers on other machines see it as well.
+        make, options: see :class:`Detector`.
+        workers: their number; None: as many as the cluster has CPUs, or GPUs.
+        address: of a Ray cluster; None: processes on this machine.
+        cuda: a worker computes on a GPU, which others may share.
+
+    Returns:
+        Errors of images that could not be read.
+
+    Raises:
+        ValueError: videos or images without a file; more workers than CPUs; no GPU.
+        ChildProcessError: three workers died on the same file of rows, or at start.
+    """
+    if odd := [s.name for s in sources if s.is_video or s.path is None]:
+        raise ValueError(f"workers search image files alone, not {odd[0]}")
+    # an image's file is known by its path; there are never fewer files than before
+    folder = folder.absolute()
+    folder.mkdir(exist_ok=True)
+    for scratch in folder.glob("*.tmp"):
+        scratch.unlink()
+    total = max([1, *(int(f.stem[-4:]) for f in folder.glob("*-of-*.parquet"))])
+    while total < MOST and total * SHARD < len(sources):
+        total *= 2
+    shards = parted(sources, total)
+    # nothing is told to anybody
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    here = dict(num_cpus=workers, include_dashboard=False, object_store_memory=STORE)
+    quiet = dict(log_to_driver=False, logging_level="ERROR")
+    ray.init(address or "local", **quiet, **({} if address else here))
+    try:
+        count, share = _resources(workers, cuda)
+        actor = ray.remote(num_cpus=1, num_gpus=share)(Detector)
+        errors = _work(lambda: actor.remote(folder, make, options), count, shards)
+    finally:
+        ray.shutdown()
+    # rows of earlier numbers of files have been taken over
+    for file in folder.glob("*-of-*.parquet"):
+        if int(file.stem[-4:]) != total:
+            file.unlink()
+    return errors
+
+
+def _resources(workers: int | None, cuda: bool) -> tuple[int, float]:
+    """The number of workers, and each one's share of a GPU."""
+    has = ray.cluster_resources()
+    cpus, gpus = int(has.get("CPU", 0)), int(has.get("GPU", 0))
+    if cuda and not gpus:
+        raise ValueError("device cuda: Ray finds no GPU")
+    count = workers or (gpus if cuda else cpus)
+    if not 1 <= count <= cpus:
+        raise ValueError(
+            f"{count} workers on {cpus} CPUs: take fewer, or give the cluster more"
+        )
+    return count, 1 / -(-count // gpus) if cuda else 0
+
+
+def _work(
+    start: Callable[[], Any], workers: int, shards: list[list[ImageSource]]
+) -> list[str]:
+    """Give shards to workers that are free, and those of the dead to others.
+
+    Workers for which there is no room any more, since a node is lost, are not waited
+    for.
+    """
+    queue, idle = deque(range(len(shards))), list[Any]()
+    waiting: dict[Any, tuple[Any, int]] = {}  # answers to come: of whom, of which shard
+
+    def hire() -> None:
+        worker = start()
+        waiting[worker.ready.remote()] = worker, START
+
+    for _ in range(workers):
+        hire()
+    deaths, errors, left = Counter[int](), list[str](), len(shards)
+    with tqdm(total=sum(map(len, shards)), unit="image", file=sys.stderr) as bar:
+        while left:
+            while queue and idle:
+                worker, number = idle.pop(), queue.popleft()
+                order = worker.shard.remote(number, len(shards), shards[number])
+                waiting[order] = worker, number
+            (answer, *_), _ = ray.wait([*waiting])
+            worker, number = waiting.pop(answer)
+            try:
+                searched, kept, wrong = ray.get(answer)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            except ray.exceptions.RayError as error:  # it was killed, or its node lost
+                deaths[number] += 1
+                if deaths[number] == DEATHS:
+                    what = "at their start" if number == START else f"on file {number}"
+                    said = f"{DEATHS} workers died {what}: {error}"
+                    raise ChildProcessError(said) from None
+                if number != START:
+                    queue.append(number)
+                hire()
+                continue
+            idle.append(worker)
+            left -= number != START
+            errors += wrong
+            bar.total -= kept
+            bar.update(searched)
+    return errors
+
+
+def write_detections(folder: Path, target: Path, names: Sequence[str]) -> list[int]:
+    """COCO's JSON of the rows in a folder's files, a batch at a time.
+
+    Returns:
+        Numbers of images that could be read, and of boxes.
+    """
+
+    def records() -> Iterator[dict[str, Any]]:
+        columns = ["file_name", "width", "height", "error", "boxes"]
+        for file in sorted(folder.glob("*.parquet")):
+            for batch in parquet.ParquetFile(file).iter_batches(ROWS, columns=columns):
+                for row in batch.to_pylist():
+                    boxes = row.pop("boxes")
+                    if row.pop("error") is None:
+                        yield dict(image=row, annotations=[*map(_annotation, boxes)])
+
+    with whole_file(target) as file:
+        return write_coco(file, records, names)
+
+
+def _annotation(box: dict[str, Any]) -> dict[str, Any]:
+    """As :func:`coco_record` gives it."""
+    keys = ("category_id", "bbox", "area", "score")
+    return dict({k: box[k] for k in keys}, iscrowd=0, segmentation=[])
