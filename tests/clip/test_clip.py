@@ -1,5 +1,6 @@
 """The teacher's language: text, its cache, images, and which CLIP."""
 
+import dataclasses
 import json
 import multiprocessing
 import threading
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdeov_mm.clip import CLIPImageTeacher, CLIPSource, CLIPTextEncoder
+from kdeov_mm.clip.packing import sentence_layout
 from kdeov_mm.clip.source import OPENAI
 from kdeov_mm.vocabulary import clean_name
 
@@ -529,6 +531,28 @@ def test_a_clip_without_weights_says_what_to_set(
         CLIPTextEncoder(f"local-dir:{tmp_path}")(WORDS)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         CLIPSource(str(tmp_path / "missing.json"), __file__).load()
+
+
+def test_a_tag_is_fetched_unless_a_checkpoint_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(CLIPSource, "_downloaded", lambda self: None)
+    monkeypatch.setattr(
+        open_clip, "download_pretrained", lambda tag: asked.append(tag) or "a.bin"
+    )
+    source = CLIPSource("RN50-quickgelu", "openai")
+    assert source.weights_file() == Path("a.bin") and len(asked) == 1
+    with pytest.raises(FileNotFoundError, match="is not fetched"):
+        dataclasses.replace(source, fetch=False).weights_file()
+    assert len(asked) == 1
+
+
+def test_packed_sentences_share_what_all_of_them_begin_with() -> None:
+    tokens = torch.tensor([[8, 1, 2, 9, 0], [8, 1, 3, 4, 9], [8, 1, 2, 4, 9]])
+    assert sentence_layout(tokens) == (2, 4, 5, 5)
+    # the end is each one's own
+    assert sentence_layout(tokens[[0, 0]]) == (3, 4, 4)
 
 
 def test_the_clip_is_frozen(tiny_clip: str) -> None:

@@ -176,6 +176,10 @@ def test_pixels_without_a_label_teach_nothing(
     shares = logits.log_softmax(1)
     by_hand = -(shares[0, 0, 0, 0] + 0.25 * shares[0, -1, 1, 0]) / 1.25
     torch.testing.assert_close(loss, by_hand)
+    # whatever the number of words
+    two = torch.randn(1, 2, 2, 2)
+    loss = model._cross_entropy(two, labelled(labels.new_full((1, 2, 2), BACKGROUND)))
+    torch.testing.assert_close(loss, -two.log_softmax(1)[:, 1].mean())
     # of none at all it is 0, with a gradient
     nothing = model._cross_entropy(logits, labelled(torch.full((1, 2, 2), IGNORED)))
     assert nothing.item() == 0 and nothing.requires_grad
