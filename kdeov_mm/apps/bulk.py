@@ -210,8 +210,9 @@ def detect_all(
     shards = parted(sources, total)
     # nothing is told to anybody
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    here = dict(num_cpus=workers, include_dashboard=False, object_store_memory=STORE)
-    quiet = dict(log_to_driver=False, logging_level="ERROR")
+    here: dict[str, Any] = dict(num_cpus=workers, include_dashboard=False)
+    here["object_store_memory"] = STORE
+    quiet: dict[str, Any] = dict(log_to_driver=False, logging_level="ERROR")
     ray.init(address or "local", **quiet, **({} if address else here))
     try:
         count, share = _resources(workers, cuda)
