@@ -1,6 +1,7 @@
 """Annotation files: what is wrong is named, what is no object counts nowhere."""
 
 import copy
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -282,8 +283,9 @@ def test_sizes_are_those_of_the_images_as_they_are_loaded(tmp_path: Path) -> Non
     """With the camera's turn; some that are missing, and damaged ones, are named."""
     coco = make_coco()
     exif = Image.Exif()
-    exif[0x0112] = 6
-    for image in coco["images"]:
+    # quarter turns, mirrored or not
+    for image, turn in zip(coco["images"], itertools.cycle((5, 6, 7, 8))):
+        exif[0x0112] = turn
         image.update(width=100, height=90)
         Image.new("RGB", (90, 100)).save(tmp_path / image["file_name"], exif=exif)
     kwargs: Any = dict(data_root=str(tmp_path))
