@@ -300,6 +300,13 @@ def test_sizes_are_those_of_the_images_as_they_are_loaded(tmp_path: Path) -> Non
     # predictions of images of another size are no predictions of these
     with pytest.raises(AnnotationError, match="loaded with 100 x 90"):
         perfect(coco, tmp_path / "a.json", shape=(90, 100))
+    # where predictions do not say it, images beside the file do
+    assert perfect(coco, tmp_path / "a.json")
+    (tmp_path / "images").mkdir()
+    for image in coco["images"]:
+        Image.new("RGB", (80, 70)).save(tmp_path / "images" / image["file_name"])
+    with pytest.raises(AnnotationError, match="80 x 70 when loaded"):
+        perfect(coco, tmp_path / "a.json")
     (tmp_path / "3.jpg").write_bytes(b"no image")
     for image in coco["images"]:
         image.update(width=100, height=90)

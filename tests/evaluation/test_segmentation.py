@@ -107,6 +107,12 @@ def test_counts_are_whole_numbers_beyond_what_a_float_holds() -> None:
     assert "hIoU" not in metrics
 
 
+def test_the_mean_of_nothing_found_is_zero() -> None:
+    counts = torch.tensor([[0, 0, 4], [3, 0, 4], [0, 3, 4]])
+    groups = dict(base=("a",), novel=("b",))
+    assert segmentation_scores(counts, ("a", "b"), groups)[0]["hIoU"] == 0
+
+
 def test_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match="loads labels after Resize"):
         count_pixels(torch.zeros(4, 4).long(), torch.zeros(4, 5).long(), 3)
