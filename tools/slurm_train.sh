@@ -13,6 +13,7 @@ config=$1
 shift
 # Slurm runs a copy of this file: the project is where it was submitted
 cd "${SLURM_SUBMIT_DIR:-.}"
-MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export MASTER_ADDR NNODES=$SLURM_NNODES PORT=$((20000 + SLURM_JOB_ID % 10000))
+machines=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+export MASTER_ADDR=${machines%%$'\n'*}  # the first
+export NNODES=$SLURM_NNODES PORT=$((20000 + SLURM_JOB_ID % 10000))
 exec srun bash tools/dist_train.sh "$config" "${SLURM_GPUS_ON_NODE:-8}" --resume "$@"
