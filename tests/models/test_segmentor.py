@@ -25,6 +25,7 @@ from kdeov_mm.models import (
     SegStudent,
     TextEmbeds,
     label_maps,
+    segmentor,
 )
 from kdeov_mm.models.label_maps import POINTS, FullSize, label_pixels, pixel_regions
 from kdeov_mm.models.segmentor import ProjectedTeacher
@@ -160,6 +161,21 @@ def test_every_distillation_reaches_the_backbone(
         loss.backward(retain_graph=True)
         reached = [p.grad for p in model.backbone.parameters() if p.grad is not None]
         assert any(grad.any() for grad in reached), key
+
+
+def test_regions_are_in_pixels_of_the_input(
+    build: Callable[..., SegStudent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, strides = build("shapes").train(), []
+
+    def seen(embeds: Tensor, background: Tensor | None, stride: int) -> Any:
+        strides.append(stride * embeds.shape[-1])
+        return pixel_regions(embeds, background, stride)
+
+    monkeypatch.setattr(segmentor, "pixel_regions", seen)
+    labels = torch.full((2, 64, 96), IGNORED)
+    model.loss(torch.rand(2, 3, 64, 96), labelled(labels))
+    assert strides == [96]
 
 
 def test_pixels_without_a_label_teach_nothing(

@@ -5,9 +5,10 @@ import math
 
 import pytest
 import torch
+from mmyolo.models.layers import CSPLayerWithTwoConv
 
 from kdeov_mm.models import text_pafpn
-from kdeov_mm.models.text_pafpn import MaxSigmoidAttention
+from kdeov_mm.models.text_pafpn import MaxSigmoidAttention, TextCSPLayer
 
 
 @pytest.mark.parametrize("part", [1, 2**25])
@@ -29,3 +30,16 @@ def test_each_head_is_gated_by_its_own_most_alike_word(
         gate = alike / math.sqrt(size) + layer.bias[head].item()
         expected = hidden[i, own, y, x] / (1 + math.exp(-gate))
         torch.testing.assert_close(out[i, own, y, x], expected)
+
+
+def test_a_block_takes_what_the_one_before_it_gave() -> None:
+    cfg = dict(norm_cfg=dict(type="BN"), act_cfg=dict(type="SiLU"))
+    plain = CSPLayerWithTwoConv(16, 128, num_blocks=2, **cfg)
+    layer = TextCSPLayer(plain, 8, **cfg).eval()
+    feats, text = torch.randn(1, 16, 4, 4), torch.randn(3, 8)
+    with torch.no_grad():
+        one, two = layer.main_conv(feats).chunk(2, 1)
+        three = layer.blocks[0](two)
+        four = layer.blocks[1](three)
+        parts = torch.cat([one, two, three, four, layer.attn_block(four, text)], 1)
+        torch.testing.assert_close(layer(feats, text), layer.final_conv(parts))
