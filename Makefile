@@ -19,7 +19,7 @@ help: ## list the targets
 install: $(READY) ## make the environment: 2 to 5 minutes once, 10 GB of disk
 	@echo "Ready: $(VENV), $$($(BIN)/python --version)."
 
-demo: $(READY) ## train, test and draw the demo: at most 12 minutes on 2 cores
+demo: $(READY) ## train, test and draw the demo: 8 to 16 minutes on 2 cores
 	$(BIN)/python tools/demo.py
 
 web: $(READY) work_dirs/demo/last_checkpoint ## a page in your browser: words in, boxes out; Ctrl-C ends it

@@ -50,7 +50,7 @@ def main() -> None:
     say(
         2,
         f"Training the student: {CONFIG}",
-        'about 7 minutes on 2 cores; "eta" is the time left',
+        '7 to 14 minutes on 2 cores; "eta" is the time left',
     )
     train_seconds = run("tools/train.py", CONFIG, "--work-dir", WORK)
     checkpoint = Path((WORK / "last_checkpoint").read_text().strip())
