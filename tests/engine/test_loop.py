@@ -141,15 +141,24 @@ def test_a_killed_training_ends_with_the_bits_of_an_undisturbed_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("teacher", ["live", "cached"])
-@pytest.mark.parametrize("args", [(), WORKERS, ("--amp",)], ids=["0", "2", "amp"])
+@pytest.mark.parametrize(
+    "teacher, args, moments",
+    [
+        ("live", (), MOMENTS),
+        ("cached", (), SOME),
+        ("live", WORKERS, SOME),
+        ("live", ("--amp",), SOME),
+    ],
+    ids=["live", "cached", "two workers", "amp"],
+)
 def test_killed_at_any_moment_it_ends_with_the_same_bits(
     config_of: Callable[[str], Path],
     tmp_path: Path,
     teacher: str,
     args: tuple[str, ...],
+    moments: list[tuple[str, int]],
 ) -> None:
-    check_kills(config_of(teacher), tmp_path, SOME if args else MOMENTS, *args)
+    check_kills(config_of(teacher), tmp_path, moments, *args)
 
 
 @pytest.mark.slow

@@ -210,7 +210,6 @@ def test_the_file_says_what_a_client_needs(
     [
         pytest.param("film", None, marks=pytest.mark.slow),
         pytest.param("attention", WORDS, marks=pytest.mark.slow),
-        pytest.param("group norm", None, marks=pytest.mark.slow),
         ("group norm, unit length", None),
         pytest.param("group norm, unit length", WORDS, marks=pytest.mark.slow),
         pytest.param("light", None, marks=pytest.mark.slow),
