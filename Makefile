@@ -25,7 +25,7 @@ demo: $(READY) ## train, test and draw the demo: 8 to 16 minutes on 2 cores
 web: $(READY) work_dirs/demo/last_checkpoint ## a page in your browser: words in, boxes out; Ctrl-C ends it
 	$(BIN)/python tools/web.py
 
-test: $(READY) ## the tests, in two processes: at most 10 minutes on 2 cores
+test: $(READY) ## the tests, in two processes: about 12 minutes on 2 cores
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile
 
 test-slow: $(READY) ## the slow tests, which `make test` leaves out

@@ -55,6 +55,17 @@ def test_the_launchers_pass_their_arguments_on(script: str) -> None:
     assert f"{tool}.py {' '.join(given)} --launcher pytorch --amp x=1" in done.stdout
 
 
+def test_machines_that_do_not_know_where_to_meet_are_told() -> None:
+    done = subprocess.run(
+        ["bash", str(ROOT / "tools/dist_train.sh"), "c.py", "8"],
+        capture_output=True,
+        text=True,
+        env=run_env(PYTHON="echo", NNODES="2", MASTER_ADDR=""),
+    )
+    assert done.returncode and "MASTER_ADDR: NNODES is 2: name the" in done.stderr
+    assert not done.stdout
+
+
 def test_the_slurm_script_starts_an_agent_on_each_machine(tmp_path: Path) -> None:
     write_command(tmp_path / "srun", '#!/bin/sh\necho "$MASTER_ADDR $NNODES $@"\n')
     write_command(tmp_path / "scontrol", "#!/bin/sh\necho a; echo b\n")
@@ -88,7 +99,9 @@ def test_two_machines_go_on_when_one_of_them_comes_back(
     script.write_text(LAUNCHER.format(tools=str(ROOT / "tools"), tool="train"))
     write_command(python, PYTHON.format(python=sys.executable, script=str(script)))
     place = tmp_path / "work"
-    settings = dict(NNODES="2", PORT=str(free_port()), PYTHON=str(python))
+    settings = dict(
+        NNODES="2", MASTER_ADDR="127.0.0.1", PORT=str(free_port()), PYTHON=str(python)
+    )
     settings |= dict(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
 
     def machine(name: str) -> subprocess.Popen:

@@ -8,10 +8,11 @@ set -euo pipefail
 [ $# -ge 2 ] || { sed -n '2,6s/^# //p' "$0" >&2; exit 2; }
 config=$1 gpus=$2
 shift 2
-address=${MASTER_ADDR:-127.0.0.1} port=${PORT:-29500}
+port=${PORT:-29500}
 if [ "${NNODES:-1}" = 1 ]; then
-    meet=(--master_addr="$address" --master_port="$port")
+    meet=(--master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="$port")
 else
+    address=${MASTER_ADDR:?"NNODES is $NNODES: name the machine at which all meet"}
     # else torch (2.15) says where the processes meet to the first machines alone, and one
     # that comes back waits for it in vain
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
