@@ -48,7 +48,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("models", "clip", "evaluation", "datasets")
 # imported once, before any copy of the package: they take most of the start
 HEAVY = ("torchvision", "open_clip", "mmengine.runner", "mmdet.apis", "mmyolo.models")
-SECONDS = 30.0  # of tests, for one mutant
+SECONDS = 30.0  # processor time of the tests, for one mutant
 MEMORY = 12 * 2**30  # a mutant may ask for any amount
 
 
@@ -56,7 +56,7 @@ MEMORY = 12 * 2**30  # a mutant may ask for any amount
 class Passed:
     """What the tests pass through, without a mutant."""
 
-    seconds: dict[str, float]  # of each test that passes
+    seconds: dict[str, float]  # processor time of each test that passes
     lines: dict[str, dict[int, set[str]]]  # file -> line -> tests
 
     @cached_property
@@ -91,7 +91,10 @@ class Passed:
 
 
 class Recorder:
-    """A plugin of pytest: the time of each test, and its name to coverage."""
+    """A plugin of pytest: each test's processor time, and its name to coverage.
+
+    Which tests a mutant meets should not depend on what else the machine does.
+    """
 
     def __init__(self, cov: coverage.Coverage) -> None:
         self.cov, self.seconds, self.failed = cov, dict[str, float](), set[str]()
@@ -100,9 +103,9 @@ class Recorder:
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         """Time a test."""
         self.cov.switch_context(item.nodeid)
-        start = time.perf_counter()
+        start = sum(os.times()[:4])
         result = yield
-        self.seconds[item.nodeid] = time.perf_counter() - start
+        self.seconds[item.nodeid] = sum(os.times()[:4]) - start
         self.cov.switch_context("")
         return result
 
