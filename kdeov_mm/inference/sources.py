@@ -19,6 +19,7 @@ from .images import check_array, image_files, natural_order
 from .video import VIDEO_EXTENSIONS, VideoInfo, read_frames, video_info
 
 LISTS = (".csv", ".parquet")  # of files
+CAMERAS = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +96,8 @@ def list_sources(inputs: Input | Sequence[Input]) -> list[ImageSource]:
         FileNotFoundError: there is no such file, or a folder or glob has no image;
             names it. Files of a list are not looked for.
         ImportError: a list in Parquet, and pyarrow is not installed.
-        ValueError: an address of the internet, a list without paths, or something else
-            that is no input.
+        ValueError: an address of the internet, a list without paths, a camera's number
+            that is negative or too large, or something else that is no input.
     """
     given = [*inputs] if isinstance(inputs, (list, tuple)) else [inputs]
     if not given:
@@ -127,6 +128,11 @@ def list_sources(inputs: Input | Sequence[Input]) -> list[ImageSource]:
 
 def _in_memory(item: Any, number: int) -> ImageSource:
     if isinstance(item, int) and not isinstance(item, bool):
+        # OpenCV takes a negative one for any camera, and crashes where there is none
+        if not 0 <= item < CAMERAS:
+            raise ValueError(
+                f"cameras have numbers from 0 to {CAMERAS - 1}, not {item}"
+            )
         return ImageSource(f"camera {item}", camera=item)
     if isinstance(item, Image.Image):
         return ImageSource(f"{number:08d}.jpg", pixels=to_rgb(item))

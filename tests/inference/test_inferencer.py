@@ -380,6 +380,13 @@ def test_a_videos_frames_are_images(inferencer: KDEOVInferencer, video: Path) ->
     assert_equal(some, wanted[::3] * 2)
 
 
+@pytest.mark.parametrize("number", [-1, 10**30])
+def test_a_camera_has_a_small_number(number: int) -> None:
+    """OpenCV crashes on -1 where there is no camera."""
+    with pytest.raises(ValueError, match="from 0 to 999"):
+        list_sources(number)
+
+
 def test_a_camera_is_looped_over(
     inferencer: KDEOVInferencer, video: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

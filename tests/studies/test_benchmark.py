@@ -61,6 +61,7 @@ def test_closed_set_and_folded_have_the_same_layers_but_for_the_length(
     assert ours == plain
 
 
+@pytest.mark.slow
 def test_the_closed_set_model_is_timed_as_onnx_too(tool: Any, tmp_path: Path) -> None:
     args = tool.parse(["--sizes", "n", "--words", "80"])
     models.write_onnx(tmp_path, "closed", models.closed(args, "n", True))
