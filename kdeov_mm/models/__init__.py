@@ -20,6 +20,7 @@ from .folded import FoldedDetector
 from .fusion import ClassFiLM, CrossAttentionFusion, FiLMFusion
 from .global_head import GlobalHead
 from .image_text import ImageTextModel
+from .light_neck import LightPAFPN
 from .ov_head import OVHead
 from .ov_head_module import GridHeadModule, HeadInput, OVHeadModule
 from .postprocess import CandidateLocations

@@ -1,4 +1,4 @@
-"""A light head, and one box for an object without suppression."""
+"""A light head and neck, and one box for an object without suppression."""
 
 from collections.abc import Callable
 from typing import Any
@@ -49,6 +49,16 @@ def test_its_head_costs_a_fifth(build_detector: Callable[..., KDEOVDetector]) ->
         feats = folded.extract_feat(torch.rand(1, 3, 64, 64))
         costs.append(mult_adds(folded.bbox_head.head_module, feats))
     assert costs[1] < 0.2 * costs[0]
+
+
+def test_its_neck_costs_half(build_detector: Callable[..., KDEOVDetector]) -> None:
+    costs, maps = [], []
+    for change in ({}, {"neck.type": "LightPAFPN"}):
+        folded = build(build_detector, "light", **change).fold(WORDS)
+        feats = folded.backbone(torch.rand(1, 3, 64, 96))
+        costs.append(mult_adds(folded.neck, feats))
+        maps.append([each.shape for each in folded.neck(feats)])
+    assert costs[1] < 0.5 * costs[0] and maps[0] == maps[1]
 
 
 def test_without_suppression_the_best_scores_stay() -> None:

@@ -77,6 +77,7 @@ ROWS = (
     "fusion_class_film_shift",
     "fusion_attention",
     "head_light",
+    "neck_light",
     "norm_bn",
     "norm_bn_film",
     "norm_gn",
