@@ -269,20 +269,20 @@ def fill_store(cfg: Config, folder: Path) -> None:
     assert tool.main([str(path), "--proposals", str(weights)]) == 0
 
 
-@pytest.mark.parametrize("name", ["", "_nodistill", "_oracle"])
+@pytest.mark.parametrize("name", ["kdeov_n_shapes_hard", "hard/none", "hard/oracle"])
 def test_the_hard_world_trains_two_steps_and_has_lvis_figures(
     name: str, load_config: Callable[..., Config], tmp_path: Path
 ) -> None:
-    path = ROOT / f"configs/kdeov/kdeov_n_shapes_hard{name}.py"
+    path = ROOT / f"configs/kdeov/{name}.py"
     cfg = load_run(path, load_config, tmp_path)
     runner, twice = Runner.from_cfg(cfg), OneStep(steps=2)
     runner.register_hook(twice)
     runner.train()
     assert runner.iter == 2
     assert all(value.isfinite() for value in twice.losses.values())
-    assert any("region" in key for key in twice.losses) == (name == "")
+    assert any("region" in key for key in twice.losses) == ("hard/" not in name)
     words = runner.train_dataloader.dataset.vocabulary.names
-    assert len(words) == (501 if name == "_oracle" else 359)
+    assert len(words) == (501 if name == "hard/oracle" else 359)
     figures = runner.test()
     for rules in ("lvis", "lvis-fixed"):
         for key in ("AP", "APr", "APc", "APf"):

@@ -28,18 +28,26 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         "KDEOVDetector.fold": dict(fuse=True),
         "AttentionDistillation": dict(temperature=0.07),
         "StudentBatch": dict(progress=1.0),
-        "Needs": dict(images=False, dense=False, captions=False),
+        "Needs": dict(images=False, dense=False, captions=False, apart=False),
         "DenseDistillation": dict(stride=32, points=512),
         "ImageDistillation": dict(
             crops=0.0, crop_sizes=(64, 96, 128, 160), calibrate=0.0
         ),
         "Distance": dict(loss_weight=1.0),
         "RelationalDistance": dict(loss_weight=1.0, temperature=0.05),
+        "WordDistance": dict(loss_weight=1.0, temperature=0.05),
         "ContrastiveDistance": dict(loss_weight=1.0, temperature=0.07, same=0.98),
         "InfoNCE": dict(loss_weight=1.0),
-        "RegionDistillation": dict(match_iou=0.6, locations=10, background=False),
+        "RegionDistillation": dict(
+            match_iou=0.6, locations=10, background=False, temperature=0.05
+        ),
         "RegionPicker": dict(
-            proposals=5, grids=(2, 3, 4), nms_iou=0.5, warmup=0.0625, scales=(1.0, 1.5)
+            proposals=5,
+            grids=(2, 3, 4),
+            nms_iou=0.5,
+            warmup=0.0625,
+            scales=(1.0, 1.5),
+            min_side=0.0,
         ),
         "FoldedDetector.predict": dict(rescale=True),
         "unit_kernel": dict(ones=1),
@@ -168,7 +176,7 @@ CONSTANTS = {
     "evaluation.average_precision": dict(CHUNK_BOXES=200_000, CHUNK_PAIRS=400_000),
     "evaluation.image_text": dict(BLOCK=(2048, 8192), TIE=1e-6),
     "evaluation.reliability": dict(RECALLS=(0.3, 0.5, 0.7), BINS=10),
-    "models.distill.regions": dict(MIN_VISIBLE=0.5),
+    "models.distill.regions": dict(MIN_VISIBLE=0.5, MIN_SIDE=4),
     "models.label_maps": dict(CHUNK=2**25, POINTS=100),
     "models.postprocess": dict(PART=2**25, BLOCK=64),
 }

@@ -1,7 +1,7 @@
 """The hard built-in world: crowded scenes, small objects, a teacher that errs.
 
 ``tools/make_shapes.py --world hard`` draws it. Rare classes have no box in training;
-the figures are LVIS's AP, APr, APc and APf. Not measured yet.
+the figures are LVIS's AP, APr, APc and APf.
     python tools/train.py configs/kdeov/kdeov_n_shapes_hard.py
 """
 

@@ -204,7 +204,14 @@ class CachedTeacher:
         self._store = store
 
     def check_heads(self, heads: Mapping[str, Any]) -> None:
-        """Nothing: :meth:`admit` compares them with the store before training."""
+        """Raise ValueError for what no store has; :meth:`admit` compares the rest."""
+        for name, head in heads.items():
+            if head.needs.apart:
+                raise ValueError(
+                    f"the head {name} asks for the crops of each scale by themselves "
+                    "(trust='scales'), and a store holds their sums: use the live "
+                    "teacher."
+                )
 
     def for_batch(
         self, inputs: Tensor, samples: SampleList, preprocessor: Any

@@ -13,6 +13,7 @@ from .distill.losses import (
     L1Distance,
     L2Distance,
     RelationalDistance,
+    WordDistance,
 )
 from .distill.region import RegionDistillation
 from .distill.regions import RegionPicker

@@ -21,14 +21,17 @@ def tool() -> Any:
 def test_every_leaf_has_its_row(tool: Any) -> None:
     leaves = {path.stem for path in (ROOT / "configs/kdeov/ablations").glob("*.py")}
     assert leaves == set(tool.ROWS) and len(tool.ROWS) == len(leaves)
+    hard = {f"hard/{p.stem}" for p in (ROOT / "configs/kdeov/hard").glob("*.py")}
+    assert {*tool.HARD} == hard | {"kdeov_n_shapes_hard"}
     two_stages = {path.stem for path in (ROOT / "configs/vild").glob("*_shapes.py")}
     assert two_stages == set(tool.TWO_STAGES)
     assert set(tool.SHORT) <= leaves | two_stages
 
 
 def test_the_pages_show_the_results(tool: Any) -> None:
-    for page, table in tool.tables(tool.read_results(tool.RESULTS)).items():
-        assert shown(ROOT / page, "ablations") == table, (
+    results = tool.read_results(tool.RESULTS)
+    for (page, marks), table in tool.tables(results).items():
+        assert shown(ROOT / page, marks) == table, (
             f"{page} is behind the results: "
             "python tools/studies/run_ablations.py --tables"
         )

@@ -46,12 +46,14 @@ VILD = ROOT / "configs/vild"
 SEG = ROOT / "configs/seg"
 RESULTS = LEAVES / "results.json"
 PLAIN = ROOT / "configs/_base_/models/yolov8_n.py"
-PAGES = (
-    "configs/kdeov/README.md",
-    "configs/vild/README.md",
-    "configs/seg/README.md",
-    "README.md",
+TABLES = (  # page and its marks
+    ("configs/kdeov/README.md", "ablations"),
+    ("configs/kdeov/README.md", "hard"),
+    ("configs/vild/README.md", "ablations"),
+    ("configs/seg/README.md", "ablations"),
+    ("README.md", "ablations"),
 )
+PAGES = tuple(dict.fromkeys(page for page, _ in TABLES))
 GROUPS = ("base", "combo", "novel")
 NOT = "not measured"
 ROWS = (
@@ -89,6 +91,21 @@ ROWS = (
     "backbone_resnet50",
     "backbone_efficientnet_b0",
     "oracle",
+)
+HARD = (
+    "hard/none",
+    "hard/dense_patches",
+    "hard/l1",
+    "hard/cosine",
+    "hard/relation",
+    "hard/contrast",
+    "hard/words",
+    "kdeov_n_shapes_hard",
+    "hard/trust_scales",
+    "hard/trust_words",
+    "hard/min_side",
+    "hard/class_film",
+    "hard/oracle",
 )
 TWO_STAGES = (
     "vild_text_r18_shapes",
@@ -162,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.results = args.work_dir / "results.json"
     args.work_dir = args.work_dir.resolve()  # the tools run in the project's folder
     configs = [c.resolve() for c in args.configs] or [
-        page_of(row) for row in (*ROWS, *TWO_STAGES, *MASKS)
+        page_of(row) for row in (*ROWS, *HARD, *TWO_STAGES, *MASKS)
     ]
     if args.time:
         measure_times(configs, args)
@@ -445,12 +462,12 @@ def quartiles(values: Sequence[float]) -> list[float]:
 
 def write_tables(results: dict[str, Any]) -> None:
     """Renew the tables in the pages that show results."""
-    for page, table in tables(results).items():
-        show(ROOT / page, "ablations", table)
+    for (page, marks), table in tables(results).items():
+        show(ROOT / page, marks, table)
 
 
-def tables(results: dict[str, Any]) -> dict[str, str]:
-    """Page -> the generated table in it."""
+def tables(results: dict[str, Any]) -> dict[tuple[str, str], str]:
+    """Page and marks -> the generated table there."""
     one, two = (
         rows_of(results, rows, path)
         for rows, path in ((ROWS, "ablations/"), (TWO_STAGES, ""))
@@ -464,8 +481,8 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         cells = [spread(runs, f"{g}_AP50") for g in ("base", "novel")]
         cells.append(f"{times['step']:.2f}" if times else NOT)
         short.append(f"| {what} | {' | '.join(cells)} |")
-    lines = (one, two, mask_rows(results), short)
-    return {page: "\n".join(t) + "\n" for page, t in zip(PAGES, lines)}
+    lines = (one, hard_rows(results), two, mask_rows(results), short)
+    return {place: "\n".join(t) + "\n" for place, t in zip(TABLES, lines)}
 
 
 def rows_of(results: dict[str, Any], rows: Sequence[str], folder: str) -> list[str]:
@@ -481,6 +498,23 @@ def rows_of(results: dict[str, Any], rows: Sequence[str], folder: str) -> list[s
         cells.append(f"{times['parameters'] / 1e6:.2f} M" if times else NOT)
         link = f"[`{row}`]({folder}{row}.py)"
         lines.append(f"| {link} | {title(row)} | {' | '.join(cells)} |")
+    return lines
+
+
+def hard_rows(results: dict[str, Any]) -> list[str]:
+    """The lines of the table of the hard world."""
+    lines = [
+        "| row | what | AP50, base | novel | LVIS's AP | APr | APc | APf "
+        "| fixed AP | APr |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    figures = ("base_AP50", "novel_AP50", "AP", "APr", "APc", "APf")
+    for row in HARD:
+        runs, _ = of_row(results, row)
+        keys = (*figures, "lvis-fixed_AP", "lvis-fixed_APr")
+        cells = [spread(runs, key) for key in keys]
+        name = row.removeprefix("hard/")
+        lines.append(f"| [`{name}`]({row}.py) | {title(row)} | {' | '.join(cells)} |")
     return lines
 
 
@@ -504,7 +538,8 @@ def mask_rows(results: dict[str, Any]) -> list[str]:
 
 def page_of(row: str) -> Path:
     """The config of a row."""
-    folder = VILD if row in TWO_STAGES else SEG if row in MASKS else LEAVES
+    folders = ((TWO_STAGES, VILD), (MASKS, SEG), (HARD, LEAVES.parent))
+    folder = next((path for rows, path in folders if row in rows), LEAVES)
     return folder / f"{row}.py"
 
 

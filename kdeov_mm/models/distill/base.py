@@ -102,6 +102,7 @@ class Needs:
         grids: tiles per side, of the source ``blocks``.
         window: side in pixels of crops on a grid; None for no such crops.
         stride: pixels between those.
+        apart: the crops of each scale are asked for by themselves.
     """
 
     images: bool = False
@@ -112,6 +113,7 @@ class Needs:
     grids: tuple[int, ...] = ()
     window: int | None = None
     stride: int | None = None
+    apart: bool = False
 
     @property
     def crops(self) -> bool:
@@ -166,6 +168,7 @@ class Distillation(nn.Module):
         targets: Tensor,
         weights: Tensor | None = None,
         which: Tensor | None = None,
+        text: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The weighted mean of each distance, times its loss weight.
 
@@ -176,6 +179,7 @@ class Distillation(nn.Module):
             targets: the teacher's unit vectors (M, D).
             weights: (N,), any sum; None: all the same. Those of weight 0 do not count.
             which: (N,) the target of each embedding; None: M = N, each its own.
+            text: (K, D) unit vectors of the words; None where there are none.
         """
         if weights is None:
             weights = targets.new_ones(len(embeds))
@@ -184,7 +188,7 @@ class Distillation(nn.Module):
         counts = torch.zeros_like(targets[:, 0]).index_add(
             0, which, (weights > 0).to(targets)
         )
-        anchors = Anchors(targets, counts, which)
+        anchors = Anchors(targets, counts, which, text)
         # gradients are averaged over processes: each takes its part of the joint mean
         total, processes = joint_total(weights.sum())
         weights = weights / (total / processes).clamp(min=1e-6)

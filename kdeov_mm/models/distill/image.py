@@ -14,7 +14,7 @@ from ..pixels import filled_part
 from ..text_classifier import TextClassifier, TextEmbeds, rename_old_keys
 from .base import CropFeatures, Needs, StudentBatch, joint_total
 from .losses import InfoNCE
-from .regions import RegionPicker, visible_truth
+from .regions import RegionPicker
 
 
 @MODELS.register_module(name=["ImageDistillation", "GlobalDistillation"])
@@ -179,7 +179,8 @@ class ImageDistillation(RegionPicker):
             # no crops: no labels, but a loss that every process takes part in
             labels, crops_seen = embeds.new_zeros(0).long(), embeds[:0]
             if len(of_regions):
-                labels, crops_seen = labels_of(samples, boxes).cpu()[which], crops
+                known = [self.seen_truth(sample).labels for sample in samples]
+                labels, crops_seen = labels_of(known, boxes).cpu()[which], crops
                 labels = labels.to(crops.device, non_blocking=True)
             value = self._calibration(crops_seen, student.text, labels)
             losses["loss_global_calibration"] = value
@@ -243,14 +244,11 @@ def _means(embeds: Tensor, counts: Sequence[int]) -> Tensor:
     return F.normalize(torch.stack(means).nan_to_num(), dim=-1)
 
 
-def labels_of(samples: SampleList, boxes: Sequence[Tensor]) -> Tensor:
-    """Labels (sum n_b,) of the boxes, of which the first are the truth; else -1."""
+def labels_of(truths: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+    """Labels (sum n_b,) of the boxes: the first have the truth's; else -1."""
     # regions begin with the ground truth; others have no label
-    labels = []
-    for sample, its in zip(samples, boxes):
-        known = visible_truth(sample).labels
-        labels.append(F.pad(known, (0, len(its) - len(known)), value=-1))
-    return torch.cat(labels)
+    pairs = zip(truths, boxes)
+    return torch.cat([F.pad(t, (0, len(its) - len(t)), value=-1) for t, its in pairs])
 
 
 def _captions(samples: SampleList) -> list[list[str]]:

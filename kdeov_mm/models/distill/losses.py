@@ -21,11 +21,13 @@ class Anchors(NamedTuple):
         rows: (A, D) unit vectors.
         counts: (A,) how many rows of the batch have it.
         which: (N,) that of each row.
+        text: (K, D) unit vectors of the words of the step; None where there are none.
     """
 
     rows: Tensor
     counts: Tensor
     which: Tensor
+    text: Tensor | None = None
 
 
 class Distance(nn.Module):
@@ -112,6 +114,44 @@ class RelationalDistance(Distance):
             return F.kl_div(
                 student_log, teacher_log, reduction="none", log_target=True
             ).sum(-1)
+
+
+@MODELS.register_module()
+class WordDistance(Distance):
+    """KL divergence between what teacher and student take a region for, in words.
+
+    Both embeddings become distributions over the words of the step, as in "Distilling
+    the Knowledge in a Neural Network" (Hinton et al., 2015). What a teacher's embedding
+    holds beside the words (its crop's size, light and surroundings) is not learnt, and
+    where the teacher is unsure, so may the student be.
+
+    Args:
+        loss_weight: factor of the loss made of this distance.
+        temperature: of both distributions.
+    """
+
+    def __init__(self, loss_weight: float = 1.0, temperature: float = 0.05) -> None:
+        super().__init__(loss_weight)
+        self.temperature = temperature
+
+    def forward(
+        self, student: Tensor, teacher: Tensor, anchors: Anchors | None = None
+    ) -> Tensor:
+        """Embeddings (N, D), any length, and unit vectors (N, D) -> (N,).
+
+        Raises:
+            ValueError: there are no words.
+        """
+        if anchors is None or anchors.text is None:
+            raise ValueError(
+                "WordDistance compares distributions over words, and this loss has "
+                "none: use it in RegionDistillation of a student that scores words."
+            )
+        with torch.autocast(student.device.type, enabled=False):
+            text = anchors.text.float().T / self.temperature
+            found = (F.normalize(student.float(), dim=-1) @ text).log_softmax(-1)
+            wanted = (teacher @ text).log_softmax(-1)
+            return F.kl_div(found, wanted, reduction="none", log_target=True).sum(-1)
 
 
 @MODELS.register_module()

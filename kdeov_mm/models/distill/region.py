@@ -1,15 +1,18 @@
 """Distillation of crops into the student's locations."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor
 
 from ...clip.teacher_batch import TeacherBatch
-from .base import RegionEmbeds, StudentBatch
+from .base import Needs, RegionEmbeds, StudentBatch
 from .regions import SOURCES, RegionPicker, Regions, padded
 
 
@@ -30,6 +33,11 @@ class RegionDistillation(RegionPicker):
         locations: pulled locations per region, at most; the best overlaps.
         background: regions without a label are background for the class loss all the
             same.
+        trust: what an erring teacher's answer for a region counts. ``scales``: the
+            cosine between its answers at the smallest and the largest of the scales;
+            ``words``: the probability of the word that it takes the region for, at
+            ``temperature``; None: all the same.
+        temperature: see ``trust``.
         regions: arguments of :class:`RegionPicker`.
     """
 
@@ -41,14 +49,52 @@ class RegionDistillation(RegionPicker):
         match_iou: float = 0.6,
         locations: int = 10,
         background: bool = False,
+        trust: str | None = None,
+        temperature: float = 0.05,
         **regions: Any,
     ) -> None:
         super().__init__(distances, **regions)
         if not self.sources:
             raise ValueError(f"RegionDistillation needs `sources`: some of {SOURCES}")
+        if trust not in (None, "scales", "words"):
+            raise ValueError(f"trust is 'scales', 'words' or None, got {trust!r}")
+        if trust == "scales" and len(self.scales) < 2:
+            raise ValueError(f"trust='scales' compares scales, got {self.scales}")
         self.match_iou = match_iou
         self.num_locations = locations
         self.background = background
+        self.trust = trust
+        self.temperature = temperature
+
+    @property
+    def needs(self) -> Needs:
+        """Crops of its sources."""
+        return replace(super().needs, apart=self.trust == "scales")
+
+    @torch.no_grad()
+    def ask(
+        self, teacher: TeacherBatch, boxes: Sequence[Tensor], text: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The teacher's embeddings of B tensors of boxes (n_b, 4), and their trust.
+
+        Returns:
+            Unit vectors (R, D), and weights (R,) in [0, 1]; None: all the same.
+
+        Raises:
+            ValueError: trust in words, of a student without words.
+        """
+        if self.trust == "scales":
+            each = [teacher.crops(boxes, (scale,)) for scale in self.scales]
+            # the same as of all scales at once
+            targets = F.normalize(torch.stack(each).sum(0), dim=-1)
+            return targets, (each[0] * each[-1]).sum(-1).clamp(min=0)
+        targets = teacher.crops(boxes, self.scales)
+        if self.trust is None:
+            return targets, None
+        if text is None:
+            raise ValueError("trust='words' needs a student that scores words")
+        logits = targets @ text.detach().float().T / self.temperature
+        return targets, logits.softmax(-1).amax(-1)
 
     def loss(self, student: StudentBatch, teacher: TeacherBatch) -> dict[str, Tensor]:
         """Pull the student's embeddings towards the teacher's of their region.
@@ -70,7 +116,7 @@ class RegionDistillation(RegionPicker):
         if not len(picked.boxes):
             return self.compare(embeds[:0], embeds[:0].detach().float())
         # the teacher's embedding of each region (R, D), and its image (R,)
-        targets = teacher.crops(boxes, self.scales)
+        targets, trust = self.ask(teacher, boxes, student.text)
         own, device = picked.boxes.to(regions.boxes, non_blocking=True), targets.device
         image = picked.images(device)
         marked = regions.unlabelled if not self.background else None
@@ -79,8 +125,8 @@ class RegionDistillation(RegionPicker):
         if regions.embeds is None:
             if marked is not None:
                 mark_overlapped(regions, own, image, free, self.nms_iou)
-            return self.compare(embeds, targets)
-        # pairs of a location and a region; each region has the same weight
+            return self.compare(embeds, targets, trust, text=student.text)
+        # pairs of a location and a region; those of a region sum to one
         where, weight = self.match(own, regions, image)  # (R, n) each
         where = where + image[:, None] * regions.boxes.shape[1]
         # those of objects without a label are no background
@@ -91,7 +137,11 @@ class RegionDistillation(RegionPicker):
         # one look-up for the batch: each has a gradient of the size of all locations
         which = torch.arange(len(where), device=device)[:, None].expand_as(where)
         chosen = embeds.index_select(0, where.flatten())
-        return self.compare(chosen, targets, weight.flatten(), which.flatten())
+        if trust is not None:
+            weight = weight * trust[:, None]
+        return self.compare(
+            chosen, targets, weight.flatten(), which.flatten(), student.text
+        )
 
     def free(
         self, picked: Regions, boxes: Tensor, image: Tensor, samples: SampleList

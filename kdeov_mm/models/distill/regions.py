@@ -16,6 +16,7 @@ from .base import Distillation, Needs, RegionEmbeds, StudentBatch
 SOURCES = ("truth", "own", "random", "blocks", "stored")
 OBJECTS = ("own", "stored")  # sources of objects that may have no label
 MIN_VISIBLE = 0.5  # of an object's box, by area
+MIN_SIDE = 4  # pixels, of own boxes
 
 
 class RegionPicker(Distillation):
@@ -40,6 +41,8 @@ class RegionPicker(Distillation):
         warmup: part of the training without own boxes, while they are random, in
             [0, 1).
         scales: crop sizes relative to the box.
+        min_side: objects with a shorter side, in pixels of the input, are no regions:
+            a teacher sees little of them. Of the sources ``truth`` and ``own``.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class RegionPicker(Distillation):
         nms_iou: float = 0.5,
         warmup: float = 0.0625,
         scales: Sequence[float] = (1.0, 1.5),
+        min_side: float = 0.0,
     ) -> None:
         super().__init__(distances)
         if not set(sources) <= set(SOURCES):
@@ -66,6 +70,7 @@ class RegionPicker(Distillation):
         self.nms_iou = nms_iou
         self.warmup = warmup
         self.scales = tuple(scales)
+        self.min_side = min_side
         # checkpoints before 0.2.0 counted their steps
         self._register_load_state_dict_pre_hook(
             lambda state, prefix, *_: state.pop(f"{prefix}steps", None)
@@ -93,7 +98,7 @@ class RegionPicker(Distillation):
         for source in self.sources:
             boxes = [truth[:0]] * len(samples)
             if source == "truth":
-                boxes = [visible_truth(sample).bboxes for sample in samples]
+                boxes = [self.seen_truth(sample).bboxes for sample in samples]
             elif source == "own":
                 if own is not None and student.progress >= self.warmup:
                     boxes = self.own_boxes(samples, own)
@@ -113,6 +118,14 @@ class RegionPicker(Distillation):
         flags = [flag for flag, its in zip(objects, boxes) for _ in range(len(its))]
         return Regions(torch.cat(boxes), counts, torch.tensor(flags, dtype=torch.bool))
 
+    def seen_truth(self, sample: DetDataSample) -> InstanceData:
+        """The ground truth that the source ``truth`` takes."""
+        truth = visible_truth(sample)
+        if self.min_side:
+            boxes = truth.bboxes
+            return truth[(boxes[:, 2:] - boxes[:, :2]).amin(1) >= self.min_side]
+        return truth
+
     def fixed_boxes(self, sample: DetDataSample) -> Tensor:
         """The boxes (n, 4) of ``truth`` and ``blocks``: the same each time."""
         truth, shape = sample.gt_instances.bboxes, sample.img_shape
@@ -126,10 +139,11 @@ class RegionPicker(Distillation):
         device = regions.boxes.device
         limit = image_sizes(samples).to(device, non_blocking=True).repeat(1, 2)
         boxes = regions.boxes.clamp(min=0).minimum(limit[:, None])  # (B, N, 4)
-        # sharpness; -1 where a label covers the box, or it is smaller than 4 pixels
+        # sharpness; -1 where a label covers the box, or it is too small
         truth = padded([s.gt_instances.bboxes for s in samples], device)
         covered = (bbox_overlaps(boxes, truth) > self.nms_iou).any(2)
-        large = (boxes[..., 2:] - boxes[..., :2]).amin(2) > 4
+        least = max(self.min_side, MIN_SIDE)
+        large = (boxes[..., 2:] - boxes[..., :2]).amin(2) > least
         score = regions.sharpness.masked_fill(covered | ~large, -1)
         # the best of a pool, one after the other, without their duplicates
         pool = min(max(64, 4 * self.proposals), score.shape[1])

@@ -8,7 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdeov_mm.models import ContrastiveDistance, InfoNCE, RelationalDistance
+from kdeov_mm.models import (
+    ContrastiveDistance,
+    InfoNCE,
+    RelationalDistance,
+    WordDistance,
+)
+from kdeov_mm.models.distill.losses import Anchors
 from kdeov_mm.models.text_classifier import TextClassifier, initial_logit_scale
 
 from ...conftest import run_two_processes
@@ -133,6 +139,24 @@ def test_relations_count_a_region_as_often_as_it_has_locations() -> None:
     torch.testing.assert_close(
         RelationalDistance()(student, teacher), slow, rtol=1e-4, atol=1e-5
     )
+
+
+def test_distributions_over_words_by_hand() -> None:
+    student, teacher, text = 3 * unit(4, 8), unit(4, 8), unit(5, 8)
+    anchors = Anchors(teacher, torch.ones(4), torch.arange(4), text)
+    said = (F.normalize(student, dim=-1) @ text.T / 0.1).log_softmax(-1)
+    wanted = (teacher @ text.T / 0.1).softmax(-1)
+    slow = F.kl_div(said, wanted, reduction="none").sum(-1)
+    distance = WordDistance(temperature=0.1)
+    torch.testing.assert_close(distance(student, teacher, anchors), slow)
+    # what no word says is not learnt: directions beside all of them
+    aside = unit(4, 8) @ torch.linalg.qr(text.T, "complete")[0][:, 5:]
+    beside = teacher + aside @ torch.linalg.qr(text.T, "complete")[0][:, 5:].T
+    length = beside.norm(dim=-1, keepdim=True)
+    alike = distance(beside, beside / length, anchors)
+    torch.testing.assert_close(alike, torch.zeros(4), rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="has none"):
+        distance(student, teacher)
 
 
 LEARNT = """

@@ -10,7 +10,7 @@ from mmengine.logging import MessageHub
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from kdeov_mm.clip import CLIPImageTeacher, LiveBatch
+from kdeov_mm.clip import CachedTeacher, CLIPImageTeacher, LiveBatch
 from kdeov_mm.models import RegionDistillation, RegionEmbeds, StudentBatch
 from kdeov_mm.models.distill.regions import block_boxes
 from kdeov_mm.models.student import training_progress
@@ -359,3 +359,60 @@ def test_matching_a_batch_is_matching_its_images() -> None:
         assert torch.equal(which[here], alone[1] + begin)
         assert torch.equal(weight[here], alone[2])
         begin += len(boxes)
+
+
+# ----------------------------------------------------------- a teacher that errs
+
+
+def test_small_objects_are_no_regions() -> None:
+    head = make_head(min_side=24.5)
+    regions = make_locations()  # of 24 to 28 px
+    large = [30.0, 30, 64, 60]
+    (boxes,) = regions_of(head, [make_sample([TRUTH[0], large], [0, 1])], regions)
+    assert boxes[0].tolist() == large and TRUTH[0] not in boxes.tolist()
+    assert len(boxes) == 6 and (boxes[:, 2:] - boxes[:, :2]).min() > 24.5
+
+
+class Scaled:
+    """Answers with one direction at 1x, and at 1.5x with another for some boxes."""
+
+    def __init__(self, large: Tensor) -> None:
+        self.answers = {1.0: torch.eye(EMBED_DIMS)[:2], 1.5: large}
+
+    def crops(self, boxes: Sequence[Tensor], scales: Sequence[float]) -> Tensor:
+        return F.normalize(sum(self.answers[s] for s in scales), dim=-1)
+
+
+@pytest.mark.parametrize("trust", [None, "scales", "words"])
+def test_what_an_unsure_teacher_says_counts_less(trust: str | None) -> None:
+    """Weighted means by hand: of two regions, the second one's answers differ."""
+    side = torch.eye(EMBED_DIMS)[2] * 0.8 + torch.eye(EMBED_DIMS)[1] * 0.6
+    teacher = Scaled(torch.stack([torch.eye(EMBED_DIMS)[0], side]))
+    # the student says what the teacher says of the first, everywhere
+    regions = make_locations(embeds=torch.eye(EMBED_DIMS)[:1].repeat(64, 1)[None])
+    text = torch.eye(EMBED_DIMS)[[0, 1, 2]]
+    head = make_head(1.0, trust=trust, sources=("truth",), temperature=0.5)
+    student = StudentBatch((), [make_sample(TRUTH, [0, 1])], text, regions)
+    loss = head.loss(student, teacher)["loss_region_cosine"]
+    # the distance of the first is 0, of the second 1
+    second = teacher.crops([], (1.0, 1.5))[1, :3] / 0.5
+    first = torch.tensor([2.0, 0, 0]).softmax(0).max()
+    weights = dict(
+        scales=(1.0, 0.6), words=(float(first), float(second.softmax(0).max()))
+    )
+    one, other = weights.get(str(trust), (1.0, 1.0))
+    assert float(loss) == pytest.approx(other / (one + other), abs=1e-5)
+
+
+def test_words_to_trust_and_scales_to_compare_are_needed(tiny_clip: str) -> None:
+    with pytest.raises(ValueError, match="compares scales"):
+        make_head(trust="scales", scales=(1.0,))
+    with pytest.raises(ValueError, match="'scales', 'words' or None"):
+        make_head(trust="size")
+    student = StudentBatch((), [make_sample(TRUTH, [0, 1])], None, make_locations())
+    with pytest.raises(ValueError, match="scores words"):
+        make_head(trust="words").loss(student, KnownTeacher())
+    with pytest.raises(ValueError, match="a store holds their sums"):
+        CachedTeacher("store", tiny_clip).check_heads(
+            dict(region=make_head(trust="scales"))
+        )
