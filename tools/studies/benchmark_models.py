@@ -34,6 +34,7 @@ CLOSED = "configs/_base_/models/yolov8_n.py"
 WIDTH = dict(n=0.25, s=0.5)
 MMYOLO, FOLDED = "mmyolo YOLOv8, closed-set", "ours, folded"
 LIGHT = "ours, light head, folded"
+LIGHTER = "ours, light head and neck, folded"
 WORLD = "ours, YOLO-World v2, folded"
 MANY = 5000  # words, from which on the filter is used
 FILTER = 1000  # candidate locations, where there are very many words
@@ -89,11 +90,23 @@ def ours(args: argparse.Namespace, size: str) -> KDEOVDetector:
     return built(args, our_config(size))
 
 
-def light(args: argparse.Namespace, size: str) -> KDEOVDetector:
+def light_config(size: str) -> Any:
     """The same with a light head, which suppresses nothing."""
     cfg = our_config(size)
     cfg.bbox_head.head_module.update(light=True)
     cfg.test_cfg.nms = None
+    return cfg
+
+
+def light(args: argparse.Namespace, size: str) -> KDEOVDetector:
+    """Our detector with a light head, random weights."""
+    return built(args, light_config(size))
+
+
+def lighter(args: argparse.Namespace, size: str) -> KDEOVDetector:
+    """With a light neck as well."""
+    cfg = light_config(size)
+    cfg.neck.type = "LightPAFPN"
     return built(args, cfg)
 
 
@@ -308,8 +321,9 @@ def entries_of(
             add(f"{FOLDED}, all places", number, partial(folded, number))
             continue
         add(WORLD, number, partial(folded, number, yolo_world))
-        add(LIGHT, number, partial(folded, number, light))
-        add(f"{LIGHT}, ONNX", number, partial(folded_onnx, number, light))
+        for name, make in ((LIGHT, light), (LIGHTER, lighter)):
+            add(name, number, partial(folded, number, make))
+            add(f"{name}, ONNX", number, partial(folded_onnx, number, make))
         add("ours, words free", number, partial(free, number))
         add(f"{FOLDED}, ONNX", number, partial(folded_onnx, number))
         add("ours, words an input, ONNX", number, partial(input_onnx, number))
