@@ -245,6 +245,15 @@ def test_training_and_evaluation_count_the_same_objects(
     assert figures["AP"] == pytest.approx(1)
 
 
+def test_a_box_narrower_than_a_pixel_is_not_taken_for_a_turned_one(
+    tmp_path: Path,
+) -> None:
+    coco = make_coco(images=12)
+    coco["annotations"][0]["bbox"][2] = 0.75
+    data = load(OVCocoDataset, coco, tmp_path / "a.json")
+    assert not any("negative" in note.text for note in data.checks)
+
+
 def test_a_box_marked_ignore_is_a_crowd_on_both_sides(tmp_path: Path) -> None:
     coco = make_coco(images=12)
     coco["annotations"][0]["ignore"] = 1

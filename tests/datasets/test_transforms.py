@@ -211,6 +211,24 @@ def test_boxes_lie_on_their_pixels_after_the_jitter() -> None:
             assert seen == pytest.approx((x1, y1, x2, y2), abs=1.2)
 
 
+@pytest.mark.parametrize("ratio, before", [(2.0, True), (0.5, False)])
+def test_colours_change_where_there_are_fewer_pixels(
+    ratio: float, before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before an image is enlarged, after it is made smaller."""
+    step = TRANSFORMS.build(
+        dict(JITTER, colours=dict(type="HSVJitter"), ratio_range=(ratio, ratio))
+    )
+    changed: list[tuple[int, ...]] = []
+    monkeypatch.setattr(
+        step, "colours", lambda r: (changed.append(r["img"].shape), r)[1]
+    )
+    results = dict(img=np.zeros((64, 48, 3), np.uint8), img_shape=(64, 48))
+    results = step.transform(results)
+    sizes = [shape[0] for shape in changed] + [results["img"].shape[0]]
+    assert sizes[0] < sizes[1] if before else sizes[0] == sizes[1] == 32
+
+
 def test_what_the_jitter_cannot_do_is_refused() -> None:
     for wrong in (dict(size=0), dict(ratio_range=(0, 1)), dict(min_box=-1)):
         with pytest.raises(ValueError, match="positive factors in order"):

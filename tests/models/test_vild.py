@@ -386,3 +386,17 @@ def test_half_precision_trains_and_finds_the_same(
     with torch.autocast("cpu", torch.bfloat16):
         half, _ = model.roi_head.scores(maps, rois)
     torch.testing.assert_close(half, full, rtol=0.3, atol=0.02)
+
+
+def test_raw_outputs_have_proposals_within_the_image(build: Callable) -> None:
+    model = build(teacher=None, distill=None).eval()
+    samples = [make_sample(words=[(w,) for w in WORDS], shape=(64, 96))] * 2
+    with torch.no_grad():
+        said = model(torch.rand(2, 3, 64, 96), samples, mode="tensor")
+    image, x1, y1, x2, y2 = said["proposals"].T
+    assert {*image.tolist()} == {0, 1} and min(x1.min(), y1.min()) >= 0
+    # some reach the borders, which are those of the image
+    assert (x2.max(), y2.max()) == (96, 64)
+    logits, deltas = said["predictions"]
+    assert logits[0].shape == (1, len(WORDS), len(image))
+    assert deltas.shape == (len(image), 4)
