@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,10 +28,11 @@ from kdeov_mm.clip import (
     StoreMismatch,
     TeacherBatch,
 )
+from kdeov_mm.clip.cached_teacher import _check_heads
 from kdeov_mm.clip.store import SHARD
 from kdeov_mm.datasets.transforms import META_KEYS
 from kdeov_mm.files import locked
-from kdeov_mm.models import words_of
+from kdeov_mm.models import DenseDistillation, words_of
 from kdeov_mm.models.distill.regions import block_boxes
 from kdeov_mm.vectors import read_vectors, write_vectors
 
@@ -567,3 +569,15 @@ def test_an_earlier_students_boxes_are_stored_and_come_mirrored(
     torch.testing.assert_close(
         cached.crops(boxes, SCALES), live.crops(boxes, SCALES), rtol=0, atol=1e-3
     )
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_maps_of_patches_need_a_store_that_has_them(dense: bool) -> None:
+    held = dict(dense=dense, captions=True, proposals_sha256="x", needs=[])
+    store: Any = SimpleNamespace(folder=Path("store"), manifest=held)
+    heads = dict(patches=DenseDistillation(COSINE))
+    if dense:
+        _check_heads(store, heads)
+        return
+    with pytest.raises(StoreMismatch, match="patches needs .* dense maps"):
+        _check_heads(store, heads)

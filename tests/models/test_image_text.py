@@ -339,6 +339,17 @@ def test_a_box_of_no_size_or_outside_is_a_pixel_at_least() -> None:
     assert crops.isfinite().all() and (filled > 0).all() and (filled <= 1).all()
 
 
+def test_a_crop_has_at_least_one_pixel_and_no_more() -> None:
+    images = torch.arange(16.0).view(1, 1, 4, 4).expand(1, 3, 4, 4)
+    boxes = torch.tensor([[1.0, 2, 3, 3], [1, 2, 1, 2], [2, 0, 2, 4]])
+    crops, filled = crop_to_fit(images, [boxes], 4)
+    assert filled.tolist() == [[0.5, 1], [1, 1], [1, 0.25]]
+    # rows of one row, columns of one column
+    assert crops[0, 0, :2].unique(dim=0).shape[0] == 1
+    assert crops[1].unique().tolist() == [9.0]
+    assert crops[2, 0, :, 0].tolist() == [2.0, 6, 10, 14]
+
+
 def test_statistics_of_the_norms_are_left_alone(joint: Callable[..., Any]) -> None:
     model = joint().train()
     before = {k: v.clone() for k, v in model.named_buffers()}
