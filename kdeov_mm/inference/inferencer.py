@@ -131,8 +131,7 @@ class KDEOVInferencer(DetInferencer):
             overlap: of neighbouring tiles, a fraction of their side, at least.
             every: of a video, one frame in so many.
             agnostic: suppress across words: an object gets its best word alone.
-            threads: that read the next images while the model is at work; 0: none. On
-                a GPU the model, too, is at work while a result is used.
+            threads: that read ahead (on a GPU one more finds ahead); 0: none.
 
         Returns:
             A generator of results, in the order of the inputs.
@@ -162,8 +161,11 @@ class KDEOVInferencer(DetInferencer):
         if threads:
             read = _read_ahead(sources, every, threads, 2 * batch_size)
         results = _with_samples(read, predict, batch_size)
-        on_gpu = next(self.model.parameters()).is_cuda
-        return _found_ahead(results, batch_size) if threads and on_gpu else results
+        ahead = threads and self._on_gpu()
+        return _found_ahead(results, batch_size) if ahead else results
+
+    def _on_gpu(self) -> bool:
+        return next(self.model.parameters()).is_cuda
 
     def _vocabulary(self, words: Asked | None) -> Vocabulary:
         words = self.words if words is None else words
