@@ -146,8 +146,7 @@ class KDEOVInferencer(DetInferencer):
             slices = whole_number("slices", slices, MIN_SLICE)
         overlap = real_number("overlap", overlap, 0, 1, "[{}, {})")
         student = KDEOV(self.model, batch_size)
-        # words are embedded once for all images
-        asked = self._vocabulary(words)
+        asked = self._vocabulary(words)  # embedded once for all images
         query = student.query(asked, score_threshold, agnostic=agnostic)
 
         def predict(images: Sequence[np.ndarray]) -> SampleList:
@@ -161,11 +160,8 @@ class KDEOVInferencer(DetInferencer):
         if threads:
             read = _read_ahead(sources, every, threads, 2 * batch_size)
         results = _with_samples(read, predict, batch_size)
-        ahead = threads and self._on_gpu()
-        return _found_ahead(results, batch_size) if ahead else results
-
-    def _on_gpu(self) -> bool:
-        return next(self.model.parameters()).is_cuda
+        on_gpu = next(self.model.parameters()).is_cuda
+        return _found_ahead(results, batch_size) if threads and on_gpu else results
 
     def _vocabulary(self, words: Asked | None) -> Vocabulary:
         words = self.words if words is None else words
