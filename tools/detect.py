@@ -51,6 +51,7 @@ from kdeov_mm.inference.sources import ImageSource, list_sources
 from kdeov_mm.vocabulary import Vocabulary, as_vocabulary
 
 OUT = Path("work_dirs/detect")
+THREADS = 4  # that read images for a GPU, which works while results are drawn
 
 
 @sentences("detect.py")
@@ -285,7 +286,8 @@ def process(
     args: argparse.Namespace,
 ) -> Iterator[tuple[str, str]]:
     """Find, draw and write input by input; yield names and errors of the unreadable."""
-    results = inferencer.stream(sources, **asked(args))
+    threads = 0 if args.device == "cpu" else THREADS
+    results = inferencer.stream(sources, threads=threads, **asked(args))
     # stamps from before the files are read: a change meanwhile shows
     names = inferencer.names()
     stamps = {source: source.stamp() for source in sources}

@@ -210,9 +210,9 @@ class KeepOriginal(BaseTransform):
 class HSVJitter(YOLOXHSVRandomAug):
     """mmdet's ``YOLOXHSVRandomAug``: the same pixels to the bit, in half of its time.
 
-    Saturation and value are added by one saturating operator of OpenCV; the hue, which
-    goes round, is looked up in a table. An image that is not changed stays as it is,
-    where mmdet's rounds it to HSV and back. Arguments are mmdet's.
+    Saturation and value are added by one saturating operator of OpenCV; with the hue,
+    which goes round, all three are looked up in a table. An image that is not changed
+    stays as it is, where mmdet's rounds it to HSV and back. Arguments are mmdet's.
     """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
@@ -221,13 +221,13 @@ class HSVJitter(YOLOXHSVRandomAug):
         if not (hue or saturation or value):
             return results
         pixels = cv2.cvtColor(results["img"], cv2.COLOR_BGR2HSV)
-        if saturation or value:
+        if hue:
+            table = np.arange(256)[:, None] + (hue, saturation, value)
+            table[:, 0] %= 180
+            pixels = cv2.LUT(pixels, table.clip(0, 255).astype(np.uint8)[None])
+        else:
             gains = (0, saturation, value, 0)  # a scalar, which its types leave out
             cv2.add(pixels, gains, dst=pixels)  # type: ignore[call-overload]
-        if hue:
-            table = ((np.arange(256) + hue) % 180).astype(np.uint8)
-            turned = cv2.LUT(cv2.extractChannel(pixels, 0), table)
-            cv2.insertChannel(turned, pixels, 0)
         results["img"] = cv2.cvtColor(pixels, cv2.COLOR_HSV2BGR, dst=pixels)
         return results
 

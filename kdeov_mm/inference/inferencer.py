@@ -131,7 +131,7 @@ class KDEOVInferencer(DetInferencer):
             overlap: of neighbouring tiles, a fraction of their side, at least.
             every: of a video, one frame in so many.
             agnostic: suppress across words: an object gets its best word alone.
-            threads: that read the next images while the model is at work; 0: none.
+            threads: that read ahead (on a GPU one more finds ahead); 0: none.
 
         Returns:
             A generator of results, in the order of the inputs.
@@ -146,8 +146,7 @@ class KDEOVInferencer(DetInferencer):
             slices = whole_number("slices", slices, MIN_SLICE)
         overlap = real_number("overlap", overlap, 0, 1, "[{}, {})")
         student = KDEOV(self.model, batch_size)
-        # words are embedded once for all images
-        asked = self._vocabulary(words)
+        asked = self._vocabulary(words)  # embedded once for all images
         query = student.query(asked, score_threshold, agnostic=agnostic)
 
         def predict(images: Sequence[np.ndarray]) -> SampleList:
@@ -160,7 +159,9 @@ class KDEOVInferencer(DetInferencer):
         read = _read(sources, every)
         if threads:
             read = _read_ahead(sources, every, threads, 2 * batch_size)
-        return _with_samples(read, predict, batch_size)
+        results = _with_samples(read, predict, batch_size)
+        on_gpu = next(self.model.parameters()).is_cuda
+        return _found_ahead(results, batch_size) if threads and on_gpu else results
 
     def _vocabulary(self, words: Asked | None) -> Vocabulary:
         words = self.words if words is None else words
@@ -328,6 +329,18 @@ def _with_samples(
                 path = str(result.path or result.name)
                 result.sample.set_metainfo(dict(img_path=path))
             yield result
+
+
+def _found_ahead(results: Iterator[Result], ahead: int) -> Iterator[Result]:
+    """The same results, so many of them found in a thread before they are asked for."""
+    pool = ThreadPoolExecutor(1)
+    waiting = deque(pool.submit(next, results, None) for _ in range(ahead))
+    try:
+        while (result := waiting.popleft().result()) is not None:
+            waiting.append(pool.submit(next, results, None))
+            yield result
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _write_json(folder: Path, name: str, content: Any, written: set[Path]) -> None:

@@ -19,9 +19,10 @@ from .distill.image import ImageDistillation
 from .folded import FoldedDetector
 from .global_head import GlobalHead
 from .ov_head_module import HeadInput
-from .pixels import crop_to_fit, filled_part, frozen_statistics, untouched
+from .pixels import as_weights, crop_to_fit, filled_part, frozen_statistics, untouched
 from .postprocess import is_simple
 from .random_vocabulary import RandomVocabulary
+from .static import StaticForm
 from .student import BoxQuery, Student, check_dims, training_progress, words_of
 from .text_classifier import TextEmbeds
 
@@ -88,6 +89,7 @@ class KDEOVDetector(Student, SingleStageDetector):
         )
         self.vocabulary = RandomVocabulary(**(vocabulary or {}))
         self.set_synonyms(synonyms)
+        self.static: StaticForm | None = StaticForm()
         # only the global head learns: gradients stop here, statistics in `untouched`
         self.frozen = frozen
         if frozen:
@@ -173,6 +175,10 @@ class KDEOVDetector(Student, SingleStageDetector):
             )
         return losses
 
+    def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
+        """Images (B, 3, H, W) -> P3, P4, P5, in the precision of the weights."""
+        return super().extract_feat(as_weights(self.backbone, batch_inputs))
+
     def _crop_features(
         self, images: Tensor, boxes: Sequence[Tensor], side: int
     ) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -208,8 +214,20 @@ class KDEOVDetector(Student, SingleStageDetector):
         self, images: Tensor, samples: SampleList, query: BoxQuery
     ) -> list[InstanceData]:
         """Boxes of images (n, 3, H, W) of one padded shape."""
-        x = self.head_input(images, query.words, query.text)
-        return self.bbox_head.predict(x, samples, rescale=query.rescale, cfg=query.cfg)
+        words, text, cfg, rescale = query
+
+        def ask(images: Tensor, samples: SampleList) -> list[InstanceData]:
+            x = self.head_input(images, words, text)
+            return self.bbox_head.predict(x, samples, rescale=rescale, cfg=cfg)
+
+        def fixed(images: Tensor, *vectors_and_owner: Tensor) -> Tensor:
+            x = self.head_input(images, words, TextEmbeds(*vectors_and_owner))
+            return self.bbox_head.fixed(x, len(words), cfg)
+
+        if self.static is None or not self.static.suits(self, images, cfg):
+            return ask(images, samples)
+        given = [images, *(each for each in text or () if each is not None)]
+        return self.static.find(self, fixed, given, samples, query, ask)
 
     @torch.no_grad()
     def fold(

@@ -3,6 +3,7 @@
 import copy
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from mmcv.cnn.utils import fuse_conv_bn
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 from ..vocabulary import Words
 from .box_branches import BoxBranches
 from .folding import FoldedLevel
-from .pixels import as_if_alone
+from .pixels import as_if_alone, as_weights
 from .postprocess import CandidateLocations, SplitOutput, describe
+from .static import StaticForm
+from .student import BoxQuery
 from .text_classifier import Linear1x1
 
 
@@ -117,6 +120,7 @@ class FoldedDetector(SingleStageDetector):
         self.fuse = fuse
         self.backbone = copy.deepcopy(detector.backbone)
         self.neck = copy.deepcopy(detector.neck)
+        self.static: StaticForm | None = StaticForm()
         self.fusion: nn.Module | None = None
         self.candidates: CandidateLocations | None = None
         self.bbox_head = copy.deepcopy(detector.bbox_head)
@@ -172,10 +176,12 @@ class FoldedDetector(SingleStageDetector):
             if self.fuse:
                 fuse_conv_bn(fusion)
         self.words = tuple(words)
+        if self.static:
+            self.static.drop()
 
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
         """Images (B, 3, H, W) -> P3, P4, P5 as the head takes them."""
-        feats = super().extract_feat(batch_inputs)
+        feats = super().extract_feat(as_weights(self.backbone, batch_inputs))
         return feats if self.fusion is None else self.fusion(feats)
 
     def predict(
@@ -207,19 +213,37 @@ class FoldedDetector(SingleStageDetector):
                     "their `words` out, or fold these."
                 )
 
+        cfg = self.bbox_head.test_cfg if cfg is None else cfg
+        query = BoxQuery(self.words, None, cfg, rescale)
+        ask = partial(self.find_boxes, query=query)
+        results = as_if_alone(batch_inputs, batch_data_samples, ask)
+        describe(batch_data_samples, results, self.words, cfg)
+        return self.add_pred_to_datasample(batch_data_samples, results)
+
+    def find_boxes(
+        self, images: Tensor, samples: SampleList, query: BoxQuery
+    ) -> list[InstanceData]:
+        """Boxes of images (n, 3, H, W) of one padded shape."""
+        cfg = query.cfg
+
         def ask(images: Tensor, samples: SampleList) -> list[InstanceData]:
             return self.bbox_head.predict(
                 self.extract_feat(images),
                 samples,
-                rescale=rescale,
+                rescale=query.rescale,
                 cfg=cfg,
                 candidates=self.candidates,
             )
 
-        results = as_if_alone(batch_inputs, batch_data_samples, ask)
-        cfg = self.bbox_head.test_cfg if cfg is None else cfg
-        describe(batch_data_samples, results, self.words, cfg)
-        return self.add_pred_to_datasample(batch_data_samples, results)
+        def fixed(images: Tensor) -> Tensor:
+            return self.bbox_head.fixed(
+                self.extract_feat(images), len(query.words), cfg
+            )
+
+        static = None if self.candidates else self.static
+        if static is None or not static.suits(self, images, cfg):
+            return ask(images, samples)
+        return static.find(self, fixed, [images], samples, query, ask)
 
 
 def fuse_before_words(detector: Any) -> Any:

@@ -20,6 +20,7 @@ from .postprocess import (
     CandidateLocations,
     above,
     best_boxes,
+    fixed_boxes,
     is_simple,
     least_logit,
     max_boxes,
@@ -284,6 +285,11 @@ class OVHead(YOLOv8Head):
             found = best_boxes(scored, decoded[i], meta, cfg, rescale, shapes)
             results.append(found)
         return results
+
+    def fixed(self, x: Any, num_classes: int, cfg: Any) -> Tensor:
+        """What :meth:`predict` is given -> what :func:`fixed_boxes` gives."""
+        output = self.head_module.split_last(x)
+        return fixed_boxes(output, self.decode(output.boxes[0]), num_classes, cfg)
 
     def predict_by_feat(
         self,

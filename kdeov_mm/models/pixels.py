@@ -29,6 +29,11 @@ def filled_part(samples: SampleList, size: Sequence[int] | None = None) -> Tenso
     return torch.tensor(filled)
 
 
+def as_weights(module: nn.Module, images: Tensor) -> Tensor:
+    """Images in the precision of a module's weights: half after ``model.half()``."""
+    return images.to(next(module.parameters()).dtype)
+
+
 def as_if_alone(
     inputs: Tensor,
     samples: SampleList,

@@ -25,13 +25,13 @@ class BoxQuery(NamedTuple):
 
     Attributes:
         words: K classes.
-        text: their embeddings.
+        text: their embeddings; None where they are folded in.
         cfg: the ``test_cfg`` that says which boxes are kept.
         rescale: boxes in pixels of the original images.
     """
 
     words: tuple[Words, ...]
-    text: TextEmbeds
+    text: TextEmbeds | None
     cfg: Any
     rescale: bool
 

@@ -47,6 +47,11 @@ class Linear1x1(NamedTuple):
         logits = weight @ feats.flatten(2) + bias[..., None]
         return logits.unflatten(2, feats.shape[2:])
 
+    def part(self, begin: int, end: int) -> "Linear1x1":
+        """The convolutions of some images, where each has its own."""
+        several = self.weight.ndim == 3, self.bias.ndim == 2
+        return Linear1x1(*(x[begin:end] if s else x for x, s in zip(self, several)))
+
     def of(self, index: int) -> "Linear1x1":
         """The convolution of one image: (K, C) and (K,)."""
         weight = self.weight if self.weight.ndim == 2 else self.weight[index]

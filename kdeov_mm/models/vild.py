@@ -435,6 +435,7 @@ class ViLDDetector(Student, TwoStageDetector):
         # thresholds of this call are not the model's
         head = copy.copy(self.roi_head)
         head.test_cfg = query.cfg
+        assert query.text is not None
         maps = self.worded(images, query.words, query.text)
         proposals = self.rpn_head.predict(maps, samples, rescale=False)
         return head.predict(maps, proposals, samples, rescale=query.rescale)

@@ -31,7 +31,7 @@ from kdeov_mm.clip import CLIPTextEncoder
 from kdeov_mm.inference.api import Query
 from kdeov_mm.inference.drawing import Drawings
 from kdeov_mm.inference.images import natural_order
-from kdeov_mm.inference.inferencer import KDEOVInferencer
+from kdeov_mm.inference.inferencer import KDEOVInferencer, _found_ahead
 from kdeov_mm.inference.results import Result, to_coco, to_supervision
 from kdeov_mm.inference.slices import _starts, predict_in_slices
 from kdeov_mm.inference.sources import list_sources
@@ -291,6 +291,14 @@ def test_reading_ahead_changes_nothing(
     ahead = [*inferencer.stream(given, threads=2, **ask)]
     assert [r.error is None for r in ahead] == [r.error is None for r in plain]
     assert_equal(ahead[1:], plain[1:])
+    # nor does finding ahead, which ends with its user
+    taken = _found_ahead(inferencer.stream(given, **ask), 2)
+    assert_equal([*islice(taken, 1, None)], plain[1:])
+    numbers: Any = iter(range(100))
+    some = _found_ahead(numbers, 3)
+    assert [next(some), next(some)] == [0, 1]
+    some.close()  # type: ignore[attr-defined]
+    assert next(numbers) <= 5
 
 
 def test_numbers_are_sorted_as_numbers() -> None:

@@ -117,3 +117,15 @@ def test_the_picture_holds_scenes(tool: Any) -> None:
     picture = tool.picture(96)
     assert picture.shape == (96, 96, 3) and picture.dtype == np.uint8
     assert picture.std() > 20
+
+
+def test_half_precision_is_for_a_gpu(tool: Any) -> None:
+    """A detector in half precision takes the same calls."""
+    with pytest.raises(SystemExit):
+        tool.parse(["--half"])
+    args = tool.parse(["--half", "--device", "cuda", "--side", "64"])
+    assert " --half" in tool.command(args)
+    args.device = "cpu"
+    model, image = models.ours(args, "n"), models.picture(64)
+    calls = models.folded_calls(args, model, models.random_vocabulary(model, 3), image)
+    assert [call() for call in calls] == [0, 0]

@@ -80,6 +80,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--scenes", type=int, default=20, help="for --parts filter")
     parser.add_argument("--side", type=int, default=640, help="pixels")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--half", action="store_true", help="ours and ultralytics', on a GPU"
+    )
     parser.add_argument("--ultralytics", help="python of an environment that has it")
     parser.add_argument(
         "--parts",
@@ -95,6 +98,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.side % 32 or args.rounds < 2:
         parser.error("--side is a multiple of 32, --rounds at least 2")
+    if args.half and args.device == "cpu":
+        parser.error("--half needs a GPU: --device cuda")
     if args.checkpoint and not args.checkpoint.is_file():
         parser.error(f"--checkpoint {args.checkpoint} does not exist")
     return args
@@ -104,6 +109,7 @@ def command(args: argparse.Namespace) -> str:
     """What was asked for, without this machine's places."""
     given = "python tools/studies/benchmark.py"
     given += f" --rounds {args.rounds} --device {args.device}"
+    given += " --half" if args.half else ""
     given += f" --checkpoint {args.checkpoint}" if args.checkpoint else ""
     return given + (" --ultralytics ultra/bin/python" if args.ultralytics else "")
 
@@ -139,6 +145,7 @@ class Peer:
             iou_threshold=0.7,
             most=TEST["max_per_img"],
             device=args.device,
+            half=args.half,
         )
         self.version = self.ask(settings=settings)["version"]
         self.number = 0
@@ -220,6 +227,7 @@ def peak_memory(args: argparse.Namespace, scratch: Path, number: int) -> float:
     command = [sys.executable, __file__, "--one", str(number), "--side", str(args.side)]
     command += ["--device", args.device, "--words", *map(str, args.words)]
     command += ["--sizes", *args.sizes, "--out", str(scratch)]
+    command += ["--half"] if args.half else []
     if args.checkpoint:
         command += ["--checkpoint", str(args.checkpoint)]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -204,10 +204,15 @@ def torch_calls(
 
 
 def folded_calls(
-    model: KDEOVDetector, words: Asked, image: np.ndarray, **options: Any
+    args: argparse.Namespace,
+    model: KDEOVDetector,
+    words: Asked,
+    image: np.ndarray,
+    **options: Any,
 ) -> list[Call]:
-    """The calls of a folded detector."""
-    return torch_calls(model.fold(words, **options), image)
+    """Those of a folded detector."""
+    folded = model.fold(words, **options)
+    return torch_calls(folded.half() if args.half else folded, image)
 
 
 def onnx_calls(scratch: Path, name: str, image: np.ndarray, text: Any) -> list[Call]:
@@ -269,7 +274,8 @@ def trained_calls(
 ) -> list[Call]:
     """Those of --checkpoint, with the filter where there are many words."""
     candidates = FILTER if number > MANY else None
-    return folded_calls(trained(args), some_words(number), image, candidates=candidates)
+    words = some_words(number)
+    return folded_calls(args, trained(args), words, image, candidates=candidates)
 
 
 def entries_of(
@@ -284,11 +290,12 @@ def entries_of(
     def folded(number: int, build: Any = ours, **options: Any) -> list[Call]:
         model = build(args, size)
         words = random_vocabulary(model, number)
-        return folded_calls(model, words, image, **options)
+        return folded_calls(args, model, words, image, **options)
 
     def free(number: int) -> list[Call]:
         model = ours(args, size)
-        return torch_calls(model, image, random_vocabulary(model, number))
+        words = random_vocabulary(model, number)
+        return torch_calls(model.half() if args.half else model, image, words)
 
     def closed_onnx() -> list[Call]:
         write_onnx(scratch, f"closed_{size}", closed(args, size, True).cpu())

@@ -45,9 +45,12 @@ def build(file: str, words: int, image: np.ndarray, settings: dict[str, Any]) ->
         iou=settings["iou_threshold"],
         max_det=settings["most"],
         device=settings["device"],
+        half=settings["half"],
         verbose=False,
     )
     pixels = torch.rand(1, 3, *image.shape[:2], device=settings["device"])
+    if settings["half"]:
+        inner, pixels = inner.half(), pixels.half()
 
     def network() -> int:
         with torch.no_grad():
