@@ -1,5 +1,6 @@
 """Boxes by a computation of fixed shapes, which a GPU repeats without the host."""
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 from mmdet.structures import SampleList
+from mmengine.logging import print_log
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
@@ -60,8 +62,9 @@ class StaticForm:
     From the network to the suppressed boxes no value is looked at; what was found comes
     to the host in one copy. The first time, a shape is computed as any other; from the
     second on it is a CUDA graph. An image is asked again, in the form of a CPU, where
-    the fixed number of scores does not suffice (:func:`fixed_boxes`). Threads take
-    turns. A detector without it (``detector.static = None``) computes as on a CPU.
+    the fixed number of scores does not suffice (:func:`fixed_boxes`). Where no graph
+    can be made a warning says so, and each call computes. Threads take turns. A
+    detector without it (``detector.static = None``) computes as on a CPU.
 
     Args:
         capture: see :func:`capture`.
@@ -164,7 +167,10 @@ class StaticForm:
                 self.pool = torch.cuda.graph_pool_handle()
             return self.capture(function, inputs, self.pool)
         except RuntimeError as error:
-            raise RuntimeError(
-                f"this detector cannot be captured in a CUDA graph ({error}): set its "
-                "`static` to None, and it computes step by step."
-            ) from error
+            print_log(
+                f"This detector gave no CUDA graph, so the host starts each of its "
+                f"kernels, which is slower; `static = None` avoids the try: {error}",
+                "current",
+                level=logging.WARNING,
+            )
+            return function
