@@ -187,7 +187,7 @@ class RegionDistillation(RegionPicker):
         overlap = overlap.masked_fill(~inside, 0)
         # the best ones, if they come near the very best
         best, where = overlap.topk(min(self.num_locations, len(x)), dim=1)
-        taken = best > self.match_iou * best[:, :1].clamp(min=1e-6)
+        taken = best > self.match_iou * best[:, :1]
         return where, taken.float() / taken.sum(1, keepdim=True).clamp(min=1)
 
 
