@@ -349,19 +349,27 @@ def _by_class(
     Returns:
         Their rows (n,), and how many each class has (K,).
     """
-    # mostly a model gives no more boxes of an image, and there is nothing to sort
     keep: Array | slice = slice(None)
     if rules.per_image < ALL:
-        image = _index(ground_truth.images, predictions.images, "image")
-        many = np.flatnonzero((np.bincount(image) > rules.per_image)[image])
-        keep = np.ones(len(image), bool)
-        keep[many] = _best(image[many], predictions.scores[many], rules.per_image)
-        keep = np.flatnonzero(keep)
+        within = _within_image(ground_truth, predictions, rules.per_image)
+        keep = keep if within.all() else np.flatnonzero(within)
     known, ids = ground_truth.categories, predictions.categories[keep]
     labels = _index(known, ids, "category").astype(np.min_scalar_type(len(known)))
     order = np.argsort(labels, kind="stable")
     rows = order if isinstance(keep, slice) else keep[order]
     return rows, np.bincount(labels, minlength=len(known))
+
+
+def _within_image(
+    ground_truth: GroundTruth, predictions: Predictions, cap: int
+) -> Array:
+    """Which predictions are among the best of their image: (N,) bool."""
+    image = _index(ground_truth.images, predictions.images, "image")
+    # mostly a model gives no more, and there is nothing to sort
+    many = np.flatnonzero((np.bincount(image) > cap)[image])
+    keep = np.ones(len(image), bool)
+    keep[many] = _best(image[many], predictions.scores[many], cap)
+    return keep
 
 
 def _counted(
