@@ -197,12 +197,18 @@ def _predictions(
     # a label is the index of a word, a category id is the file's
     ids = dict(zip(ground_truth.names, ground_truth.categories.tolist()))
     return Predictions(
-        np.repeat(np.array(images, np.int64), [len(s) for s in scores]),
-        np.array([ids[name] for name in names], np.int64)[index],
+        np.repeat(_few_bytes(images), [len(s) for s in scores]),
+        _few_bytes([ids[name] for name in names])[index],
         np.concatenate([np.zeros((0, 4), np.float32), *boxes]),
         np.concatenate(scores),
         corners=True,
     )
+
+
+def _few_bytes(ids: Sequence[int]) -> np.ndarray:
+    """Ids in the smallest signed integers that hold them all."""
+    largest = max(map(abs, ids), default=0)
+    return np.array(ids, np.min_scalar_type(-int(largest) - 1))
 
 
 def _class_table(classes: dict[str, dict[str, float]]) -> list[str]:
