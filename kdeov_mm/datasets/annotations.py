@@ -52,6 +52,13 @@ def collected_later() -> Iterator[None]:
             gc.enable()
 
 
+def _boxed(record: Record) -> Record:
+    """A record without its outline, where it has a box."""
+    if "bbox" in record:
+        record.pop("segmentation", None)
+    return record
+
+
 class AnnotationError(ValueError):
     """An annotation file that says what cannot be, or lacks what has to be there."""
 
@@ -88,6 +95,7 @@ class AnnotationFile:
     Args:
         data: the file's bytes, JSON in any of its encodings; or its content.
         path: its name, for messages.
+        outlines: False: those of annotations with a box are not kept, most of a file.
 
     Attributes:
         content: with ``images``, ``annotations`` and ``categories``. After
@@ -115,14 +123,19 @@ class AnnotationFile:
         '1 of 1 boxes have a negative width or height,'
     """
 
-    def __init__(self, data: bytes | Mapping[str, Any], path: str | Path) -> None:
+    def __init__(
+        self,
+        data: bytes | Mapping[str, Any],
+        path: str | Path,
+        outlines: bool = True,
+    ) -> None:
         self.path = str(path)
         self.notes: list[Note] = []
         self._checked = False
         # read
         if isinstance(data, bytes):
             try:
-                data = json.loads(data)
+                data = json.loads(data, object_hook=None if outlines else _boxed)
             except (ValueError, RecursionError) as error:
                 self._refuse(
                     f"is no JSON, or ends early: {error or 'too many brackets'}"

@@ -10,6 +10,8 @@ A *pair* is an image and a class, as one number: image index * K + class index.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,7 +65,7 @@ class Predictions(NamedTuple):
     Attributes:
         images: (N,) image ids.
         categories: (N,) category ids.
-        boxes: (N, 4) xywh in pixels.
+        boxes: (N, 4) xywh in pixels; xyxy, as models give them, where ``corners``.
         scores: (N,)
     """
 
@@ -71,6 +73,14 @@ class Predictions(NamedTuple):
     categories: Array
     boxes: Array
     scores: Array
+    corners: bool = False
+
+    def xywh(self, rows: Array) -> Array:
+        """Some of the boxes (n, 4), in float64."""
+        boxes = self.boxes[rows].astype(float)
+        if self.corners:
+            boxes[:, 2:] -= boxes[:, :2]
+        return boxes
 
     @classmethod
     def from_coco(cls, results: Sequence[Record]) -> "Predictions":
@@ -169,6 +179,7 @@ class GroundTruth:
             listed = np.arange(len(self.images) * len(self.categories))
         return np.setdiff1d(np.setdiff1d(listed, self.pairs), self.unfinished)
 
+    @cached_property
     def verified(self) -> Array:
         """Pairs whose class is in the image, or verified not to be: LVIS's.
 
@@ -223,7 +234,16 @@ def precision_table(
         no object.
     """
     table = np.full((10, 101, len(ground_truth.categories)), -1.0)
-    for labels, run, _ in _runs(ground_truth, predictions, rules):
+    for labels, parts in _runs(ground_truth, predictions, rules):
+        # of the parts of a class only what was matched is kept: by class, then image
+        matched: list[Any] = []
+        boxes = 1
+        for run, _ in parts:
+            matched += run._evalImgs_cpp
+            boxes = max(boxes, *run.params.maxDets)
+        run._evalImgs_cpp, run._paramsEval.maxDets = matched, [boxes]
+        run._paramsEval.imgIds = range(len(matched) // (labels.stop - labels.start))
+        run.accumulate()
         table[:, :, labels] = run.eval["precision"][:, :, :, 0, 0]
     return table
 
@@ -293,8 +313,10 @@ def outcomes(
         verified in the image, on a crowd).
     """
     result = np.full(len(predictions.scores), -1, np.int8)
-    for _, run, rows in _runs(ground_truth, predictions, rules, iou=[0.5]):
+    runs = (parts for _, parts in _runs(ground_truth, predictions, rules, [0.5]))
+    for run, rows in chain.from_iterable(runs):
         result[rows] = 0
+        run.accumulate()
         # "prediction_annotation", ids of the evaluated part
         for key in run.eval["matched"]:
             box, annotation = map(int, key.split("_"))
@@ -308,39 +330,78 @@ def outcomes(
     return result
 
 
-def counted(ground_truth: GroundTruth, predictions: Predictions, rules: Rules) -> Array:
-    """Which predictions count, before matching: (N,) bool.
-
-    Among equal scores the earlier box stays, as in the official implementations.
-
-    Raises:
-        ValueError: a score is NaN, or a box no number; names the images.
-    """
-    # NaN would be ranked anywhere, and match anything
-    images, _, boxes, scores = predictions
-    wrong = np.isnan(scores) | ~np.isfinite(boxes).all(1)
+def _check_numbers(predictions: Predictions) -> None:
+    """NaN would be ranked anywhere, and match anything."""
+    wrong = np.isnan(predictions.scores) | ~np.isfinite(predictions.boxes).all(1)
     if wrong.any():
         raise ValueError(
             f"{wrong.sum()} predictions have a score or a box that is no number, in "
-            f"the images {np.unique(images[wrong])[:5].tolist()}: has the training "
-            "diverged?"
+            f"the images {np.unique(predictions.images[wrong])[:5].tolist()}: has the "
+            "training diverged?"
         )
-    # a pair // K is its image, a pair % K its class
-    pairs = ground_truth.pair(images, predictions.categories)
-    number = len(ground_truth.categories)
-    keep = np.ones(len(pairs), bool)
-    for cap, key in (
-        (rules.per_image, pairs // number),
-        (rules.per_class, pairs % number),
-        (rules.per_pair, pairs),
-    ):
-        if cap < ALL:
-            # place of each prediction among those of its key, best score first
-            order = np.lexsort((-scores, key))
-            keep[order] &= _rank_in_order(key[order]) < cap
+
+
+def _by_class(
+    ground_truth: GroundTruth, predictions: Predictions, rules: Rules
+) -> tuple[Array, Array]:
+    """Predictions within the cap of their image, by class, as predicted within it.
+
+    Returns:
+        Their rows (n,), and how many each class has (K,).
+    """
+    keep: Array | slice = slice(None)
+    if rules.per_image < ALL:
+        within = _within_image(ground_truth, predictions, rules.per_image)
+        keep = keep if within.all() else np.flatnonzero(within)
+    known, ids = ground_truth.categories, predictions.categories[keep]
+    labels = _index(known, ids, "category").astype(np.min_scalar_type(len(known)))
+    order = np.argsort(labels, kind="stable")
+    rows = order if isinstance(keep, slice) else keep[order]
+    return rows, np.bincount(labels, minlength=len(known))
+
+
+def _within_image(
+    ground_truth: GroundTruth, predictions: Predictions, cap: int
+) -> Array:
+    """Which predictions are among the best of their image: (N,) bool."""
+    image = _index(ground_truth.images, predictions.images, "image")
+    # mostly a model gives no more, and there is nothing to sort
+    many = np.flatnonzero((np.bincount(image) > cap)[image])
+    keep = np.ones(len(image), bool)
+    keep[many] = _best(image[many], predictions.scores[many], cap)
+    return keep
+
+
+def _counted(
+    ground_truth: GroundTruth, predictions: Predictions, rows: Array, rules: Rules
+) -> tuple[Array, Array]:
+    """Those of some rows, all boxes of some classes, that count, by class and image.
+
+    Returns:
+        Rows (n,) and their pairs.
+    """
+    number, scores = len(ground_truth.categories), predictions.scores[rows]
+    pairs = ground_truth.pair(predictions.images[rows], predictions.categories[rows])
+    keep = _best(pairs % number, scores, rules.per_class)
+    keep &= _best(pairs, scores, rules.per_pair)
     # the official lvis drops boxes without an area
     if rules.federated:
-        keep &= np.isin(pairs, ground_truth.verified()) & (boxes[:, 2:].prod(1) > 0)
+        keep &= _look_up(ground_truth.verified, pairs)[1]
+        keep &= predictions.xywh(rows)[:, 2:].prod(1) > 0
+    rows, pairs = rows[keep], pairs[keep]
+    order = np.lexsort((pairs, pairs % number))
+    return rows[order], pairs[order]
+
+
+def _best(key: Array, scores: Array, cap: int) -> Array:
+    """Which boxes are among the best so many of their key: (n,) bool.
+
+    Among equal scores the earlier box stays, as in the official implementations.
+    """
+    keep = np.ones(len(key), bool)
+    if cap < ALL:
+        order = np.lexsort((-scores, key))
+        keep[order] = _rank_in_order(key[order]) < cap
     return keep
 
 
@@ -356,49 +417,46 @@ def _runs(
     predictions: Predictions,
     rules: Rules,
     iou: Sequence[float] | None = None,
-) -> Iterator[tuple[Array, COCOeval_faster, Array]]:
-    """Evaluate some classes at a time.
+) -> Iterator[tuple[slice, Iterator[tuple[COCOeval_faster, Array]]]]:
+    """Match some classes at a time, and of one with many boxes some images.
 
     Yields:
-        the classes' indices, the finished evaluation, and which predictions it had,
+        the classes' indices, and the parts: what was matched, and which predictions,
         in the order of its ids.
     """
+    _check_numbers(predictions)
+    rows, counts = _by_class(ground_truth, predictions, rules)
+    # the annotated objects, by class, then image
     number = len(ground_truth.categories)
-    # predictions that count, by class, then image, then as predicted
-    rows = np.flatnonzero(counted(ground_truth, predictions, rules))
-    pairs = ground_truth.pair(predictions.images[rows], predictions.categories[rows])
-    order = np.lexsort((pairs, pairs % number))
-    rows, pairs = rows[order], pairs[order]
-    # the annotated objects in the same order
     known = ground_truth.objects(rules.federated)
     targets = ground_truth.pairs[known]
     order = np.lexsort((targets, targets % number))
     known, targets = known[order], targets[order]
     # the classes from start to stop are a slice of each
-    labels, target_labels = pairs % number, targets % number
-    sizes = np.bincount(target_labels, minlength=number)
-    for start, stop in _chunks(np.bincount(labels, minlength=number), sizes):
-        # records of the objects and of the predictions, each with its pair
-        theirs = slice(*np.searchsorted(target_labels, (start, stop)))
-        objects = [
-            dict(_target(ground_truth.boxes[i], rules.federated), pair=pair)
-            for i, pair in zip(known[theirs], targets[theirs].tolist())
-        ]
-        mine = slice(*np.searchsorted(labels, (start, stop)))
-        boxes, scores = predictions.boxes[rows[mine]], predictions.scores[rows[mine]]
-        columns = (column.tolist() for column in (boxes, scores, pairs[mine]))
-        detections = [
-            dict(bbox=box, area=box[2] * box[3], score=score, iscrowd=0, pair=pair)
-            for box, score, pair in zip(*columns)
-        ]
-        some = range(start, stop)
-        run = _matcher(objects, detections, some, ground_truth, rules.federated)
-        # by default COCO's ten, 0.50 to 0.95
-        if iou is not None:
-            run.params.iouThrs = np.array(iou)
-        run.evaluate()
-        run.accumulate()
-        yield np.array(some), run, rows[mine]
+    sizes = np.bincount(targets % number, minlength=number)
+    ends, target_ends = (np.append(0, np.cumsum(n)) for n in (counts, sizes))
+
+    def parts(labels: slice) -> Iterator[tuple[COCOeval_faster, Array]]:
+        """Several classes have few boxes; where one is cut, between two images."""
+        mine = rows[ends[labels.start] : ends[labels.stop]]
+        mine, pairs = _counted(ground_truth, predictions, mine, rules)
+        theirs = slice(target_ends[labels.start], target_ends[labels.stop])
+        cuts = pairs[CHUNK_BOXES::CHUNK_BOXES]
+        at = np.searchsorted(pairs, cuts)
+        their_at = np.searchsorted(targets[theirs], cuts)
+        for some, objects in zip(
+            np.split(mine, at), np.split(known[theirs], their_at), strict=True
+        ):
+            records = _records(objects, some, ground_truth, predictions, rules)
+            run = _matcher(*records, labels, ground_truth, rules.federated)
+            # by default COCO's ten, 0.50 to 0.95
+            if iou is not None:
+                run.params.iouThrs = np.array(iou)
+            run.evaluate()
+            yield run, some
+
+    for start, stop in _chunks(counts, sizes):
+        yield slice(start, stop), parts(slice(start, stop))
 
 
 def _chunks(boxes: Array, objects: Array) -> Iterator[tuple[int, int]]:
@@ -414,10 +472,31 @@ def _chunks(boxes: Array, objects: Array) -> Iterator[tuple[int, int]]:
     yield start, len(boxes)
 
 
+def _records(
+    known: Array,
+    rows: Array,
+    ground_truth: GroundTruth,
+    predictions: Predictions,
+    rules: Rules,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Some objects and predictions as COCO has them, each with its ``pair``."""
+    objects = [
+        dict(_target(ground_truth.boxes[i], rules.federated), pair=pair)
+        for i, pair in zip(known, ground_truth.pairs[known].tolist())
+    ]
+    pairs = ground_truth.pair(predictions.images[rows], predictions.categories[rows])
+    columns = predictions.xywh(rows), predictions.scores[rows], pairs
+    detections = [
+        dict(bbox=box, area=box[2] * box[3], score=score, iscrowd=0, pair=pair)
+        for box, score, pair in zip(*(column.tolist() for column in columns))
+    ]
+    return objects, detections
+
+
 def _matcher(
     objects: list[dict[str, Any]],
     detections: list[dict[str, Any]],
-    labels: range,
+    labels: slice,
     ground_truth: GroundTruth,
     federated: bool,
 ) -> COCOeval_faster:
@@ -426,6 +505,7 @@ def _matcher(
     Each class sees only images where it has a box, numbered anew in their order:
     the pairs of an image and a class that has none there are most of the work.
     """
+    every = range(labels.start, labels.stop)
     # the pairs that have a box, by class, and the rank of each in its class
     number = len(ground_truth.categories)
     pairs = np.array([b["pair"] for b in (*objects, *detections)], np.int64)
@@ -435,7 +515,7 @@ def _matcher(
     image_of = dict(zip(pairs[order].tolist(), ranks.tolist()))
     # the new image i is the i-th image of every class, and has what LVIS lists there
     images: list[dict[str, Any]] = [
-        dict(id=i, neg_category_ids=labels, not_exhaustive_category_ids=[])
+        dict(id=i, neg_category_ids=every, not_exhaustive_category_ids=[])
         for i in range(1, max(image_of.values(), default=1) + 1)
     ]
     for pair in np.intersect1d(pairs, ground_truth.unfinished).tolist():
@@ -447,7 +527,7 @@ def _matcher(
         for n, box in enumerate(boxes, 1):
             box.update(id=n, image_id=image_of[box["pair"]])
             box["category_id"] = box["pair"] % number
-        categories = [dict(id=i, name=str(i), frequency="f") for i in labels]
+        categories = [dict(id=i, name=str(i), frequency="f") for i in every]
         content = COCO()
         content.dataset = dict(images=images, categories=categories, annotations=boxes)
         content.createIndex()
@@ -455,6 +535,7 @@ def _matcher(
 
     # both sides see the same images and classes
     quiet: dict[str, Any] = dict(print_function=lambda *_: None, lvis_style=federated)
+    quiet["separate_eval"] = True  # of matching and precision
     run = COCOeval_faster(index(objects), index(detections), "bbox", **quiet)
     # the caps are ours; the library reserves memory for as many as it is told
     run.params.maxDets = [int(counts.max(initial=1))]
@@ -493,12 +574,19 @@ def _check_unique(values: Sequence[Any], what: str) -> None:
 
 def _index(known: Array, ids: Array, what: str) -> Array:
     """Positions of ids in a sorted array."""
-    # searchsorted finds where an id would stand: it has to stand there
-    where = np.searchsorted(known, ids).clip(max=max(len(known) - 1, 0))
-    if len(ids) and (not len(known) or (known[where] != ids).any()):
+    where, there = _look_up(known, ids)
+    if not there.all():
         wrong = np.setdiff1d(ids, known)[:5].tolist()
         raise ValueError(
             f"{what} ids {wrong} of the predictions or annotations are not in the "
             "annotation file: they belong to another one."
         )
     return where
+
+
+def _look_up(known: Array, ids: Array) -> tuple[Array, Array]:
+    """Positions of ids (N,) in a sorted array, and whether each is there."""
+    # searchsorted finds where an id would stand: it has to stand there
+    where = np.searchsorted(known, ids)
+    np.minimum(where, max(len(known) - 1, 0), out=where)
+    return where, (known[where] == ids if len(known) else np.zeros(len(ids), bool))

@@ -69,7 +69,7 @@ class OpenVocabularyMetric(ProtocolMetric):
             raise ValueError(f"rules are some of {[*RULES]}, got {rules}")
         # the same check as the data sets', so that both count the same objects
         with collected_later():
-            self.file = AnnotationFile(get(ann_file), ann_file)
+            self.file = AnnotationFile(get(ann_file), ann_file, outlines=False)
             if not self.file.unsized:
                 self.file.check_boxes()
         if not self.file.labelled:
@@ -87,7 +87,9 @@ class OpenVocabularyMetric(ProtocolMetric):
         """Keep the boxes of a batch."""
         for sample in data_samples:
             boxes = sample["pred_instances"]
-            arrays = (_numpy(boxes[key]) for key in ("bboxes", "scores", "labels"))
+            # 24 bytes for a box, and no views, which would keep what they are of
+            kinds = dict(bboxes=np.float32, scores=np.float32, labels=np.int32)
+            arrays = (_numpy(boxes[key]).astype(kinds[key]) for key in kinds)
             cap = sample.get("max_per_img", "not known")
             cap = None if cap == -1 else cap
             size = tuple(sample.get("ori_shape", ()))[1::-1]
@@ -102,7 +104,7 @@ class OpenVocabularyMetric(ProtocolMetric):
         """
         # annotations of the classes that were asked; results of an image once
         names, groups = self.class_names, self.groups
-        results = self.unique(results)
+        given, results = results, self.unique(results)
         if not self.file.labelled:
             return {}
         ground_truth = self._ground_truth(results)
@@ -110,8 +112,12 @@ class OpenVocabularyMetric(ProtocolMetric):
         for kind in "rcf":  # LVIS's rules have metrics of their own for them
             groups.pop(kind, None)
         # metrics by each of the rules; those of the first have plain keys
-        size = f"{len(results)} images, {len(names)} words"
+        images, most = len(results), max(len(r[2]) for r in results)
+        size = f"{images} images, {len(names)} words"
         cap = results[0][4]  # a model's is the same for all images
+        # all boxes are in the arrays now; nobody needs them a second time
+        for kept in (given, results, self.results):
+            kept.clear()
         lines: list[str] = []
         metrics: dict[str, float] = {}
         by_rules = {}
@@ -127,10 +133,10 @@ class OpenVocabularyMetric(ProtocolMetric):
             lines += self.section(size, values, rules)
             lead = "" if rule == self.rules[0] else f"{rule}_"
             metrics.update({lead + key: value for key, value in values.items()})
-        number, most = len(predictions.scores), max(len(r[2]) for r in results)
+        number = len(predictions.scores)
         lines += [f"The model gave {number} boxes, at most {most} of an image."]
         content: dict[str, Any] = dict(
-            images=len(results), words=len(names), boxes=number, max_per_img=cap
+            images=images, words=len(names), boxes=number, max_per_img=cap
         )
         content.update(max_boxes_of_an_image=most, metrics=by_rules, classes=by_class)
         if self.classwise:
@@ -179,10 +185,10 @@ class OpenVocabularyMetric(ProtocolMetric):
 def _predictions(
     results: list, ground_truth: GroundTruth, names: Sequence[str]
 ) -> Predictions:
-    """Boxes as xywh, labels as category ids, by name."""
+    """All boxes; labels as category ids, by name."""
     # lists of N_b boxes per image -> all N
     images, boxes, scores, labels, *_ = zip(*results)
-    index = np.concatenate(labels).astype(int)  # (N,) into names
+    index = np.concatenate(labels)  # (N,) into names
     if len(index) and not 0 <= index.min() <= index.max() < len(names):
         raise ValueError(
             f"labels from {index.min()} to {index.max()} for {len(names)} words: "
@@ -190,15 +196,19 @@ def _predictions(
         )
     # a label is the index of a word, a category id is the file's
     ids = dict(zip(ground_truth.names, ground_truth.categories.tolist()))
-    # (N, 4) xyxy -> xywh, in float64
-    xywh = np.concatenate([np.zeros((0, 4)), *boxes])
-    xywh[:, 2:] -= xywh[:, :2]
     return Predictions(
-        np.repeat(np.array(images, np.int64), [len(s) for s in scores]),
-        np.array([ids[name] for name in names], np.int64)[index],
-        xywh,
-        np.concatenate([np.zeros(0), *scores]),
+        np.repeat(_few_bytes(images), [len(s) for s in scores]),
+        _few_bytes([ids[name] for name in names])[index],
+        np.concatenate([np.zeros((0, 4), np.float32), *boxes]),
+        np.concatenate(scores),
+        corners=True,
     )
+
+
+def _few_bytes(ids: Sequence[int]) -> np.ndarray:
+    """Ids in the smallest signed integers that hold them all."""
+    largest = max(map(abs, ids), default=0)
+    return np.array(ids, np.min_scalar_type(-int(largest) - 1))
 
 
 def _class_table(classes: dict[str, dict[str, float]]) -> list[str]:

@@ -29,7 +29,7 @@ def reliability(
     Returns:
         group -> :func:`false_positives` and :func:`calibration`.
     """
-    scores, number = predictions.scores, len(ground_truth.names)
+    scores, number = predictions.scores.astype(float), len(ground_truth.names)
     verdicts = outcomes(ground_truth, predictions, rules)  # (N,) 1, 0 or -1
     pairs = ground_truth.pair(predictions.images, predictions.categories)
     # the pairs that ask a question: the class is verified not to be in the image

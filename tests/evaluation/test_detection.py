@@ -19,7 +19,12 @@ from pycocotools.cocoeval import COCOeval
 
 from kdeov_mm.datasets import OVCocoDataset
 from kdeov_mm.evaluation import RULES, GroundTruth, OpenVocabularyMetric, Predictions
-from kdeov_mm.evaluation.average_precision import Rules, precision_table, summary
+from kdeov_mm.evaluation.average_precision import (
+    Rules,
+    outcomes,
+    precision_table,
+    summary,
+)
 
 from ..datasets.test_datasets import NAMES, load, make_coco, permuted
 
@@ -445,6 +450,63 @@ def test_the_parts_that_are_evaluated_at_a_time_do_not_matter(
     monkeypatch.setattr(module, "CHUNK_PAIRS", pairs)
     for name, table in wanted.items():
         assert (precision_table(truth, found, RULES[name]) == table).all()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_class_of_many_boxes_is_matched_some_images_at_a_time(
+    rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coco = lvis_truth(5)
+    for box in (found := random_predictions(coco, 5)):
+        box["category_id"] = coco["categories"][0]["id"]
+    truth, boxes = GroundTruth(coco), Predictions.from_coco(found)
+    whole = precision_table(truth, boxes, RULES[rule])
+    verdicts = outcomes(truth, boxes, RULES[rule])
+    module = importlib.import_module("kdeov_mm.evaluation.average_precision")
+    records, sizes = module._records, []
+    monkeypatch.setattr(
+        module, "_records", lambda o, r, *a: sizes.append(len(r)) or records(o, r, *a)
+    )
+    monkeypatch.setattr(module, "CHUNK_BOXES", 20)
+    assert (precision_table(truth, boxes, RULES[rule]) == whole).all()
+    assert (outcomes(truth, boxes, RULES[rule]) == verdicts).all() and 1 in verdicts
+    # to the end of an image
+    assert 20 < max(sizes) < 60
+
+
+def test_little_is_kept_of_a_box_and_all_of_its_figures(tmp_path: Path) -> None:
+    """Not the outlines of the file, nor what a model's boxes are a view of."""
+    coco = lvis_truth(5)
+    (tmp_path / "a.json").write_text(json.dumps(coco))
+    metric = OpenVocabularyMetric(str(tmp_path / "a.json"), "a test", ("coco", "lvis"))
+    assert not any("segmentation" in a for a in metric.file.content["annotations"])
+    names = [c["name"] for c in coco["categories"]]
+    metric.dataset_meta = dict(classes=names)
+    place = {c["id"]: i for i, c in enumerate(coco["categories"])}
+    found = random_predictions(coco, 5)
+    for image in coco["images"]:
+        mine = [f for f in found if f["image_id"] == image["id"]]
+        xywh = np.array([f["bbox"] for f in mine]).reshape(-1, 4)
+        boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1).astype("f4")
+        kept = dict(
+            bboxes=torch.tensor(np.concatenate([boxes] * 5))[: len(mine)],
+            scores=torch.tensor([f["score"] for f in mine]),
+            labels=torch.tensor([place[f["category_id"]] for f in mine]),
+        )
+        metric.process({}, [dict(img_id=image["id"], pred_instances=kept)])
+        # as the metric has them: corners in float32
+        for box, corners in zip(mine, boxes.astype(float).tolist()):
+            x, y, right, bottom = corners
+            box["bbox"] = [x, y, right - x, bottom - y]
+            box["score"] = float(np.float32(box["score"]))
+    arrays = [a for result in metric.results for a in result[1:4]]
+    assert all(a.base is None for a in arrays)
+    assert sum(a.nbytes for a in arrays) == 24 * len(found)
+    got = metric.evaluate(len(coco["images"]))
+    truth, boxes = GroundTruth(coco), Predictions.from_coco(found)
+    for rule, lead in (("coco", ""), ("lvis", "lvis_")):
+        table = precision_table(truth, boxes, RULES[rule])
+        assert got[f"ov/{lead}AP"] == summary(truth, table, {})["AP"]
 
 
 @pytest.mark.parametrize("least", [-1, 0, 10**17])

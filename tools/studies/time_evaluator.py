@@ -119,11 +119,12 @@ def evaluate(
     name: str, truth: Path, found: Path
 ) -> tuple[float, int, dict[str, float]]:
     boxes = Predictions(**np.load(found))
+    columns = boxes.images, boxes.categories, boxes.boxes, boxes.scores
     results = [
         dict(image_id=i, category_id=c, bbox=b, score=s)
-        for i, c, b, s in zip(*(values.tolist() for values in boxes))
+        for i, c, b, s in zip(*(values.tolist() for values in columns))
     ]
-    del boxes
+    del boxes, columns
     started = time.perf_counter()
     figures = dict(ours=ours, official=official)[name](truth, results)
     seconds = time.perf_counter() - started
