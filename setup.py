@@ -64,7 +64,7 @@ setup(
         "safetensors",
         "scipy",
         "tqdm",
-        "faster-coco-eval",
+        "faster-coco-eval>=1.6.5",
         "ijson",  # of tools/prepare_splits.py alone
     ],
     extras_require={
