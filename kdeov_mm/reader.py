@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from mmengine.logging import print_log
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from .border import path_of
 
@@ -38,6 +38,9 @@ def read_image(path: str | Path) -> np.ndarray:
         raise FileNotFoundError(f"image {path} does not exist, or is no file")
     try:
         return decode_image(Path(path).read_bytes(), path)
+    except UnidentifiedImageError as error:
+        # what it says of bytes is where they are in memory
+        raise OSError(f"cannot read image {path}: no format that PIL knows") from error
     except BROKEN as error:
         raise OSError(f"cannot read image {path}: {error}") from error
 

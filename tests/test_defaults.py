@@ -99,6 +99,7 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         "Rules": dict(
             federated=False, per_pair=10**9, per_image=10**9, per_class=10**9
         ),
+        "Predictions": dict(corners=False),
         "OpenVocabularyMetric": dict(classwise=False, reliability=False),
         "retrieval_recall": dict(ks=(1, 5, 10), block=(2048, 8192)),
         "zero_shot_accuracy": dict(ks=(1, 5)),
@@ -108,6 +109,7 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         "SegMetric": dict(classwise=False),
     },
     "datasets": {
+        "AnnotationFile": dict(outlines=True),
         "OVCocoDataset": dict(synonyms=False, checked=100),
         "OVXMLDataset": dict(checked=100),
         "CaptionDataset": dict(exclude=False),

@@ -192,3 +192,9 @@ def test_plain_jpegs_are_read_without_pil(monkeypatch: pytest.MonkeyPatch) -> No
     for name, data in files.items():
         decode_image(data, name)
     assert asked == ["cmyk.jpg", "turned_6.jpg"]
+
+
+def test_the_same_file_gets_the_same_message(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("no image")
+    with pytest.raises(OSError, match="a.png: no format that PIL knows$"):
+        read_image(tmp_path / "a.png")

@@ -6,6 +6,7 @@
     python tools/search_images.py FOLDER --interactive
     python tools/search_images.py "red ring" FOLDER --where "path like '%2024%'"
     python tools/search_images.py "red ring" FOLDER --index s3://bucket/search
+    python tools/search_images.py "red ring" FOLDER --workers 8    # embed new images
 
 An image of the hits is written for each line of words. The index follows new, changed
 and removed files; an interrupted run is gone on with.
@@ -15,6 +16,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -64,7 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--interactive", action="store_true", help="read words from the terminal"
     )
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--workers", type=int, help="processes that embed images (default: this one)"
+    )
+    parser.add_argument("--ray", metavar="ADDRESS", help="of a Ray cluster, or 'auto'")
     args = parser.parse_args(argv)
+    if args.workers is not None and args.workers < 1:
+        parser.error("--workers is at least 1")
     # both need something to look for
     if args.top < 1:
         parser.error("--top is at least 1")
@@ -94,17 +102,27 @@ def open_index(args: argparse.Namespace) -> ImageIndex:
             "is trained by tools/train.py configs/kdeov/kdeov_n_shapes.py, and then "
             "configs/kdeov/kdeov_n_shapes_joint.py."
         )
-    # a checkpoint of ours holds its config
+    # a checkpoint of ours holds its config; workers may have another working folder
+    checkpoint = args.checkpoint.absolute()
     if args.config:
-        model = KDEOV.from_config(args.config, args.checkpoint, args.device)
+        config = args.config.absolute()
+        make = partial(KDEOV.from_config, config, checkpoint, args.device)
     else:
-        model = KDEOV.from_checkpoint(args.checkpoint, args.device)
+        make = partial(KDEOV.from_checkpoint, checkpoint, args.device)
+    model = make()
     index = ImageIndex(model, args.folder, args.index)
     known, start = index.table.count_rows(), time.perf_counter()
     bar: Callable[[Iterable], Iterable] = lambda names: tqdm(  # noqa: E731
         names, desc="indexing", unit="image", disable=not names
     )
-    done = index.update(bar)
+    if args.workers is None and args.ray is None:
+        done = index.update(bar)
+    else:
+        from kdeov_mm.apps.bulk import embedders
+
+        on = dict(workers=args.workers, address=args.ray, cuda=args.device != "cpu")
+        with embedders(index.folder, make, **on) as embed:
+            done = index.update(bar, embed)
     print(
         f"{index.store}: {done['images']} images ({known} were known, {done['added']} "
         f"new or changed, {done['removed']} removed), {done['unreadable']} files could "

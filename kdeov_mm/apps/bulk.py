@@ -1,9 +1,10 @@
-"""Boxes of very many images: workers of Ray, rows in files of Parquet."""
+"""Boxes and vectors of very many images, by workers of Ray."""
 
 import os
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,20 @@ from tqdm import tqdm
 
 from ..border import ODD
 from ..files import whole_file, write_whole
+from ..inference.api import KDEOV
 from ..inference.images import in_batches
 from ..inference.inferencer import KDEOVInferencer
 from ..inference.results import Result, coco_record, write_coco
 from ..inference.sources import ImageSource
+from .search import Row, embedded
 
 try:
     import pyarrow
     import ray
     from pyarrow import parquet
+    from ray.util import ActorPool
 except ImportError as error:
-    raise ImportError(
-        "detection by several workers needs pip install 'kdeov_mm[scale]'"
-    ) from error
+    raise ImportError("several workers need pip install 'kdeov_mm[scale]'") from error
 
 SHARD = 256  # images in a file, about, until there are MOST files
 MOST = 512  # files; a power of two, as all numbers of them
@@ -208,6 +210,83 @@ def detect_all(
     while total < MOST and total * SHARD < len(sources):
         total *= 2
     shards = parted(sources, total)
+    with _cluster(workers, address, cuda) as (count, needs):
+        actor = ray.remote(**needs)(Detector)
+        errors = _work(lambda: actor.remote(folder, make, options), count, shards)
+    # rows of earlier numbers of files have been taken over
+    for file in folder.glob("*-of-*.parquet"):
+        if int(file.stem[-4:]) != total:
+            file.unlink()
+    return errors
+
+
+class Embedder:
+    """A worker: reads images below a folder, and embeds them.
+
+    Args:
+        folder: of the images.
+        make: gives the model.
+    """
+
+    def __init__(self, folder: Path, make: Callable[[], KDEOV]) -> None:
+        self.folder, self.model = folder, make()
+
+    def embed(self, rows: Sequence[Row]) -> list[Row]:
+        """See :func:`kdeov_mm.apps.search.embedded`."""
+        return [*embedded(self.model, self.folder, rows)]
+
+
+@contextmanager
+def embedders(
+    folder: Path,
+    make: Callable[[], KDEOV],
+    *,
+    workers: int | None,
+    address: str | None = None,
+    cuda: bool = False,
+) -> Iterator[Callable[[Iterable[Row]], Iterator[Row]]]:
+    """Workers that embed images, for :meth:`ImageIndex.update`.
+
+    A worker that dies has a successor, and its images are read again.
+
+    Args:
+        folder: of the images; workers on other machines see it as well.
+        make: gives a worker its model.
+        workers, address, cuda: as in :func:`detect_all`.
+
+    Raises:
+        ValueError: more workers than CPUs; no GPU.
+        ChildProcessError: a worker died three times.
+    """
+    with _cluster(workers, address, cuda) as (count, needs):
+        lives = DEATHS - 1
+        actor = ray.remote(max_restarts=lives, max_task_retries=lives, **needs)
+        some = [actor(Embedder).remote(folder.absolute(), make) for _ in range(count)]
+        pool = ActorPool(some)
+
+        def embed(rows: Iterable[Row]) -> Iterator[Row]:
+            try:
+                for batch in in_batches(rows, ROWS):
+                    pool.submit(lambda worker, its: worker.embed.remote(its), batch)
+                    # as many are under way as there are workers
+                    if not pool.has_free():
+                        yield from pool.get_next_unordered()
+                while pool.has_next():
+                    yield from pool.get_next_unordered()
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            except ray.exceptions.RayError as error:
+                said = f"a worker died {DEATHS} times: {error}"
+                raise ChildProcessError(said) from None
+
+        yield embed
+
+
+@contextmanager
+def _cluster(
+    workers: int | None, address: str | None, cuda: bool
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Ray for a while; the number of workers, and what each of them needs."""
     # nothing is told to anybody
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     here: dict[str, Any] = dict(num_cpus=workers, include_dashboard=False)
@@ -216,15 +295,9 @@ def detect_all(
     ray.init(address or "local", **quiet, **({} if address else here))
     try:
         count, share = _resources(workers, cuda)
-        actor = ray.remote(num_cpus=1, num_gpus=share)(Detector)
-        errors = _work(lambda: actor.remote(folder, make, options), count, shards)
+        yield count, dict(num_cpus=1, num_gpus=share)
     finally:
         ray.shutdown()
-    # rows of earlier numbers of files have been taken over
-    for file in folder.glob("*-of-*.parquet"):
-        if int(file.stem[-4:]) != total:
-            file.unlink()
-    return errors
 
 
 def _resources(workers: int | None, cuda: bool) -> tuple[int, float]:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from datetime import timedelta
+from functools import partial
 from math import log2
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -30,6 +31,7 @@ EXACT = 50_000  # images, at most, that are compared with every query
 PROBES, REFINE = 64, 4  # of the index: partitions per query, candidates per hit
 CACHE = 2**29  # bytes of the table that are kept in memory
 KEPT = timedelta(hours=1)  # versions that a reader may still look at
+Row: TypeAlias = dict[str, Any]  # of the table
 
 
 class Hit(NamedTuple):
@@ -106,11 +108,17 @@ class ImageIndex:
         about = {k: v.encode(errors="backslashreplace") for k, v in metadata.items()}
         return arrow.schema([*columns.items()], metadata=about)
 
-    def update(self, progress: Callable[[Iterable], Iterable] = iter) -> dict[str, int]:
+    def update(
+        self,
+        progress: Callable[[Iterable], Iterable] = iter,
+        embed: Callable[[Iterable[Row]], Iterable[Row]] | None = None,
+    ) -> dict[str, int]:
         """Make the table say what the folder holds.
 
         Args:
             progress: wraps the loop over new images, e.g. ``tqdm``.
+            embed: in place of :func:`embedded`, e.g. that of several workers
+                (:func:`kdeov_mm.apps.bulk.embedders`); its rows may come in any order.
 
         Returns:
             Numbers of images: ``added``, ``removed``, ``unreadable``, ``images``.
@@ -129,7 +137,8 @@ class ImageIndex:
                 listed = ", ".join("'" + n.replace("'", "''") + "'" for n in names)
                 self.table.delete(f"path IN ({listed})")
             # what is embedded goes to disk from time to time
-            for shard in in_batches(self._embedded(progress(fresh.to_pylist())), SHARD):
+            embed = embed or partial(embedded, self.model, self.folder)
+            for shard in in_batches(embed(progress(fresh.to_pylist())), SHARD):
                 self._write(shard)
             unreadable = self.table.count_rows("error IS NOT NULL")
             images = self.table.count_rows() - unreadable
@@ -151,28 +160,6 @@ class ImageIndex:
             name = str(path.relative_to(self.folder)).encode(errors="backslashreplace")
             rows.append(dict(stamp, path=name.decode()))
         return self.arrow.Table.from_pylist(rows, schema)
-
-    def _embedded(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Read files in threads, and embed a batch of them at once."""
-        with ThreadPoolExecutor() as pool:
-            for batch in in_batches(rows, self.model.batch_size):
-                # what cannot be read is an answer, too: it is not tried again
-                read = [*pool.map(self._read, batch)]
-                good = [image for image in read if isinstance(image, np.ndarray)]
-                vectors = iter(self.model.encode_image(good).half().cpu().numpy())
-                for row, image in zip(batch, read):
-                    if isinstance(image, str):
-                        yield dict(row, error=image)
-                    else:
-                        row["height"], row["width"], _ = image.shape
-                        yield dict(row, vector=next(vectors))
-
-    def _read(self, row: dict[str, Any]) -> np.ndarray | str:
-        """An image, or why it cannot be read."""
-        try:
-            return read_image(self.folder / row["path"])
-        except OSError as error:
-            return str(error)
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         """Rows in the place of those of the same paths, as one version of the table."""
@@ -268,6 +255,38 @@ class ImageIndex:
                 f"expected words, or a vector ({dims},) of them, got {words!r:.80}"
             )
         return words
+
+
+def embedded(model: KDEOV, folder: Path, rows: Iterable[Row]) -> Iterator[Row]:
+    """Read files in threads, and embed a batch of them at once.
+
+    Args:
+        model: embeds.
+        folder: of the images.
+        rows: of images, ``path`` below the folder.
+
+    Yields:
+        The rows with ``width``, ``height`` and ``vector``, or with their ``error``.
+    """
+
+    def read(row: Row) -> np.ndarray | str:
+        try:
+            return read_image(folder / row["path"])
+        except OSError as error:
+            return str(error)
+
+    with ThreadPoolExecutor() as pool:
+        for batch in in_batches(rows, model.batch_size):
+            # what cannot be read is an answer, too: it is not tried again
+            images = [*pool.map(read, batch)]
+            good = [image for image in images if isinstance(image, np.ndarray)]
+            vectors = iter(model.encode_image(good).half().cpu().numpy())
+            for row, image in zip(batch, images):
+                if isinstance(image, str):
+                    yield dict(row, error=image)
+                else:
+                    row["height"], row["width"], _ = image.shape
+                    yield dict(row, vector=next(vectors))
 
 
 def contact_sheet(

@@ -19,6 +19,8 @@ from mmengine.config import Config
 from mmengine.structures import InstanceData
 from PIL import Image
 
+from kdeov_mm import KDEOV
+from kdeov_mm.apps.search import ImageIndex
 from kdeov_mm.inference.results import Result, to_coco
 from kdeov_mm.inference.sources import ImageSource, list_sources
 
@@ -318,3 +320,57 @@ def test_workers_find_what_one_process_finds(
     given[-2:] = []
     assert tool.main([*map(str, given)]) == 2
     assert "(shards)" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deaths", [1, 3])
+def test_workers_embed_what_one_process_embeds(
+    deaths: int,
+    load_config: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A worker that dies while it embeds has a successor; not for ever."""
+    for key, value in PROMPT.items():
+        monkeypatch.setenv(key, value)
+    checkpoint, folder = write_joint(tmp_path, load_config), tmp_path / "images"
+    folder.mkdir()
+    for i in range(100):
+        Image.fromarray(scene(40 + i % 9, 60, seed=i)).save(folder / f"{i}.png")
+    (folder / "bad.png").write_text("no image")
+
+    def make() -> KDEOV:
+        model: Any = KDEOV.from_checkpoint(checkpoint)
+        real = model.encode_image
+
+        def encode(images: Any) -> Any:
+            done = len([*tmp_path.glob("death*")])
+            if done < deaths:
+                (tmp_path / f"death{done}").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(images)
+
+        model.encode_image = encode
+        return model
+
+    model = KDEOV.from_checkpoint(checkpoint)
+    index = ImageIndex(model, folder, tmp_path / "workers")
+    with bulk.embedders(folder, make, workers=1) as embed:
+        if deaths == 3:
+            with pytest.raises(ChildProcessError, match="died 3 times"):
+                index.update(embed=embed)
+            return
+        done = index.update(embed=embed)
+    assert done == dict(added=101, removed=0, unreadable=1, images=100)
+    assert len([*tmp_path.glob("death*")]) == 1
+    alone = ImageIndex(model, folder, tmp_path / "alone")
+    alone.update()
+    ours, wanted = (
+        {row["path"]: row for row in each.table.search().to_list()}
+        for each in (index, alone)
+    )
+    assert ours.keys() == wanted.keys()
+    for path, row in wanted.items():
+        assert ours[path]["error"] == row["error"]
+        if row["vector"] is not None:
+            np.testing.assert_allclose(ours[path]["vector"], row["vector"], atol=2e-3)
