@@ -11,7 +11,8 @@ import pytest
 from pycocotools import mask as mask_utils
 
 from kdeov_mm.datasets import hard_scenes, shapes, shapes_hard
-from kdeov_mm.datasets.shapes_files import write_world
+from kdeov_mm.datasets.shapes_files import jpeg, write_world
+from kdeov_mm.reader import decode_image
 
 
 def load(root, name):
@@ -489,3 +490,13 @@ def test_hard_captions_name_some_of_the_objects(hard):
         known = {w for n in world.classes for w in n.split()}
         known |= {*shapes_hard.SYNONYMS.values()}
         assert said & known <= words
+
+
+def test_the_file_of_a_scene_has_its_colours() -> None:
+    scene = shapes.draw_scene(np.random.default_rng(0), shapes.WORLD_360)
+    read = decode_image(jpeg(scene), "scene.jpg").astype(float)
+    differences = [
+        np.abs(read - scene.image[..., order]).mean()
+        for order in ([0, 1, 2], [2, 1, 0])
+    ]
+    assert differences[0] < 4 < differences[1]
