@@ -26,7 +26,7 @@ web: $(READY) work_dirs/demo/last_checkpoint ## a page in your browser: words in
 	$(BIN)/python tools/web.py
 
 test: $(READY) ## the tests, in two processes: about 12 minutes on 2 cores
-	$(BIN)/python -m pytest tests -n 2 --dist worksteal
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile
 
 test-slow: $(READY) ## the slow tests, which `make test` leaves out
 	$(BIN)/python -m pytest tests -n 2 -m slow
