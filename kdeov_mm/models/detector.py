@@ -175,6 +175,12 @@ class KDEOVDetector(Student, SingleStageDetector):
             )
         return losses
 
+    def train(self, mode: bool = True) -> "KDEOVDetector":
+        """As PyTorch's; a training needs the memory of the graphs of its validation."""
+        if mode and self.static:
+            self.static.drop()
+        return super().train(mode)
+
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
         """Images (B, 3, H, W) -> P3, P4, P5, in the precision of the weights."""
         return super().extract_feat(as_weights(self.backbone, batch_inputs))

@@ -97,10 +97,10 @@ class StaticForm:
         return plain and is_simple(cfg) and cfg.max_per_img <= MOST
 
     def drop(self) -> None:
-        """Forget all graphs: the model has other parts."""
+        """Forget all graphs, and give their memory back: the model has other parts."""
         with self.lock:
             self.kept.clear()
-            self.weights, self.places = [], []
+            self.weights, self.places, self.pool = [], [], None
 
     def find(
         self,

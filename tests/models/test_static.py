@@ -177,6 +177,20 @@ def test_graphs_are_few_and_of_the_model_as_it_is(
     assert twin.static.shapes == 2
 
 
+def test_a_training_has_the_memory_of_its_validation(
+    build_detector: Callable[..., KDEOVDetector],
+) -> None:
+    model = build(build_detector)
+    model.box_cfg.update(CFG)
+    model.static = form = StaticForm(Captures(), "cpu")
+    boxes(model, images(1, 32, 32), WORDS)
+    assert form.kept
+    model.eval()
+    assert form.kept
+    model.train()
+    assert not form.kept and not form.weights
+
+
 def test_it_is_for_gpus_and_for_plain_questions(
     build_detector: Callable[..., KDEOVDetector],
 ) -> None:
