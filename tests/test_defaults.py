@@ -42,6 +42,7 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
             match_iou=0.6, locations=10, background=False, temperature=0.05
         ),
         "StaticForm": dict(shapes=16),
+        "KDEOVDetector.train": dict(mode=True),
         "RegionPicker": dict(
             proposals=5,
             grids=(2, 3, 4),
