@@ -29,8 +29,8 @@ from kdeov_mm.inference.drawing import IMAGE_SUFFIXES
 CHECKPOINT = Path("work_dirs/kdeov_n_shapes_joint/iter_800.pth")
 
 
-@sentences("search_images.py")
-def main(argv: Sequence[str] | None = None) -> int:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -80,6 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--out {args.out}: expected a file, one of {IMAGE_SUFFIXES}")
     if not args.words and not args.interactive:
         parser.error('say what to look for: search_images.py "red ring" FOLDER')
+    return args
+
+
+@sentences("search_images.py")
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
     try:
         index = open_index(args)
         # an image of hits for each line of words, numbered from the second

@@ -15,12 +15,12 @@ from torch import Tensor
 from .box_branches import without_autocast
 from .distill.base import RegionEmbeds, joint_total
 from .distill.regions import padded
+from .fixed_boxes import fixed_boxes
 from .postprocess import (
     PART,
     CandidateLocations,
     above,
     best_boxes,
-    fixed_boxes,
     is_simple,
     least_logit,
     max_boxes,

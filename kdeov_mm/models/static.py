@@ -12,7 +12,8 @@ from mmengine.logging import print_log
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from .postprocess import fixed_settings, is_simple, read_fixed
+from .fixed_boxes import fixed_settings, read_fixed
+from .postprocess import is_simple
 from .student import BoxQuery
 
 MOST = 1000  # boxes of an image: suppression compares four times as many in pairs

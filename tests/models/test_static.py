@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kdeov_mm.models import HeadInput, KDEOVDetector, TextEmbeds, postprocess, static
+from kdeov_mm.models import HeadInput, KDEOVDetector, TextEmbeds, fixed_boxes, static
 from kdeov_mm.models.static import StaticForm
 
 from ..conftest import EMBED_DIMS, WORDS
@@ -107,7 +107,7 @@ def test_the_boxes_are_those_of_a_cpu(
         equal(boxes(model, inputs[1:2], words), expected[1:2])
         assert captures.shapes == [(4, 3, 32, 96)]
         # image by image, where there is room for no more
-        monkeypatch.setattr(postprocess, "PART", 1000)
+        monkeypatch.setattr(fixed_boxes, "PART", 1000)
         model.static = StaticForm(captures, "cpu")
         equal(boxes(model, inputs, words), expected)
         monkeypatch.undo()
@@ -131,7 +131,7 @@ def test_images_are_asked_again_where_the_scores_do_not_suffice(
         expected = boxes(model, images(2, 64, 96))
         model.static = StaticForm(Captures(), "cpu")
         with monkeypatch.context() as patch:
-            patch.setattr(postprocess, "ROUNDS", rounds)
+            patch.setattr(fixed_boxes, "ROUNDS", rounds)
             patch.setattr(type(model.bbox_head), "predict", counted)
             equal(boxes(model, images(2, 64, 96)), expected)
         assert asked
