@@ -19,7 +19,7 @@ from .images import check_array, image_files, natural_order
 from .video import VIDEO_EXTENSIONS, VideoInfo, read_frames, video_info
 
 LISTS = (".csv", ".parquet")  # of files
-CAMERAS = 1000
+CAMERAS = 1000  # their numbers lie below
 
 
 @dataclass(frozen=True, eq=False)

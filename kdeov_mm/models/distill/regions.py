@@ -119,12 +119,12 @@ class RegionPicker(Distillation):
         return Regions(torch.cat(boxes), counts, torch.tensor(flags, dtype=torch.bool))
 
     def seen_truth(self, sample: DetDataSample) -> InstanceData:
-        """The ground truth that the source ``truth`` takes."""
-        truth = visible_truth(sample)
-        if self.min_side:
-            boxes = truth.bboxes
-            return truth[(boxes[:, 2:] - boxes[:, :2]).amin(1) >= self.min_side]
-        return truth
+        """The ground truth that ``truth`` takes: visible by half, and large enough."""
+        truth = sample.gt_instances
+        if "visible" in truth:
+            truth = truth[truth.visible >= MIN_VISIBLE]
+        sides = truth.bboxes[:, 2:] - truth.bboxes[:, :2]
+        return truth[sides.amin(1) >= self.min_side] if self.min_side else truth
 
     def fixed_boxes(self, sample: DetDataSample) -> Tensor:
         """The boxes (n, 4) of ``truth`` and ``blocks``: the same each time."""
@@ -205,12 +205,6 @@ def padded(rows: Sequence[Tensor], device: torch.device) -> Tensor:
 def image_sizes(samples: SampleList) -> Tensor:
     """Width and height of each input without its padding: (B, 2), on the host."""
     return torch.tensor([sample.img_shape[1::-1] for sample in samples]).float()
-
-
-def visible_truth(sample: DetDataSample) -> InstanceData:
-    """The ground truth of objects at least half of which is visible."""
-    truth = sample.gt_instances
-    return truth[truth.visible >= MIN_VISIBLE] if "visible" in truth else truth
 
 
 def block_boxes(shape: Sequence[int], grids: Sequence[int]) -> Tensor:
