@@ -18,4 +18,5 @@ model = dict(
     vocabulary=dict(size=200, min_size=100),
     test_cfg=dict(max_per_img=1000),  # standard LVIS AP takes 300 of them
 )
+train_dataloader = dict(batch_size=8)  # a run is half an hour on two cores
 optim_wrapper = dict(optimizer=dict(lr=0.002))
