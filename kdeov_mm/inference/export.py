@@ -38,6 +38,7 @@ from ..models.pixels import as_if_alone
 from ..models.postprocess import (
     above,
     best_boxes,
+    best_words,
     clipped,
     is_agnostic,
     is_simple,
@@ -149,6 +150,18 @@ best_of_each (
 }
 """
 
+# Where the scores are those of some of the words: which these are.
+SOME_WORDS = {
+    ", int64[1] limit\n": """, int64[1] limit,
+    int64[batch, words] of_words
+""",
+    "    labels = Div(index, places)\n": "    row = Div(index, places)\n",
+    "    boxes = GatherND": """    row_columns = Unsqueeze(row, one)
+    image_and_row = Concat<axis = 1>(columns, row_columns)
+    labels = GatherND(of_words, image_and_row)
+    boxes = GatherND""",
+}
+
 
 class Graph(nn.Module):
     """What is exported: images [and text embeddings] -> all boxes and scores.
@@ -156,29 +169,40 @@ class Graph(nn.Module):
     Args:
         detector: whose graph it is.
         one_each: scores are 0 but for those of :func:`peaks`.
+        words: n, for scores of the :func:`best_words` of each image alone; less than K.
     """
 
     def __init__(
-        self, detector: KDEOVDetector | FoldedDetector, one_each: bool = False
+        self,
+        detector: KDEOVDetector | FoldedDetector,
+        one_each: bool = False,
+        words: int | None = None,
     ) -> None:
         super().__init__()
         self.detector = detector
         self.one_each = one_each
+        self.words = words
 
     def forward(
         self, images: Tensor, vectors: Tensor | None = None, owner: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W), (W, D) and (W,) -> (B, N, 4) and (B, K, N)."""
+    ) -> tuple[Tensor, ...]:
+        """(B, 3, H, W), (W, D) and (W,) -> (B, N, 4) and (B, K, N).
+
+        With ``words``: (B, n, N), and (B, n) the word of each.
+        """
         feats: Any = self.detector.extract_feat(images)
         if vectors is not None:
             text = TextEmbeds(vectors, owner)
             feats = HeadInput(self.detector.fused(feats, text), text)
         logits, sides = self.detector.bbox_head(feats)
+        which: list[Tensor] = []
+        if self.words is not None:
+            logits, *which = best_words(logits, self.words)
         if self.one_each:
             pairs = zip(logits, peaks(logits))
             logits = [level.masked_fill(~kept, -torch.inf) for level, kept in pairs]
         scores = torch.cat([level.flatten(2) for level in logits], 2).sigmoid()
-        return self.detector.bbox_head.decode(sides), scores
+        return self.detector.bbox_head.decode(sides), scores, *which
 
 
 class FixedPadding(nn.Module):
@@ -257,9 +281,13 @@ def export_onnx(
         graph = Graph(fuse_before_words(copy.deepcopy(detector)), one_each)
         sample.append(random_vectors(detector, 7))
     else:
-        graph = Graph(detector.fold(vocabulary), one_each)
+        # peaks cost much, and where they are part of the file it has few words' alone
+        most = test_cfg.max_per_img
+        fewer = most if nms and one_each and most < len(vocabulary.words) else None
+        graph = Graph(detector.fold(vocabulary), one_each, fewer)
     fix_padding(graph)
-    file = graph_to_onnx(graph, sample)
+    names = ["boxes", "scores", "words"]
+    file = graph_to_onnx(graph, sample, names if graph.words else names[:2])
     # nothing is written that says something else than PyTorch
     worst = _check(file, detector, vocabulary, one_each)
     if nms:
@@ -365,9 +393,12 @@ def _check(
         with torch.no_grad():
             expected = Graph(detector, one_each)(images, *text)
             others = rounded(images, *text)
-        said = session.run(None, feed)
+        said = [*map(torch.from_numpy, session.run(None, feed))]
+        if len(said) > 2:  # scores of some words
+            expected, others = (_of_words(each, said[2]) for each in (expected, others))
+            said[1] = torch.cat([said[1], _best_first(said[1], said[2].shape[1])], 1)
         for key, one, other, fused in zip(worst, expected, said, others):
-            difference = float(np.abs(one.numpy() - other).max())
+            difference = float((one - other).abs().max())
             worst[key] = float(np.maximum(worst[key], difference))  # NaN stays
             noise[key] = max(noise[key], float((one - fused).abs().max()))
     # also refused: NaN
@@ -378,6 +409,19 @@ def _check(
             f"{most} expected. Nothing was written. Please report the config."
         )
     return worst
+
+
+def _of_words(output: Sequence[Tensor], words: Tensor) -> list[Tensor]:
+    """Boxes, and scores of words (B, n) with the n best of all behind them."""
+    boxes, scores = output
+    own = scores.gather(1, words[..., None].expand(-1, -1, scores.shape[2]))
+    return [boxes, torch.cat([own, _best_first(scores, words.shape[1])], 1)]
+
+
+def _best_first(scores: Tensor, number: int) -> Tensor:
+    """(B, K, N) -> (B, n, N), each row a word's best score, the best word first."""
+    best = scores.amax(2).topk(number).values
+    return best[..., None].expand(-1, -1, scores.shape[2])
 
 
 def check_simple(test_cfg: Any) -> None:
@@ -404,6 +448,10 @@ def with_suppression(file: Any, test_cfg: Any) -> Any:
     if is_agnostic(test_cfg):
         for old, new in ACROSS_WORDS.items():
             text = text.replace(old, new)
+    names = [value.name for value in file.graph.output]
+    if "words" in names:
+        for old, new in SOME_WORDS.items():
+            text = text.replace(old, new)
     end = onnx.parser.parse_model(text)
     # thresholds: inputs of the text above, constants of the file
     constants: dict[str, np.ndarray] = dict(
@@ -422,7 +470,8 @@ def with_suppression(file: Any, test_cfg: Any) -> Any:
     end.ir_version = file.ir_version
     # outputs of the one are inputs of the other
     start = onnx.compose.add_prefix(file, "detector_", rename_inputs=False)
-    pairs = [("detector_boxes", "all_boxes"), ("detector_scores", "all_scores")]
+    known = dict(boxes="all_boxes", scores="all_scores", words="of_words")
+    pairs = [(f"detector_{name}", known[name]) for name in names]
     return onnx.compose.merge_models(start, end, io_map=pairs)
 
 

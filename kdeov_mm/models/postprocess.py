@@ -146,6 +146,28 @@ def peaks(logits: Sequence[Tensor]) -> list[Tensor]:
     return kept
 
 
+def best_words(logits: Sequence[Tensor], number: int) -> tuple[list[Tensor], Tensor]:
+    """Of each image the words with the best scores; the rest have none of the best.
+
+    The best score of a word is a peak, so the ``number`` best :func:`peaks` of all
+    words are those of these.
+
+    Args:
+        logits: L maps (B, K, H_l, W_l).
+        number: n, less than K.
+
+    Returns:
+        L maps (B, n, H_l, W_l), and (B, n) the word of each.
+    """
+    images, words = logits[0].shape[:2]
+    best = torch.stack([level.amax((2, 3)) for level in logits]).amax(0)
+    chosen = best.topk(number).indices.sort().values
+    # whole maps are taken, which costs less than an index for each score
+    rows = chosen + words * torch.arange(images, device=chosen.device)[:, None]
+    taken = [level.flatten(0, 1)[rows.flatten()] for level in logits]
+    return [level.unflatten(0, (-1, number)) for level in taken], chosen
+
+
 def _best_around(logits: Tensor) -> Tensor:
     """The best of each location's square: (B, K, H, W) -> (B, K, H, W)."""
     reach = PEAK // 2
@@ -180,7 +202,9 @@ def best_boxes(
     """
     boxes = rescaled(boxes, meta) if rescale else boxes
     if not suppresses(cfg):
-        best = (_at_peaks(scored, shapes) if shapes else scored).top(cfg.max_per_img)
+        if shapes:
+            scored = _at_peaks(_of_best_words(scored, cfg.max_per_img), shapes)
+        best = scored.top(cfg.max_per_img)
         location, labels = best.indices.unbind(1)
         boxes = clipped(boxes[location], meta)
         return InstanceData(bboxes=boxes, scores=best.logits.sigmoid(), labels=labels)
@@ -202,6 +226,18 @@ def best_boxes(
         scores=best.logits[keep].sigmoid(),
         labels=labels[keep],
     )
+
+
+def _of_best_words(scored: Scored, number: int) -> Scored:
+    """As :func:`best_words`, of single scores."""
+    words, row = scored.indices[:, 1].unique(return_inverse=True)
+    if len(words) <= number:
+        return scored
+    best = scored.logits.new_full((len(words),), -math.inf)
+    best = best.scatter_reduce(0, row, scored.logits, "amax")
+    chosen = torch.zeros_like(best, dtype=torch.bool)
+    chosen[best.topk(number).indices] = True
+    return Scored(scored.logits[chosen[row]], scored.indices[chosen[row]])
 
 
 def _at_peaks(scored: Scored, shapes: Sequence[tuple[int, int]]) -> Scored:

@@ -109,6 +109,30 @@ def test_without_suppression_the_peaks_of_each_word_stay() -> None:
     assert best.bboxes[:, 0].tolist() == [9, 9, 10, 30]
 
 
+def test_fewer_boxes_than_words_are_the_best_peaks_of_all() -> None:
+    levels = [torch.randn(2, 7, 8, 8), torch.randn(2, 7, 4, 4)]
+    shapes, boxes = [(8, 8), (4, 4)], torch.rand(80, 4)
+    some, words = postprocess.best_words(levels, 3)
+    of_some = [
+        some_level.masked_fill(~kept, -9) for some_level, kept in zip(some, peaks(some))
+    ]
+    of_all = [
+        level.masked_fill(~kept, -9) for level, kept in zip(levels, peaks(levels))
+    ]
+    for i in range(2):
+        best = torch.cat([level[i].flatten() for level in of_all]).topk(3).values
+        got = torch.cat([level[i].flatten() for level in of_some]).topk(3).values
+        assert torch.equal(best, got)
+        assert torch.equal(some[1][i], levels[1][i, words[i]])
+        # and where they are single scores
+        rows = torch.cat([level[i].flatten(1) for level in levels], 1).T
+        scored = Scored(rows.flatten(), torch.ones_like(rows).nonzero())
+        cfg = ConfigDict(PLAIN, max_per_img=3)
+        found_boxes = best_boxes(scored, boxes, META, cfg, True, shapes)
+        assert torch.equal(found_boxes.scores, best.sigmoid())
+        assert {*found_boxes.labels.tolist()} <= {*words[i].tolist()}
+
+
 def test_a_picture_without_a_score_has_no_peaks() -> None:
     cfg = ConfigDict(PLAIN, max_per_img=4)
     nothing = Scored(torch.empty(0), torch.empty(0, 2, dtype=torch.long))
