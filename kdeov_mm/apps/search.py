@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import nullcontext
@@ -25,7 +26,8 @@ from ..vocabulary import check_words
 
 TABLE = "images"
 STAMP = ["path", "size", "mtime"]  # of a file: another one, and it is read again
-SHARD = 256  # images between two writes: what a killed run loses, at most
+SHARD, LARGEST = 256, 8192  # images between two writes, at least and at most
+PAUSE = 5.0  # seconds between two writes, until there are as many as the largest
 FRAGMENTS = 32  # small files of the table, at most, before they are put together
 EXACT = 50_000  # images, at most, that are compared with every query
 PROBES, REFINE = 64, 4  # of the index: partitions per query, candidates per hit
@@ -44,7 +46,8 @@ class Hit(NamedTuple):
 class ImageIndex:
     """The embeddings of a folder's images, kept in a table, searched by words.
 
-    What is embedded is written every 256 images, atomically, so a killed run continues.
+    What is embedded is written every 256 images, or every five seconds where that is
+    more, atomically, so a killed run continues.
     Up to 50,000 images are compared with every query; an IVF index is made of more.
 
     Args:
@@ -129,16 +132,14 @@ class ImageIndex:
         with nullcontext() if self.remote else locked(Path(self.store)):
             # rows without a file, and files without a row of their time and size
             with taken_apart(self._broken):
-                known = self.table.search().select(STAMP).to_arrow()
-            found = self._found(known.schema)
-            gone = known.join(found, "path", join_type="left anti")["path"].to_pylist()
-            fresh = found.join(known, STAMP, join_type="left anti").sort_by("path")
+                known = self.table.search().select(STAMP).to_batches().read_all()
+            gone, fresh = self._compared(known, self._found(known.schema))
             for names in in_batches(gone, 1000):
                 listed = ", ".join("'" + n.replace("'", "''") + "'" for n in names)
                 self.table.delete(f"path IN ({listed})")
             # what is embedded goes to disk from time to time
             embed = embed or partial(embedded, self.model, self.folder)
-            for shard in in_batches(embed(progress(fresh.to_pylist())), SHARD):
+            for shard in _shards(embed(progress(fresh))):
                 self._write(shard)
             unreadable = self.table.count_rows("error IS NOT NULL")
             images = self.table.count_rows() - unreadable
@@ -160,6 +161,18 @@ class ImageIndex:
             name = str(path.relative_to(self.folder)).encode(errors="backslashreplace")
             rows.append(dict(stamp, path=name.decode()))
         return self.arrow.Table.from_pylist(rows, schema)
+
+    def _compared(self, known: Any, found: Any) -> tuple[list[str], list[Row]]:
+        """Names that are gone, and rows of new and changed files, by their names."""
+        field = self.arrow.compute.field
+        both = known.join(found, "path", join_type="full outer", right_suffix=" now")
+        gone = both.filter(field("size now").is_null())["path"].to_pylist()
+        changed = field("size").is_null()
+        for name in STAMP[1:]:
+            changed |= field(name) != field(f"{name} now")
+        both = both.filter(changed & field("size now").is_valid()).sort_by("path")
+        fresh = both.select(["path", "size now", "mtime now"]).rename_columns(STAMP)
+        return gone, fresh.to_pylist()
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         """Rows in the place of those of the same paths, as one version of the table."""
@@ -289,6 +302,19 @@ def embedded(model: KDEOV, folder: Path, rows: Iterable[Row]) -> Iterator[Row]:
                     yield dict(row, vector=next(vectors))
 
 
+def _shards(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Rows to write at once: the table has few versions, and a kill loses little."""
+    shard, begun = [], time.monotonic()
+    for row in rows:
+        shard.append(row)
+        due = len(shard) >= SHARD and time.monotonic() - begun >= PAUSE
+        if due or len(shard) >= LARGEST:
+            yield shard
+            shard, begun = [], time.monotonic()
+    if shard:
+        yield shard
+
+
 def contact_sheet(
     hits: Sequence[Hit], title: str, columns: int = 4, side: int = 200
 ) -> Image.Image:
@@ -324,7 +350,7 @@ def contact_sheet(
 def _lancedb() -> tuple[Any, Any]:
     try:
         import lancedb.index
-        import pyarrow
+        import pyarrow.compute
     except ImportError as error:
         raise ImportError("search needs pip install 'kdeov_mm[search]'") from error
     return lancedb, pyarrow

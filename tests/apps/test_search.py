@@ -400,7 +400,7 @@ def test_a_killed_run_is_gone_on_with(
             raise Killed
         return real(*args)
 
-    monkeypatch.setattr(search, "SHARD", 8)
+    monkeypatch.setattr(search, "LARGEST", 8)
     with monkeypatch.context() as patch:
         patch.setattr(owner, step, die)
         with pytest.raises(Killed):
@@ -426,7 +426,7 @@ import os, signal
 from kdeov_mm import KDEOV
 from kdeov_mm.apps import search
 
-search.SHARD = 8
+search.LARGEST = 8
 student = KDEOV.from_checkpoint({str(checkpoint)!r})
 student.batch_size, real, calls = 4, student.encode_image, []
 
@@ -455,7 +455,7 @@ search.ImageIndex(student, {str(folder)!r}, {str(store)!r}).update()
 def test_many_small_writes_are_put_together(
     student: KDEOV, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search, "SHARD", 2)
+    monkeypatch.setattr(search, "LARGEST", 2)
     monkeypatch.setattr(search, "FRAGMENTS", 4)
     index = made(student, folder)
     assert index.table.stats()["fragment_stats"]["num_fragments"] <= 5
