@@ -269,7 +269,10 @@ def fill_store(cfg: Config, folder: Path) -> None:
     assert tool.main([str(path), "--proposals", str(weights)]) == 0
 
 
-@pytest.mark.parametrize("name", ["kdeov_n_shapes_hard", "hard/none", "hard/oracle"])
+@pytest.mark.parametrize(
+    "name",
+    ["kdeov_n_shapes_hard", "hard/none", "hard/oracle", "hard/joint", "hard/vild"],
+)
 def test_the_hard_world_trains_two_steps_and_has_lvis_figures(
     name: str, load_config: Callable[..., Config], tmp_path: Path
 ) -> None:
@@ -280,7 +283,9 @@ def test_the_hard_world_trains_two_steps_and_has_lvis_figures(
     runner.train()
     assert runner.iter == 2
     assert all(value.isfinite() for value in twice.losses.values())
-    assert any("region" in key for key in twice.losses) == ("hard/" not in name)
+    without = name in ("hard/none", "hard/oracle")
+    assert any("region" in key for key in twice.losses) != without
+    assert any("contrast" in key for key in twice.losses) == (name == "hard/joint")
     words = runner.train_dataloader.dataset.vocabulary.names
     assert len(words) == (501 if name == "hard/oracle" else 359)
     figures = runner.test()
