@@ -140,7 +140,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def detect(args: argparse.Namespace) -> int:
     """Do what is not done yet, and put all together."""
     if args.bulk:
-        from kdeov_mm.apps import bulk  # which needs an extra
+        from kdeov_mm.apps import bulk, rows  # which need an extra
     # refuse before anything is written
     vocabulary = as_vocabulary(args.words)
     sources = unique(list_sources(args.inputs))
@@ -160,8 +160,9 @@ def detect(args: argparse.Namespace) -> int:
     with locked(args.out):
         if args.bulk:
             on = dict(workers=args.workers, address=args.ray, cuda=args.device != "cpu")
-            errors = bulk.detect_all(sources, shards, make, asked(args), **on)
-            images, boxes = bulk.write_detections(shards, target, inferencer.names())
+            load = functools.partial(rows.find_boxes, make, asked(args))
+            errors = bulk.find_all(sources, shards, rows.BOXES, load, **on)
+            images, boxes = rows.write_detections(shards, target, inferencer.names())
         else:
             errors = one_by_one(inferencer, sources, args)
             parts = (read_part(args.out, s) for s in sources)

@@ -1,4 +1,4 @@
-"""Boxes and vectors of very many images, by workers of Ray."""
+"""Boxes, masks and vectors of very many images, by workers of Ray."""
 
 import os
 import sys
@@ -13,12 +13,11 @@ from zlib import crc32
 from tqdm import tqdm
 
 from ..border import ODD
-from ..files import whole_file, write_whole
+from ..files import write_whole
 from ..inference.api import KDEOV
 from ..inference.images import in_batches
-from ..inference.inferencer import KDEOVInferencer
-from ..inference.results import Result, coco_record, write_coco
 from ..inference.sources import ImageSource
+from .rows import ROWS, Find, as_text
 from .search import Row, embedded
 
 try:
@@ -31,39 +30,29 @@ except ImportError as error:
 
 SHARD = 256  # images in a file, about, until there are MOST files
 MOST = 512  # files; a power of two, as all numbers of them
-ROWS = 64  # that are kept as Python's objects
-THREADS = 4  # of a worker, that read images
 START = -1  # in the place of a file's number
 DEATHS = 3  # of workers on the same file, before it is given up
 STORE = 2**27  # bytes of Ray's memory for objects: lists of files alone pass it
 
 STAMP = ("path", "size", "mtime")  # of a file: another one, and it is searched again
-BOX = dict(category_id="int32", name="string", area="double", score="double")
-COLUMNS = dict(path="string", size="int64", mtime="int64", file_name="string")
-COLUMNS |= dict(width="int32", height="int32", error="string")
-BOX_TYPE = pyarrow.struct(
-    [("bbox", pyarrow.list_(pyarrow.float64())), *BOX.items()]  # xywh, in pixels
-)
-SCHEMA = pyarrow.schema([*COLUMNS.items(), ("boxes", pyarrow.list_(BOX_TYPE))])
 
 
-class Detector:
-    """A worker: finds, and writes files of rows.
+class Worker:
+    """Finds, and writes files of rows.
 
     Rows of images that are known from an earlier run, and did not change, are taken
     over; those of unreadable images are not.
 
     Args:
         folder: of the files.
-        make: gives the inferencer, when the first image is to be searched.
-        options: of :meth:`KDEOVInferencer.stream`.
+        schema: of their rows.
+        load: loads a model, when there is something to find, and gives what finds rows
+            of sources, in their order.
     """
 
-    def __init__(
-        self, folder: Path, make: Callable[[], KDEOVInferencer], options: dict[str, Any]
-    ) -> None:
-        self.folder, self.make, self.options = folder, make, options
-        self.inferencer: KDEOVInferencer | None = None
+    def __init__(self, folder: Path, schema: Any, load: Callable[[], Find]) -> None:
+        self.folder, self.schema, self.load = folder, schema, load
+        self.find: Find | None = None
 
     def ready(self) -> tuple[int, int, list[str]]:
         """Nothing is done yet, but the worker has started."""
@@ -83,13 +72,14 @@ class Detector:
         kept = sum(map(len, tables))
         # a file that is whole is left as it is
         target = shard_file(self.folder, number, total)
-        if not todo and len(tables) == 1 and _read(target) == tables[0]:
+        if not todo and len(tables) == 1 and self._read(target) == tables[0]:
             return 0, kept, []
         errors = []
         for batch in in_batches(self._rows(todo), ROWS):
             errors += [row["error"] for row in batch if "error" in row]
-            tables.append(pyarrow.Table.from_pylist(batch, SCHEMA))
-        whole = pyarrow.concat_tables([SCHEMA.empty_table(), *tables]).sort_by("path")
+            tables.append(pyarrow.Table.from_pylist(batch, self.schema))
+        whole = pyarrow.concat_tables([self.schema.empty_table(), *tables])
+        whole = whole.sort_by("path")
         buffer = pyarrow.BufferOutputStream()
         parquet.write_table(whole, buffer, compression="zstd")
         write_whole(target, buffer.getvalue())
@@ -101,62 +91,44 @@ class Detector:
         """Rows of earlier runs, whose sources are taken from those to do."""
         while total:
             # with half as many files, these rows were in that of the remainder
-            table = _read(shard_file(self.folder, number % total, total))
+            table = self._read(shard_file(self.folder, number % total, total))
             stamps = zip(*(table[key].to_pylist() for key in STAMP))
             good = table["error"].is_null().to_pylist()
             taken = [todo.pop(s, None) if g else None for s, g in zip(stamps, good)]
-            names = pyarrow.array([s and _text(s.name) for s in taken], "string")
-            place = SCHEMA.get_field_index("file_name")
-            table = table.set_column(place, SCHEMA.field(place), names)
+            names = pyarrow.array([s and as_text(s.name) for s in taken], "string")
+            place = self.schema.get_field_index("file_name")
+            table = table.set_column(place, self.schema.field(place), names)
             if len(table := table.filter(names.is_valid())):
                 yield table.combine_chunks()
             total //= 2
 
-    def _rows(self, todo: dict[Any, ImageSource]) -> Iterator[dict[str, Any]]:
+    def _rows(self, todo: dict[Any, ImageSource]) -> Iterator[Row]:
         """Find, and give rows; the model is loaded once, when it is needed."""
         if not todo:
             return
-        if self.inferencer is None:
-            self.inferencer = self.make()
-        names, sources = self.inferencer.names(), [*todo.values()]
-        results = self.inferencer.stream(sources, threads=THREADS, **self.options)
-        # a result for each source, in their order
-        for stamp, result in zip(todo, results):
-            yield dict(zip(STAMP, stamp)) | _row(result, names)
+        if self.find is None:
+            self.find = self.load()
+        # a row for each source, in their order
+        for stamp, row in zip(todo, self.find([*todo.values()])):
+            yield dict(zip(STAMP, stamp)) | row
+
+    def _read(self, file: Path) -> pyarrow.Table:
+        """The rows of a file; none where it is missing or damaged."""
+        try:
+            return parquet.read_table(file, schema=self.schema)
+        except (OSError, *ODD):
+            return self.schema.empty_table()
 
 
 def _stamp(source: ImageSource) -> tuple[str, int | None, int | None]:
     """An image's file, its size and time of change; None where it is gone."""
     stamp = source.stamp() or (os.path.abspath(str(source.path)), None, None)
-    return (_text(stamp[0]), *stamp[1:])
-
-
-def _text(name: str) -> str:
-    """A name as a column can have it: it need not be UTF-8."""
-    return name.encode(errors="backslashreplace").decode()
-
-
-def _row(result: Result, names: Sequence[str]) -> dict[str, Any]:
-    """What was found, or why nothing was."""
-    name = _text(result.name)
-    if result.sample is None:
-        return dict(file_name=name, error=_text(str(result.error)))
-    record = coco_record(result)
-    boxes = [dict(b, name=names[b["category_id"] - 1]) for b in record["annotations"]]
-    return dict(record["image"], file_name=name, boxes=boxes)
+    return (as_text(stamp[0]), *stamp[1:])
 
 
 def shard_file(folder: Path, number: int, total: int) -> Path:
     """The file of a shard, e.g. ``0003-of-0016.parquet``."""
     return folder / f"{number:04d}-of-{total:04d}.parquet"
-
-
-def _read(file: Path) -> pyarrow.Table:
-    """The rows of a file; none where it is missing or damaged."""
-    try:
-        return parquet.read_table(file, schema=SCHEMA)
-    except (OSError, *ODD):
-        return SCHEMA.empty_table()
 
 
 def parted(sources: Iterable[ImageSource], total: int) -> list[list[ImageSource]]:
@@ -172,11 +144,11 @@ def parted(sources: Iterable[ImageSource], total: int) -> list[list[ImageSource]
     return shards
 
 
-def detect_all(
+def find_all(
     sources: Sequence[ImageSource],
     folder: Path,
-    make: Callable[[], KDEOVInferencer],
-    options: dict[str, Any],
+    schema: Any,
+    load: Callable[[], Find],
     *,
     workers: int | None,
     address: str | None = None,
@@ -187,7 +159,7 @@ def detect_all(
     Args:
         sources: image files, each once.
         folder: for the files; workers on other machines see it as well.
-        make, options: see :class:`Detector`.
+        schema, load: see :class:`Worker`; those of :mod:`kdeov_mm.apps.rows`.
         workers: their number; None: as many as the cluster has CPUs, or GPUs.
         address: of a Ray cluster; None: processes on this machine.
         cuda: a worker computes on a GPU, which others may share.
@@ -211,8 +183,8 @@ def detect_all(
         total *= 2
     shards = parted(sources, total)
     with _cluster(workers, address, cuda) as (count, needs):
-        actor = ray.remote(**needs)(Detector)
-        errors = _work(lambda: actor.remote(folder, make, options), count, shards)
+        actor = ray.remote(**needs)(Worker)
+        errors = _work(lambda: actor.remote(folder, schema, load), count, shards)
     # rows of earlier numbers of files have been taken over
     for file in folder.glob("*-of-*.parquet"):
         if int(file.stem[-4:]) != total:
@@ -252,7 +224,7 @@ def embedders(
     Args:
         folder: of the images; workers on other machines see it as well.
         make: gives a worker its model.
-        workers, address, cuda: as in :func:`detect_all`.
+        workers, address, cuda: as in :func:`find_all`.
 
     Raises:
         ValueError: more workers than CPUs; no GPU.
@@ -360,29 +332,3 @@ def _work(
             bar.total -= kept
             bar.update(searched)
     return errors
-
-
-def write_detections(folder: Path, target: Path, names: Sequence[str]) -> list[int]:
-    """COCO's JSON of the rows in a folder's files, a batch at a time.
-
-    Returns:
-        Numbers of images that could be read, and of boxes.
-    """
-
-    def records() -> Iterator[dict[str, Any]]:
-        columns = ["file_name", "width", "height", "error", "boxes"]
-        for file in sorted(folder.glob("*.parquet")):
-            for batch in parquet.ParquetFile(file).iter_batches(ROWS, columns=columns):
-                for row in batch.to_pylist():
-                    boxes = row.pop("boxes")
-                    if row.pop("error") is None:
-                        yield dict(image=row, annotations=[*map(_annotation, boxes)])
-
-    with whole_file(target) as file:
-        return write_coco(file, records, names)
-
-
-def _annotation(box: dict[str, Any]) -> dict[str, Any]:
-    """As :func:`coco_record` gives it."""
-    keys = ("category_id", "bbox", "area", "score")
-    return dict({k: box[k] for k in keys}, iscrowd=0, segmentation=[])

@@ -30,7 +30,7 @@ SHARD, LARGEST = 256, 8192  # images between two writes, at least and at most
 PAUSE = 5.0  # seconds between two writes, until there are as many as the largest
 FRAGMENTS = 32  # small files of the table, at most, before they are put together
 EXACT = 50_000  # images, at most, that are compared with every query
-PROBES, REFINE = 64, 4  # of the index: partitions per query, candidates per hit
+PROBES, REFINE = 96, 4  # of the index: partitions per query, candidates per hit
 CACHE = 2**29  # bytes of the table that are kept in memory
 KEPT = timedelta(hours=1)  # versions that a reader may still look at
 Row: TypeAlias = dict[str, Any]  # of the table

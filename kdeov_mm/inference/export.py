@@ -182,6 +182,7 @@ class Graph(nn.Module):
         self.detector = detector
         self.one_each = one_each
         self.words = words
+        self.outputs = ["boxes", "scores", *([] if words is None else ["words"])]
 
     def forward(
         self, images: Tensor, vectors: Tensor | None = None, owner: Tensor | None = None
@@ -286,8 +287,7 @@ def export_onnx(
         fewer = most if nms and one_each and most < len(vocabulary.words) else None
         graph = Graph(detector.fold(vocabulary), one_each, fewer)
     fix_padding(graph)
-    names = ["boxes", "scores", "words"]
-    file = graph_to_onnx(graph, sample, names if graph.words else names[:2])
+    file = graph_to_onnx(graph, sample, graph.outputs)
     # nothing is written that says something else than PyTorch
     worst = _check(file, detector, vocabulary, one_each)
     if nms:

@@ -7,6 +7,7 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
+import cv2
 import numpy as np
 from mmdet.structures import DetDataSample
 
@@ -45,6 +46,11 @@ class Result:
             return self.source.name
         stem = Path(self.source.name).with_suffix("").as_posix()
         return f"{stem}_{self.frame:06d}.jpg"
+
+
+def mask_file(labels: np.ndarray) -> bytes:
+    """Labels (H, W), -1 for none, as a PNG of 16 bit of label + 1."""
+    return cv2.imencode(".png", (labels + 1).astype(np.uint16))[1].tobytes()
 
 
 def coco_record(result: Result) -> dict[str, Any]:

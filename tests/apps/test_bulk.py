@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -23,13 +24,16 @@ from kdeov_mm import KDEOV
 from kdeov_mm.apps.search import ImageIndex
 from kdeov_mm.inference.results import Result, to_coco
 from kdeov_mm.inference.sources import ImageSource, list_sources
+from kdeov_mm.vocabulary import as_vocabulary
 
 from ..conftest import ROOT, WORDS, load_tool, run_env
 from ..inference.test_api import scene, write_joint
+from ..inference.test_masks import write_student
 
 bulk = pytest.importorskip(
     "kdeov_mm.apps.bulk", reason='pip install "kdeov_mm[scale]"', exc_type=ImportError
 )
+rows = pytest.importorskip("kdeov_mm.apps.rows", exc_type=ImportError)
 NUMBER = 40
 PROMPT = {"RAY_worker_niceness": "0"}  # Ray's workers let other tests go first
 
@@ -83,7 +87,7 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def rows(shards: Path) -> list[dict[str, Any]]:
+def rows_of(shards: Path) -> list[dict[str, Any]]:
     files = sorted(shards.glob("*.parquet"))
     return [row for file in files for row in bulk.parquet.read_table(file).to_pylist()]
 
@@ -91,8 +95,8 @@ def rows(shards: Path) -> list[dict[str, Any]]:
 def assert_all(shards: Path, folder: Path) -> None:
     """A row for each image, once, as a student finds it in this process."""
     sources = list_sources(folder)
-    by_name = {row["file_name"]: row for row in rows(shards)}
-    assert len(rows(shards)) == len(by_name) == len(sources)
+    by_name = {row["file_name"]: row for row in rows_of(shards)}
+    assert len(rows_of(shards)) == len(by_name) == len(sources)
     for result in Student().stream(sources):
         row = by_name[result.name]
         assert (row["path"], row["size"], row["mtime"]) == result.source.stamp()
@@ -106,6 +110,10 @@ def assert_all(shards: Path, folder: Path) -> None:
 # ------------------------------------------------------------------ one worker
 
 
+def worker(folder: Path, make: Callable[[], Student]) -> Any:
+    return bulk.Worker(folder, rows.BOXES, partial(rows.find_boxes, make, {}))
+
+
 def shards_of(detector: Any, sources: Sequence[ImageSource], total: int) -> list[Any]:
     parts = bulk.parted(sources, total)
     return [detector.shard(i, total, part) for i, part in enumerate(parts)]
@@ -115,7 +123,7 @@ def test_a_second_run_searches_what_is_new_changed_or_was_unreadable(
     folder: Path, tmp_path: Path
 ) -> None:
     student = Student()
-    detector = bulk.Detector(tmp_path, lambda: student, {})
+    detector = worker(tmp_path, lambda: student)
     ((searched, kept, (error,)),) = shards_of(detector, list_sources(folder), 1)
     assert (searched, kept) == (NUMBER, 0) and "bad.png" in error
     assert_all(tmp_path, folder)
@@ -129,10 +137,10 @@ def test_a_second_run_searches_what_is_new_changed_or_was_unreadable(
     assert {*student.seen} == {"new.png", "1.png"}
     file = bulk.shard_file(tmp_path, 0, 1)
     before = file.stat().st_mtime_ns
-    detector.make, detector.inferencer = None, None
+    detector.load, detector.find = None, None
     assert again() == [(0, NUMBER, [])] and file.stat().st_mtime_ns == before
     # a damaged file is made anew
-    detector.inferencer = student
+    detector.find = rows.find_boxes(lambda: student, {})
     file.write_bytes(file.read_bytes()[:-9])
     assert again() == [(NUMBER, 0, [])]
 
@@ -141,7 +149,7 @@ def test_more_images_have_more_files_and_the_rows_of_fewer(
     folder: Path, tmp_path: Path
 ) -> None:
     student = Student()
-    detector = bulk.Detector(tmp_path, lambda: student, {})
+    detector = worker(tmp_path, lambda: student)
     shards_of(detector, list_sources(folder / "a"), 2)
     student.seen.clear()
     done = shards_of(detector, list_sources(folder), 8)
@@ -158,9 +166,9 @@ def test_the_files_say_in_cocos_json_what_the_results_say(
     folder: Path, tmp_path: Path
 ) -> None:
     sources = list_sources(folder)
-    shards_of(bulk.Detector(tmp_path, Student, {}), sources, 4)
+    shards_of(worker(tmp_path, Student), sources, 4)
     target = tmp_path / "detections.json"
-    images, boxes = bulk.write_detections(tmp_path, target, WORDS)
+    images, boxes = rows.write_detections(tmp_path, target, WORDS)
     said = json.loads(target.read_text())
     assert (len(said["images"]), len(said["annotations"])) == (images, boxes)
     assert [b["id"] for b in said["annotations"]] == [*range(1, boxes + 1)]
@@ -176,6 +184,31 @@ def plain(content: dict[str, Any]) -> dict[str, list[Any]]:
         del box["id"]
         boxes[box.pop("image_id")].append(box)
     return {i["file_name"]: [i, boxes[key]] for key, i in images.items()}
+
+
+def test_rows_of_masks_say_what_the_interface_says(
+    load_config: Callable[..., Config], folder: Path, tmp_path: Path
+) -> None:
+    student = KDEOV.from_checkpoint(write_student(tmp_path, load_config))
+    student.batch_size = 16
+    words, options = as_vocabulary(WORDS), dict(threshold=0.1, size=64)
+    load = partial(rows.find_masks, lambda: student, words, options)
+    masks = bulk.Worker(tmp_path / "out", rows.MASKS, load)
+    (tmp_path / "out").mkdir()
+    ((searched, _, (error,)),) = shards_of(masks, list_sources(folder), 1)
+    assert searched == NUMBER and "bad.png" in error
+    for row in rows_of(tmp_path / "out"):
+        if row["error"] is not None:
+            assert row["mask"] is row["areas"] is None
+            continue
+        (wanted,) = student.segment(row["path"], words, **options)
+        mask = cv2.imdecode(np.frombuffer(row["mask"], np.uint8), cv2.IMREAD_UNCHANGED)
+        assert (mask.astype(int) - 1 == wanted["labels"].numpy()).all()
+        assert mask.shape == (row["height"], row["width"])
+        areas = {area["name"]: area["area"] for area in row["areas"]}
+        assert {*areas} == {*wanted["names"]} and sum(areas.values()) == (
+            mask > 0
+        ).sum()
 
 
 def test_which_file_has_an_image_is_said_by_its_path(
@@ -197,7 +230,7 @@ def test_which_file_has_an_image_is_said_by_its_path(
 def test_videos_are_refused(tmp_path: Path) -> None:
     film = ImageSource("film.mp4", tmp_path / "film.mp4")
     with pytest.raises(ValueError, match=r"image files alone, not film\.mp4"):
-        bulk.detect_all([film], tmp_path / "out", Student, {}, workers=1)
+        bulk.find_all([film], tmp_path / "out", rows.BOXES, Student, workers=1)
 
 
 # ---------------------------------------------------------------- many workers
@@ -207,14 +240,15 @@ import sys
 from functools import partial
 from pathlib import Path
 from kdeov_mm.inference.sources import list_sources
-from tests.apps.test_bulk import Student, bulk
+from tests.apps.test_bulk import Student, bulk, rows
 
 bulk.SHARD, bulk.DEATHS = 5, 2
 folder, out, wait, trap, address = sys.argv[1:]
 make = partial(Student, float(wait), Path(trap))
+load = partial(rows.find_boxes, make, {})
 sources = list_sources(folder)
 where = dict(workers=2, address=address or None)
-print(bulk.detect_all(sources, Path(out), make, {}, **where))
+print(bulk.find_all(sources, Path(out), rows.BOXES, load, **where))
 """
 
 
@@ -374,3 +408,29 @@ def test_workers_embed_what_one_process_embeds(
         assert ours[path]["error"] == row["error"]
         if row["vector"] is not None:
             np.testing.assert_allclose(ours[path]["vector"], row["vector"], atol=2e-3)
+
+
+@pytest.mark.slow
+def test_workers_colour_what_one_process_colours(
+    load_config: Callable[..., Config],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for key, value in PROMPT.items():
+        monkeypatch.setenv(key, value)
+    tool, words = load_tool("segment"), ", ".join(WORDS)
+    checkpoint = write_student(tmp_path, load_config)
+    given = [str(checkpoint), str(folder), "--words", words, "--out"]
+    assert tool.main([*given, str(tmp_path / "one")]) == 1
+    more = [str(tmp_path / "two"), "--workers", "2"]
+    assert tool.main([*given, *more]) == 1
+    assert "bad.png" in capsys.readouterr().err
+    for row in rows_of(tmp_path / "two/shards"):
+        file = tmp_path / "one/masks" / f"{row['file_name']}.png"
+        assert row["mask"] == (file.read_bytes() if file.exists() else None)
+    # the folder of some words is not of others
+    given[3] = WORDS[0]
+    assert tool.main([*given, *more]) == 2
+    assert "other settings (words)" in capsys.readouterr().err

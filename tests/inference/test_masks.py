@@ -28,16 +28,20 @@ from ..conftest import ROOT, WORDS, load_tool, run_env
 ASKED = ", ".join(WORDS)
 
 
-@pytest.fixture
-def checkpoint(load_config: Callable[..., Config], tmp_path: Path) -> Path:
+def write_student(folder: Path, load_config: Callable[..., Config]) -> Path:
     """An untrained student of masks, as tools/train.py saves one."""
     cfg = load_config("../seg/seg_shapes_none.py")
     model = MODELS.build(cfg.model)
     model.init_weights()
-    file = tmp_path / "student.pth"
+    file = folder / "student.pth"
     meta = dict(cfg=cfg.pretty_text)
     torch.save(dict(meta=meta, state_dict=model.state_dict()), file)
     return file
+
+
+@pytest.fixture
+def checkpoint(load_config: Callable[..., Config], tmp_path: Path) -> Path:
+    return write_student(tmp_path, load_config)
 
 
 @pytest.fixture

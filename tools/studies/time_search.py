@@ -11,7 +11,6 @@ import argparse
 import resource
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -84,10 +83,12 @@ def main() -> None:
         return MadeUpIndex(model, args.out / "images", args.out / "store")
 
     index = opened()
-    update = partial(index.update, embed=model.embed)
     if index.table.count_rows() < args.images:
         index.grow(args.images)
-        timed(f"{args.images} images, and their index", update)
+        timed(
+            f"{args.images} images, and their index",
+            lambda: index.update(embed=model.embed),
+        )
         print("filled; run it again to measure")
         return
     queries = MadeUp(args.images, seed=1).vectors(QUERIES)
@@ -99,7 +100,7 @@ def main() -> None:
     for _ in range(2):
         index.grow(index.table.count_rows() + NEW)
         before = size(args.out)
-        timed(f"{NEW} new images", update)
+        timed(f"{NEW} new images", lambda: index.update(embed=model.embed))
         print(f"written: {(size(args.out) - before) / 1e6:.1f} MB")
     compare(index, queries)
     print(f"resident memory: {resident():.2f} GB")
