@@ -124,11 +124,10 @@ def open_index(args: argparse.Namespace) -> ImageIndex:
     if args.workers is None and args.ray is None:
         done = index.update(bar)
     else:
-        from kdeov_mm.apps.bulk import embedders
+        from kdeov_mm.apps.bulk import embed_all
 
         on = dict(workers=args.workers, address=args.ray, cuda=args.device != "cpu")
-        with embedders(index.folder, make, **on) as embed:
-            done = index.update(bar, embed)
+        done = index.update(bar, partial(embed_all, index.folder, make, **on))
     print(
         f"{index.store}: {done['images']} images ({known} were known, {done['added']} "
         f"new or changed, {done['removed']} removed), {done['unreadable']} files could "

@@ -1,5 +1,6 @@
 """Boxes, masks and vectors of very many images, by workers of Ray."""
 
+import itertools
 import os
 import sys
 from collections import Counter, deque
@@ -208,50 +209,53 @@ class Embedder:
         return [*embedded(self.model, self.folder, rows)]
 
 
-@contextmanager
-def embedders(
+def embed_all(
     folder: Path,
     make: Callable[[], KDEOV],
+    rows: Iterable[Row],
     *,
     workers: int | None,
     address: str | None = None,
     cuda: bool = False,
-) -> Iterator[Callable[[Iterable[Row]], Iterator[Row]]]:
-    """Workers that embed images, for :meth:`ImageIndex.update`.
+) -> Iterator[Row]:
+    """As :func:`kdeov_mm.apps.search.embedded`, by workers, which a first row starts.
 
     A worker that dies has a successor, and its images are read again.
 
     Args:
         folder: of the images; workers on other machines see it as well.
         make: gives a worker its model.
+        rows: of images.
         workers, address, cuda: as in :func:`find_all`.
+
+    Yields:
+        The rows, in any order.
 
     Raises:
         ValueError: more workers than CPUs; no GPU.
         ChildProcessError: a worker died three times.
     """
+    batches = iter(in_batches(rows, ROWS))
+    if (first := next(batches, None)) is None:
+        return
     with _cluster(workers, address, cuda) as (count, needs):
         lives = DEATHS - 1
         actor = ray.remote(max_restarts=lives, max_task_retries=lives, **needs)
         some = [actor(Embedder).remote(folder.absolute(), make) for _ in range(count)]
         pool = ActorPool(some)
-
-        def embed(rows: Iterable[Row]) -> Iterator[Row]:
-            try:
-                for batch in in_batches(rows, ROWS):
-                    pool.submit(lambda worker, its: worker.embed.remote(its), batch)
-                    # as many are under way as there are workers
-                    if not pool.has_free():
-                        yield from pool.get_next_unordered()
-                while pool.has_next():
+        try:
+            for batch in itertools.chain([first], batches):
+                pool.submit(lambda worker, its: worker.embed.remote(its), batch)
+                # as many are under way as there are workers
+                if not pool.has_free():
                     yield from pool.get_next_unordered()
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from None
-            except ray.exceptions.RayError as error:
-                said = f"a worker died {DEATHS} times: {error}"
-                raise ChildProcessError(said) from None
-
-        yield embed
+            while pool.has_next():
+                yield from pool.get_next_unordered()
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except ray.exceptions.RayError as error:
+            said = f"a worker died {DEATHS} times: {error}"
+            raise ChildProcessError(said) from None
 
 
 @contextmanager

@@ -121,7 +121,7 @@ class ImageIndex:
         Args:
             progress: wraps the loop over new images, e.g. ``tqdm``.
             embed: in place of :func:`embedded`, e.g. that of several workers
-                (:func:`kdeov_mm.apps.bulk.embedders`); its rows may come in any order.
+                (:func:`kdeov_mm.apps.bulk.embed_all`); its rows may come in any order.
 
         Returns:
             Numbers of images: ``added``, ``removed``, ``unreadable``, ``images``.

@@ -233,6 +233,13 @@ def test_videos_are_refused(tmp_path: Path) -> None:
         bulk.find_all([film], tmp_path / "out", rows.BOXES, Student, workers=1)
 
 
+def test_without_new_images_no_worker_starts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(bulk, "_cluster")
+    assert not [*bulk.embed_all(folder, KDEOV, [], workers=1)]
+
+
 # ---------------------------------------------------------------- many workers
 
 DRIVER = """
@@ -389,12 +396,12 @@ def test_workers_embed_what_one_process_embeds(
 
     model = KDEOV.from_checkpoint(checkpoint)
     index = ImageIndex(model, folder, tmp_path / "workers")
-    with bulk.embedders(folder, make, workers=1) as embed:
-        if deaths == 3:
-            with pytest.raises(ChildProcessError, match="died 3 times"):
-                index.update(embed=embed)
-            return
-        done = index.update(embed=embed)
+    embed = partial(bulk.embed_all, folder, make, workers=1)
+    if deaths == 3:
+        with pytest.raises(ChildProcessError, match="died 3 times"):
+            index.update(embed=embed)
+        return
+    done = index.update(embed=embed)
     assert done == dict(added=101, removed=0, unreadable=1, images=100)
     assert len([*tmp_path.glob("death*")]) == 1
     alone = ImageIndex(model, folder, tmp_path / "alone")

@@ -144,6 +144,9 @@ SHORT = {
     "region_cached": "crops, the teacher read from a store",
     "vild_ensemble_r18_shapes": "ViLD-ensemble: two stages, ResNet-18",
     "oracle": "ceiling: novel boxes given",
+    "hard/none": "hard world, no distillation",
+    "kdeov_n_shapes_hard": "**hard world, the default**",
+    "hard/oracle": "hard world, ceiling: novel boxes given",
 }
 NO_PART_OF_A_RUN = ("doctor", "find_unused_parameters")
 CHECKS = ("words", "data")  # hooks that refuse or warn, and change no number
