@@ -1,10 +1,7 @@
 """The hard built-in world: crowded scenes, small objects, a teacher that errs.
 
 ``tools/make_shapes.py --world hard`` draws it. Rare classes have no box in training;
-the figures are LVIS's AP, APr, APc and APf. All students of it begin as the first
-world's student without a teacher, as others begin with ImageNet: half an hour from
-random weights is not enough.
-    python tools/train.py configs/kdeov/kdeov_n_shapes_nodistill.py
+the figures are LVIS's AP, APr, APc and APf.
     python tools/train.py configs/kdeov/kdeov_n_shapes_hard.py
 """
 
@@ -21,6 +18,5 @@ model = dict(
     vocabulary=dict(size=200, min_size=100),
     test_cfg=dict(max_per_img=1000),  # standard LVIS AP takes 300 of them
 )
-load_from = "work_dirs/kdeov_n_shapes_nodistill/iter_1600.pth"
 train_dataloader = dict(batch_size=8)  # a run is half an hour on two cores
 optim_wrapper = dict(optimizer=dict(lr=0.002))
