@@ -29,7 +29,6 @@ is done); 2 wrong use, or results cannot be written; 130 interrupted.
 
 import argparse
 import functools
-import hashlib
 import json
 import shutil
 import sys
@@ -46,7 +45,7 @@ from kdeov_mm.checkpoints import check_device
 from kdeov_mm.files import claim, locked, whole_file, write_whole
 from kdeov_mm.inference.drawing import Drawings
 from kdeov_mm.inference.inferencer import KDEOVInferencer
-from kdeov_mm.inference.results import coco_record, join_coco, write_coco
+from kdeov_mm.inference.results import coco_record, depends_on, join_coco, write_coco
 from kdeov_mm.inference.sources import ImageSource, list_sources
 from kdeov_mm.vocabulary import Vocabulary, as_vocabulary
 
@@ -225,17 +224,7 @@ def refuse_inside(
 
 def settings(args: argparse.Namespace, vocabulary: Vocabulary) -> dict[str, Any]:
     """What results depend on, besides the inputs."""
-    if not args.checkpoint.is_file():
-        raise FileNotFoundError(f"checkpoint {args.checkpoint} does not exist")
-    # words alone do not tell: a file may bring vectors of its own
-    vectors = (
-        sha256(vocabulary.matrix().numpy().tobytes()) if vocabulary.vectors else None
-    )
-    return {
-        "checkpoint": sha256(args.checkpoint.read_bytes()),
-        "config": args.config and sha256(args.config.read_bytes()),
-        "words": [list(own) for own in vocabulary.words],
-        "vectors of the words": vectors,
+    return depends_on(args.checkpoint, args.config, vocabulary) | {
         "threshold": args.threshold,
         "slices": args.slices,
         "overlap": args.overlap if args.slices else None,
@@ -244,10 +233,6 @@ def settings(args: argparse.Namespace, vocabulary: Vocabulary) -> dict[str, Any]
         "drawings": not args.no_drawings,
         "shards": args.bulk or None,
     }
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def prepare(out: Path, about: dict[str, Any], restart: bool) -> None:

@@ -21,7 +21,6 @@ is done); 2 wrong use.
 
 import argparse
 import functools
-import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -36,7 +35,7 @@ from kdeov_mm import KDEOV
 from kdeov_mm.border import given_path, sentences
 from kdeov_mm.files import claim, locked, write_whole
 from kdeov_mm.inference.drawing import Drawings, draw_labels
-from kdeov_mm.inference.results import Result, mask_file
+from kdeov_mm.inference.results import Result, depends_on, mask_file
 from kdeov_mm.inference.sources import ImageSource, list_sources
 from kdeov_mm.vocabulary import Vocabulary, as_vocabulary
 
@@ -133,10 +132,7 @@ def by_workers(
 
     options = dict(threshold=args.threshold, size=args.size, window=args.window)
     # files of other words or weights are left alone
-    known = dict(options, words=[list(own) for own in vocabulary.words])
-    for key in ("checkpoint", "config"):
-        file = getattr(args, key)
-        known[key] = file and hashlib.sha256(file.read_bytes()).hexdigest()
+    known = options | depends_on(args.checkpoint, args.config, vocabulary)
     claim(args.out / "settings.json", "masks", known, "name another --out.")
     find = functools.partial(rows.find_masks, make, vocabulary, options)
     on = dict(workers=args.workers, address=args.ray, cuda=args.device != "cpu")

@@ -1,5 +1,6 @@
 """What was found: as mm's samples, COCO's JSON, supervision's Detections."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import cv2
 import numpy as np
 from mmdet.structures import DetDataSample
 
+from ..vocabulary import Vocabulary
 from .sources import ImageSource
 
 
@@ -46,6 +48,32 @@ class Result:
             return self.source.name
         stem = Path(self.source.name).with_suffix("").as_posix()
         return f"{stem}_{self.frame:06d}.jpg"
+
+
+def depends_on(
+    checkpoint: Path, config: Path | None, vocabulary: Vocabulary
+) -> dict[str, Any]:
+    """What results depend on, besides the inputs, as JSON.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+    """
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f"checkpoint {checkpoint} does not exist")
+    # words alone do not tell: a file may bring vectors of its own
+    vectors = (
+        _sha256(vocabulary.matrix().numpy().tobytes()) if vocabulary.vectors else None
+    )
+    return {
+        "checkpoint": _sha256(checkpoint.read_bytes()),
+        "config": config and _sha256(config.read_bytes()),
+        "words": [list(own) for own in vocabulary.words],
+        "vectors of the words": vectors,
+    }
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def mask_file(labels: np.ndarray) -> bytes:
