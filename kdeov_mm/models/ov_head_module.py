@@ -55,6 +55,7 @@ class OVHeadModule(BoxBranches):
         l2_norm: divide embeddings by their length.
         level_scales: each level has a temperature of its own.
         adapter: config of :class:`ClassFiLM`; None leaves the words as they are.
+        centred: see :class:`TextClassifier`.
         light: :func:`light_branches` in place of YOLOv8's.
         prior_words: number of words of the log prior.
         prior_size: image side in pixels of the log prior.
@@ -70,6 +71,7 @@ class OVHeadModule(BoxBranches):
         l2_norm: bool = False,
         level_scales: bool = False,
         adapter: dict[str, Any] | None = None,
+        centred: bool = False,
         light: bool = False,
         prior_words: int = 80,
         prior_size: int = 640,
@@ -79,6 +81,7 @@ class OVHeadModule(BoxBranches):
         self.projection_norm = projection_norm
         self.l2_norm = l2_norm
         self.level_scales = level_scales
+        self.centred = centred
         self.light = light
         self.prior = prior_words * prior_size**2
         # the parent's class branch is at least `num_classes` wide
@@ -91,7 +94,10 @@ class OVHeadModule(BoxBranches):
     def _init_layers(self) -> None:
         # before the branches: optimizers number parameters in this order since 0.1.0
         self.classifier = TextClassifier(
-            num_biases=self.num_levels, level_scales=self.level_scales
+            self.embed_dims,
+            num_biases=self.num_levels,
+            level_scales=self.level_scales,
+            centred=self.centred,
         )
         super()._init_layers()
         width = self.cls_preds[0][-1].in_channels

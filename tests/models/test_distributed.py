@@ -70,6 +70,7 @@ PROCESS = """
 import sys
 import torch
 import torch.distributed as dist
+from kdeov_mm.models import TextClassifier
 from tests.models.test_distributed import LEARNERS, make_batch, make_model, step, train
 dist.init_process_group("gloo")
 torch.set_num_threads(1)
@@ -84,6 +85,10 @@ for name in LEARNERS:
 model = make_model(clip, "default")
 ddp = torch.nn.parallel.DistributedDataParallel(model)
 found["losses"] = train(model, ddp, images[mine], samples[mine])
+torch.manual_seed(rank)  # other words in each process
+classifier = TextClassifier(8, centred=True).train()
+classifier.centre_vectors(torch.randn(30, 8) + 1)
+found["centre"] = classifier.centre
 torch.save(found, f"{folder}/{rank}.pt")
 """
 
@@ -192,3 +197,8 @@ def test_twenty_steps_of_two_processes_are_those_of_one(
     for losses, (one, other) in zip(wanted, pairs, strict=True):
         means = {key: (value + other[key]) / 2 for key, value in one.items()}
         assert means == pytest.approx(losses, rel=1e-5)
+
+
+def test_centred_words_have_the_same_mean_in_all_processes(found: list[Any]) -> None:
+    one, other = (process["centre"] for process in found)
+    assert one.any() and torch.equal(one, other)

@@ -56,6 +56,7 @@ FORMS: dict[str, dict[str, Any]] = {
         ),
     },
     "grid": {"bbox_head.head_module.type": "mmdet.GridHeadModule"},
+    "centred": {"bbox_head.head_module.centred": True},
 }
 KEEP_ALL = dict(score_thr=0.0, nms_pre=10**6, max_per_img=10**6)
 
@@ -85,6 +86,8 @@ def build(
     enliven(model)
     torch.manual_seed(1)
     module = model.bbox_head.head_module
+    if module.classifier.centre is not None:
+        nn.init.normal_(module.classifier.centre, std=0.1)
     for part in (model.fusion, module.classifier.adapter):
         for parameter in part.parameters() if part is not None else ():
             nn.init.normal_(parameter, std=0.1)

@@ -149,6 +149,53 @@ def test_a_background_needs_its_dimension() -> None:
         TextClassifier(background=True)
 
 
+# --------------------------------------------------------------- centred words
+
+
+def alike(number: int) -> Tensor:
+    """Words as a real CLIP embeds them: much is common to all."""
+    return F.normalize(unit(number, EMBED_DIMS) + 2 * unit(1, EMBED_DIMS), dim=-1)
+
+
+def test_words_lose_what_they_share_and_keep_unit_length() -> None:
+    text, embeds = alike(40), unit(4, EMBED_DIMS)
+    classifier = TextClassifier(EMBED_DIMS, centred=True).train()
+    logits = classifier(embeds, TextEmbeds(text))
+    left = F.normalize(text - text.mean(0), dim=-1)
+    torch.testing.assert_close(logits, embeds @ left.T / 0.07)
+    # as alike as random ones
+    assert (text @ text.T).mean() > 0.5
+    assert (left @ left.T).mean() < 0.1
+
+
+def test_the_mean_is_that_of_the_first_step_and_part_of_the_checkpoint() -> None:
+    first, later, embeds = alike(40), alike(30), unit(4, EMBED_DIMS)
+    classifier = TextClassifier(EMBED_DIMS, centred=True).train()
+    for text in (first, later):
+        classifier(embeds, TextEmbeds(text))
+    torch.testing.assert_close(classifier.centre, first.mean(0))
+    # one that is resumed, or begins with these weights: a single word is enough
+    other = TextClassifier(EMBED_DIMS, centred=True)
+    other.load_state_dict(classifier.state_dict())
+    other.train()(embeds, TextEmbeds(later[:1]))
+    assert torch.equal(other.centre, classifier.centre)
+
+
+def test_few_words_have_no_mean_and_an_untrained_student_has_none() -> None:
+    classifier = TextClassifier(EMBED_DIMS, centred=True)
+    text, embeds = unit(19, EMBED_DIMS), unit(4, EMBED_DIMS)
+    plain = TextClassifier()(embeds, TextEmbeds(text))
+    torch.testing.assert_close(classifier.eval()(embeds, TextEmbeds(text)), plain)
+    with pytest.raises(ValueError, match="20 at least, and there are 19"):
+        classifier.train()(embeds, TextEmbeds(text))
+    with pytest.raises(ValueError, match="centred needs embed_dims"):
+        TextClassifier(centred=True)
+
+
+def test_checkpoints_without_centred_words_have_no_mean() -> None:
+    assert "centre" not in TextClassifier(EMBED_DIMS).state_dict()
+
+
 # -------------------------------------------------------------------- synonyms
 
 
