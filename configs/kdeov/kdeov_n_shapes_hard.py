@@ -12,9 +12,18 @@ _base_ = [
     "../_base_/schedules/adamw_shapes_1600.py",
 ]
 model = dict(
+    # from crops of base classes, as others start from ImageNet's
+    backbone=dict(
+        init_cfg=dict(
+            type="Pretrained",
+            checkpoint="configs/kdeov/hard/start.safetensors",
+            prefix="backbone",
+        )
+    ),
     text_encoder=dict(model="shapes-hard"),
     teacher=dict(model="shapes-hard"),
-    bbox_head=dict(head_module=dict(prior_size=320)),
+    # its words are as alike as those of a real CLIP
+    bbox_head=dict(head_module=dict(prior_size=320, centred=True)),
     vocabulary=dict(size=200, min_size=100),
     test_cfg=dict(max_per_img=1000),  # standard LVIS AP takes 300 of them
 )

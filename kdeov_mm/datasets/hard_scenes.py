@@ -299,7 +299,7 @@ class _Canvas:
 
     def may_hide(self, rng: np.random.Generator, placed: _Placed) -> bool:
         """Whether enough of all that is there stays visible, often more than needed."""
-        least = int(rng.integers(MIN_VISIBLE, 101))
+        least = int(rng.integers(MIN_VISIBLE, 101, 2).max())
         hidden = self._pixels(placed)
         left = (self.seen - hidden) * 100 >= np.array(self.areas) * least
         return bool((left | (hidden == 0))[1:].all())
@@ -350,9 +350,9 @@ def draw_scene(
     canvas = _Canvas(_background(rng))
     labels: list[int] = []
     places: list[tuple[int, int, int]] = []
-    wanted = int(rng.integers(5, 26))
+    wanted = 5 + int(rng.integers(0, 21, 2).min())
     # the larger ones rather behind the smaller ones, each octave as often
-    sides = [SIDES[i] for i in rng.integers(len(SIDES), size=wanted)]
+    sides = [SIDES[i] for i in rng.integers(len(SIDES), size=(wanted, 2)).sum(1) // 2]
     order = [side * int(rng.integers(2, 9)) for side in sides]
     for _, side in sorted(zip(order, sides), reverse=True):
         for _ in range(rng.integers(0, 3)):
@@ -513,8 +513,8 @@ def _surface(
     x0, y0 = int(x[0, x.shape[1] // 2]), int(y[y.shape[0] // 2, 0])
     light = 256 + ((x - x0) * lean_x + (y - y0) * lean_y) // side
     # half of all objects have no pattern
-    fill = FILLS[max(int(rng.integers(-2, len(FILLS))), 0)]
-    dark = _pattern(rng, fill, x, y, side) * int(rng.integers(70, 150))
+    fill = FILLS[max(int(rng.integers(-5, len(FILLS))), 0)]
+    dark = _pattern(rng, fill, x, y, side) * int(rng.integers(50, 120))
     return dark, light
 
 
@@ -619,20 +619,20 @@ def _clouds(rng: np.random.Generator, grain: int) -> Array:
 
 def _camera(rng: np.random.Generator, pixels: Array) -> Array:
     """Light from a side, a cast, haze, blur and noise: (SIZE, SIZE, 3) uint8."""
-    lean_x, lean_y = (int(v) for v in rng.integers(-110, 111, 2))
+    lean_x, lean_y = (int(v) for v in rng.integers(-80, 81, 2))
     x, y = _X.astype(np.int32) - SIZE // 2, _Y.astype(np.int32) - SIZE // 2
-    light = int(rng.integers(120, 275)) + (x * lean_x + y * lean_y) // SIZE
-    cast = rng.integers(212, 297, 3).astype(np.int32)
+    light = int(rng.integers(170, 275)) + (x * lean_x + y * lean_y) // SIZE
+    cast = rng.integers(228, 285, 3).astype(np.int32)
     pixels = (pixels.clip(0, 255) * light[..., None] >> 8) * cast >> 8
     # haze lifts the dark
-    haze = int(rng.integers(0, 90))
+    haze = int(rng.integers(0, 60))
     pixels += (190 - pixels) * haze >> 8
     pixels = pixels.astype(np.int16)
-    for _ in range(int(rng.choice([0, 0, 1, 1, 2, 4, 7]))):
+    for _ in range(int(rng.choice([0, 0, 0, 1, 1, 2, 4]))):
         pixels = _blurred(pixels)
     # the sum of four bytes is nearly normal
     grain = rng.integers(0, 256, (4, SIZE, SIZE), np.uint8).sum(0, dtype=np.int16)
-    pixels += ((grain - 510) * int(rng.integers(0, 15)) >> 7)[..., None]
+    pixels += ((grain - 510) * int(rng.integers(0, 12)) >> 7)[..., None]
     return pixels.clip(0, 255).astype(np.uint8)
 
 
