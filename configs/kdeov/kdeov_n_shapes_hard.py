@@ -16,7 +16,7 @@ model = dict(
     backbone=dict(
         init_cfg=dict(
             type="Pretrained",
-            checkpoint="configs/kdeov/hard/start.safetensors",
+            checkpoint="configs/kdeov/hard/start.pth",
             prefix="backbone",
         )
     ),

@@ -8,7 +8,8 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 
 from kdeov_mm.datasets.shapes_hard import WORLD_HARD
-from kdeov_mm.models.pretrained import load_pretrained
+from kdeov_mm.evaluation.leaks import training_record
+from kdeov_mm.models.pretrained import load_pretrained, read_weights
 
 from ..conftest import ROOT, load_tool
 
@@ -33,7 +34,7 @@ def test_only_objects_of_base_classes_are_cut_out(tool):
 
 
 def test_a_start_is_trained_and_fits_the_students_backbone(tool, monkeypatch, tmp_path):
-    target = tmp_path / "start.safetensors"
+    target = tmp_path / "start.pth"
     options = ["--scenes", "4", "--steps", "2", "--batch", "8", "--out", str(target)]
     monkeypatch.setattr(sys, "argv", ["train_start.py", *options])
     tool.main()
@@ -44,3 +45,6 @@ def test_a_start_is_trained_and_fits_the_students_backbone(tool, monkeypatch, tm
         # refuses what is missing or has another shape
         load_pretrained(backbone, "backbone", dict(checkpoint=str(file)))
         assert all(bool(v.isfinite().all()) for v in backbone.state_dict().values())
+        # the leak report of a student knows that it saw no novel class
+        record = training_record(read_weights(str(file)))
+        assert record["labels"] == [*WORLD_HARD.groups["base"]]
