@@ -61,6 +61,7 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         "OVHead.predict_by_feat": dict(rescale=True, with_nms=True),
         "OVHeadModule": dict(
             level_scales=False,
+            centred=False,
             light=False,
             hidden_channels=80,
             l2_norm=False,
@@ -85,6 +86,7 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
             learn_scale=True,
             background=False,
             temperature=0.07,
+            centred=False,
         ),
         "ViLDBBoxHead": dict(temperature=0.01, background=True),
         "ViLDRoIHead": dict(exponent=2 / 3, objectness=0.0),
