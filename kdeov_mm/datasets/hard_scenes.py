@@ -351,7 +351,8 @@ def draw_scene(
     labels: list[int] = []
     places: list[tuple[int, int, int]] = []
     wanted = 5 + int(rng.integers(0, 21, 2).min())
-    # the larger ones rather behind the smaller ones, each octave as often
+    # the larger ones rather behind the smaller ones; the mean of two draws is often
+    # a middle size
     sides = [SIDES[i] for i in rng.integers(len(SIDES), size=(wanted, 2)).sum(1) // 2]
     order = [side * int(rng.integers(2, 9)) for side in sides]
     for _, side in sorted(zip(order, sides), reverse=True):
@@ -512,7 +513,7 @@ def _surface(
     lean_x, lean_y = (int(v) for v in rng.integers(-70, 71, 2))
     x0, y0 = int(x[0, x.shape[1] // 2]), int(y[y.shape[0] // 2, 0])
     light = 256 + ((x - x0) * lean_x + (y - y0) * lean_y) // side
-    # half of all objects have no pattern
+    # two in three objects have no pattern
     fill = FILLS[max(int(rng.integers(-5, len(FILLS))), 0)]
     dark = _pattern(rng, fill, x, y, side) * int(rng.integers(50, 120))
     return dark, light

@@ -35,7 +35,8 @@ def write_world(
 
     Args:
         root: folder of the world.
-        seed: of the scenes; 7000 and 7001 are the teacher's.
+        seed: of the scenes; 7000 and 7001 are the teacher's, 9000 is the start's of
+            the hard world's students.
         num_train: training images.
         num_val: validation images.
         progress: wraps the loop over images, e.g. ``tqdm``.
@@ -48,10 +49,7 @@ def write_world(
         OSError, ValueError: it holds something else, the disk is full, or seed < 0.
     """
     root, drawn = Path(root), WORLDS[world]
-    counts = dict(num_train=num_train, num_val=num_val)
-    recipe: dict[str, Any] = dict(format=FORMAT, seed=seed, **counts)
-    if world != "360":
-        recipe["world"] = int(world) if world.isdigit() else world
+    recipe = _recipe(world, seed=seed, num_train=num_train, num_val=num_val)
     if _is_there(root, recipe):
         return False
     # what an interrupted run left
@@ -81,6 +79,17 @@ def write_world(
     (scratch / "world.json").write_text(json.dumps(manifest, indent=2) + "\n")
     scratch.replace(root)
     return True
+
+
+def _recipe(world: str, **numbers: int) -> dict[str, Any]:
+    """What the files of a world depend on; the first ones' keys are the fewest."""
+    recipe: dict[str, Any] = dict(format=FORMAT, **numbers)
+    if world != "360":
+        recipe["world"] = int(world) if world.isdigit() else world
+    # files of an earlier edition are another world
+    if WORLDS[world].edition > 1:
+        recipe["edition"] = WORLDS[world].edition
+    return recipe
 
 
 def _is_there(root: Path, recipe: dict[str, Any]) -> bool:

@@ -145,4 +145,5 @@ WORLD_HARD = World(
     draw=_draw,
     describe=describe,
     size=SIZE,
+    edition=2,  # milder light, noise and crowds
 )

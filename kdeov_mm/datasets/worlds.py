@@ -32,6 +32,7 @@ class World:
         draw: another :func:`.shapes.draw_scene`, without ``world``.
         describe: captions of the labels of a scene; None: of the first worlds.
         size: side of the images, pixels.
+        edition: it counts up when the same classes are drawn in another way.
     """
 
     classes: tuple[str, ...]
@@ -48,6 +49,7 @@ class World:
     draw: "Callable[[np.random.Generator, bool], Scene] | None" = None
     describe: Callable[[np.random.Generator, list[int]], list[str]] | None = None
     size: int = SIZE
+    edition: int = 1
 
 
 class Scene(NamedTuple):

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import shutil
 from collections import Counter
 
 import cv2
@@ -390,6 +391,16 @@ def test_hard_pixels_are_the_same_everywhere(hard_scenes_drawn):
         for part in (scene.image, scene.labels, scene.boxes, scene.masks):
             digest.update(np.ascontiguousarray(part).tobytes())
     assert digest.hexdigest()[:16] == "83ea17d7b84ad4ef"
+
+
+def test_the_hard_world_of_an_earlier_edition_is_refused(hard, tmp_path):
+    root = tmp_path / "old"
+    shutil.copytree(hard, root)
+    manifest = json.loads((root / "world.json").read_text())
+    assert manifest.pop("edition") == 2
+    (root / "world.json").write_text(json.dumps(manifest))
+    with pytest.raises(FileExistsError, match="another world.*'edition': 2.*--root"):
+        write_world(root, num_train=60, num_val=30, world="hard")
 
 
 def test_no_rounding_of_the_hard_world_is_close(monkeypatch):

@@ -12,7 +12,6 @@ ships with the configs.
 import argparse
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +23,10 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 from tqdm import tqdm
 
-from kdeov_mm.clip import CLIPTextEncoder
 from kdeov_mm.datasets import shapes
 from kdeov_mm.datasets.shapes_hard import WORLD_HARD
 from kdeov_mm.models import TextClassifier, TextEmbeds
-from train_teacher import PATCH, pixels_of
+from train_teacher import CONTEXT, PATCH, crop, grow, pixels_of
 
 CONFIG = "configs/kdeov/kdeov_n_shapes_hard.py"
 OUT = Path("configs/kdeov/hard/start.pth")
@@ -55,18 +53,13 @@ def main() -> None:
     init_default_scope("mmdet")
     backbone = MODELS.build({**cfg.model.backbone, "init_cfg": None})
     backbone.init_weights()
-    namer = Namer(backbone, CLIPTextEncoder(**text_encoder(cfg))(words))
+    namer = Namer(backbone, MODELS.build(cfg.model.text_encoder)(words))
     train(namer, patches, labels, args)
     state = {f"backbone.{k}": v for k, v in backbone.state_dict().items()}
     halves = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     # the leak report reads the classes
     meta = dict(dataset_meta=dict(classes=[*words]))
     torch.save(dict(state_dict=halves, meta=meta), args.out)
-
-
-def text_encoder(cfg: Config) -> dict[str, Any]:
-    """The arguments of the student's text encoder."""
-    return {k: v for k, v in cfg.model.text_encoder.items() if k != "type"}
 
 
 def collect(count: int, words: tuple[str, ...]) -> tuple[Tensor, Tensor]:
@@ -84,23 +77,12 @@ def collect(count: int, words: tuple[str, ...]) -> tuple[Tensor, Tensor]:
         keep = [n in index and s.min() >= LEAST for n, s in zip(names, sides)]
         boxes = torch.from_numpy(scene.boxes[np.array(keep)])
         centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-        reach = (boxes[:, 2:] - boxes[:, :2]).amax(1, keepdim=True)
+        half = (boxes[:, 2:] - boxes[:, :2]).amax(1, keepdim=True) / 2
+        square = grow(torch.cat([centre - half, centre + half], 1), CONTEXT)
         image = pixels_of(scene)[None].float()
-        grown = torch.cat([centre - reach, centre + reach], 1)
-        patches.append(roi_align(image, [grown], PATCH, aligned=True).round().byte())
+        patches.append(roi_align(image, [square], PATCH, aligned=True).round().byte())
         labels += [index[n] for n, k in zip(names, keep) if k]
     return torch.cat(patches), torch.tensor(labels)
-
-
-def crop(patches: Tensor, side: int) -> Tensor:
-    """Patches -> moved, scaled and mirrored crops (n, 3, side, side), RGB in [0, 1]."""
-    count, box = len(patches), PATCH / 2
-    centre = PATCH / 2 + box * torch.empty(count, 2).uniform_(-0.15, 0.15)
-    half = box / 2 * torch.empty(count, 1).uniform_(1.0, 1.6)
-    half = half * torch.empty(count, 2).uniform_(0.93, 1.07)
-    rois = torch.cat([torch.arange(count)[:, None], centre - half, centre + half], 1)
-    crops = roi_align(patches.float() / 255, rois, side, aligned=True)
-    return crops.flip(3) if torch.rand(()) < 0.5 else crops
 
 
 class Namer(nn.Module):
@@ -148,7 +130,8 @@ def train(
     for step in range(1, args.steps + 1):
         which = torch.randint(len(patches), (args.batch,))
         side = SIDES[int(torch.randint(len(SIDES), ()))]
-        guesses = namer(crop(patches[which], side))
+        crops = crop(patches[which], side, shift=0.15, scales=(1.0, 1.6))
+        guesses = namer(crops.flip(3) if torch.rand(()) < 0.5 else crops)
         losses = [F.cross_entropy(guess, labels[which]) for guess in guesses]
         optimizer.zero_grad()
         torch.stack(losses).sum().backward()

@@ -190,14 +190,20 @@ def background_box(
     return np.zeros((0, 4), np.float32)
 
 
-def crop(patches: Tensor, size: int) -> Tensor:
+def crop(
+    patches: Tensor,
+    size: int,
+    shift: float = 0.12,
+    scales: tuple[float, float] = (0.9, 1.55),
+) -> Tensor:
     """Patches (n, 3, PATCH, PATCH) -> jittered crops (n, 3, size, size).
 
-    RGB in [0, 1]; the box is moved by up to 12 % and scaled by 0.85 to 1.65.
+    RGB in [0, 1]; the box is moved by up to a share of its side, scaled, and its sides
+    by up to 7 per cent more or less.
     """
     count, box = len(patches), PATCH / CONTEXT
-    centre = PATCH / 2 + box * torch.empty(count, 2).uniform_(-0.12, 0.12)
-    scale = torch.empty(count, 1).uniform_(0.9, 1.55)
+    centre = PATCH / 2 + box * torch.empty(count, 2).uniform_(-shift, shift)
+    scale = torch.empty(count, 1).uniform_(*scales)
     half = box / 2 * scale * torch.empty(count, 2).uniform_(0.93, 1.07)
     rois = torch.cat([torch.arange(count)[:, None], centre - half, centre + half], 1)
     return roi_align(patches.float() / 255, rois, size, aligned=True)
