@@ -122,7 +122,7 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         "SegDataset": dict(
             background=0, ignored=(255,), labelled=1.0, seed=0, checked=100
         ),
-        "World": dict(repeats=0.0, odds_in_val=False, by_kind=0, size=160),
+        "World": dict(repeats=0.0, odds_in_val=False, by_kind=0, size=160, edition=1),
         "Scene": dict(quality=95),
         "arc": dict(cx=0, cy=0),
         "LargeScaleJitter": dict(ratio_range=(0.1, 2.0), min_box=0.0),
