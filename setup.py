@@ -61,6 +61,7 @@ setup(
         "numpy",
         "open_clip_torch>=2.24",
         "filelock",
+        "fsspec",  # shards, object stores; torch needs it, too
         "safetensors",
         "scipy",
         "tqdm",

@@ -37,12 +37,25 @@ def read_image(path: str | Path) -> np.ndarray:
     if not path_of("an image", path).is_file():
         raise FileNotFoundError(f"image {path} does not exist, or is no file")
     try:
-        return decode_image(Path(path).read_bytes(), path)
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise OSError(f"cannot read image {path}: {error}") from error
+    return image_of(data, path)
+
+
+def image_of(data: bytes, name: str | Path) -> np.ndarray:
+    """The content of an image file as :func:`read_image` gives it.
+
+    Raises:
+        OSError: see there; names it.
+    """
+    try:
+        return decode_image(data, name)
     except UnidentifiedImageError as error:
         # what it says of bytes is where they are in memory
-        raise OSError(f"cannot read image {path}: no format that PIL knows") from error
+        raise OSError(f"cannot read image {name}: no format that PIL knows") from error
     except BROKEN as error:
-        raise OSError(f"cannot read image {path}: {error}") from error
+        raise OSError(f"cannot read image {name}: {error}") from error
 
 
 def decode_image(data: bytes, name: str | Path, order: str = "RGB") -> np.ndarray:

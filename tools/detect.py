@@ -5,6 +5,7 @@
     python tools/detect.py CHECKPOINT film.mp4 --words vocabulary.safetensors --every 5
     python tools/detect.py CHECKPOINT map.png --words "boat" --slices 640
     python tools/detect.py CHECKPOINT list.parquet --words words.txt --workers 8
+    python tools/detect.py CHECKPOINT 'shards/*.tar' s3://bucket/photos --words "boat"
     python tools/detect.py CHECKPOINT FOLDER --words words.txt --ray auto
 
 Writes below --out:
@@ -74,8 +75,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "inputs",
         nargs="+",
-        help="files, folders with their subfolders, globs, lists: CSV or Parquet with\n"
-        "a column 'path'",
+        help="files, folders with their subfolders, globs, .tar shards, addresses of\n"
+        "object stores, lists: CSV or Parquet with a column 'path'",
     )
     parser.add_argument(
         "--words", required=True, help='"red ring, blue star", or a file of words'

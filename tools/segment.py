@@ -46,7 +46,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("checkpoint", type=given_path)
     parser.add_argument(
-        "inputs", nargs="+", help="files, folders with their subfolders, globs"
+        "inputs", nargs="+", help="files, folders, globs, shards, ...: as detect.py"
     )
     parser.add_argument(
         "--words", required=True, help='"red ring, blue star", or a file of words'

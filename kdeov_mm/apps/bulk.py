@@ -123,7 +123,7 @@ class Worker:
 
 def _stamp(source: ImageSource) -> tuple[str, int | None, int | None]:
     """An image's file, its size and time of change; None where it is gone."""
-    stamp = source.stamp() or (os.path.abspath(str(source.path)), None, None)
+    stamp = source.stamp() or (str(source.file), None, None)
     return (as_text(stamp[0]), *stamp[1:])
 
 
@@ -139,9 +139,9 @@ def parted(sources: Iterable[ImageSource], total: int) -> list[list[ImageSource]
     """
     shards: list[list[ImageSource]] = [[] for _ in range(total)]
     for source in sources:
-        path = os.path.abspath(str(source.path))
-        own = replace(source, path=Path(path))
-        shards[crc32(os.fsencode(path)) % total].append(own)
+        file = str(source.file)
+        own = source if source.path is None else replace(source, path=Path(file))
+        shards[crc32(os.fsencode(file)) % total].append(own)
     return shards
 
 
@@ -172,7 +172,7 @@ def find_all(
         ValueError: videos or images without a file; more workers than CPUs; no GPU.
         ChildProcessError: three workers died on the same file of rows, or at start.
     """
-    if odd := [s.name for s in sources if s.is_video or s.path is None]:
+    if odd := [s.name for s in sources if s.is_video or s.file is None]:
         raise ValueError(f"workers search image files alone, not {odd[0]}")
     # an image's file is known by its path; there are never fewer files than before
     folder = folder.absolute()

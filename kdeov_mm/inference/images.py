@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -119,13 +119,15 @@ def natural_order(paths: Iterable[Path]) -> list[Path]:
     ['9.png', '10.png']
     """
 
-    def key(path: Path) -> list[tuple[list[str | int], str]]:
-        # "a10b" -> ["a", 10, "b"]: every second piece is a number
-        split = [re.split("([0-9]+)", part.lower()) for part in path.parts]
-        numbers = [[int(n) if i % 2 else n for i, n in enumerate(s)] for s in split]
-        return [*zip(numbers, path.parts)]
+    return sorted(paths, key=natural_key)
 
-    return sorted(paths, key=key)
+
+def natural_key(path: PurePath) -> list[tuple[list[str | int], str]]:
+    """For sorting paths by the numbers in their names: "a10b" is "a", 10, "b"."""
+    # every second piece is a number
+    split = [re.split("([0-9]+)", part.lower()) for part in path.parts]
+    numbers = [[int(n) if i % 2 else n for i, n in enumerate(s)] for s in split]
+    return [*zip(numbers, path.parts)]
 
 
 def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

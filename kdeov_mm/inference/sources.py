@@ -1,12 +1,11 @@
-"""What is given to a detector: files, folders, globs, arrays, videos, a camera."""
+"""What is given to a detector: files, folders, shards, arrays, videos, a camera."""
 
 import csv
 import glob
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,6 +15,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from ..border import path_of, taken_apart
 from ..reader import read_image, to_rgb
 from .images import check_array, image_files, natural_order
+from .stores import Members, StoredImage, is_address, is_shard, list_stored
 from .video import VIDEO_EXTENSIONS, VideoInfo, read_frames, video_info
 
 LISTS = (".csv", ".parquet")  # of files
@@ -30,12 +30,14 @@ class ImageSource:
         name: of its results, unique for each file: its path below the folder that all
             files of the call share, with ``/``; of an image in memory its number.
         path: the file; None where there is none.
+        stored: the file, if it is in an object store or in a shard.
         pixels: (H, W, 3) uint8 RGB, of an image in memory.
         camera: its number.
     """
 
     name: str
     path: Path | None = None
+    stored: StoredImage | None = None
     pixels: np.ndarray | None = None
     camera: int | None = None
 
@@ -57,6 +59,8 @@ class ImageSource:
         """
         if self.pixels is not None:
             yield None, self.pixels
+        elif self.stored is not None:
+            yield None, self.stored.read()
         elif self.camera is not None:
             yield from read_frames(self.camera, every)
         elif self.path is not None and self.is_video:
@@ -64,14 +68,22 @@ class ImageSource:
         elif self.path is not None:
             yield None, read_image(self.path)
 
+    @property
+    def file(self) -> str | None:
+        """Which file it is: its whole path, or its address; None: of no file."""
+        if self.stored is not None:
+            return self.stored.address
+        return None if self.path is None else os.path.abspath(self.path)
+
     def stamp(self) -> tuple[str, int, int] | None:
         """Which file it is, its bytes and time of change; None: it is gone by now."""
-        path = Path(str(self.path)).absolute()
+        if self.stored is not None:
+            return self.stored.stamp()
         try:
-            about = path.stat()
+            about = os.stat(str(self.file))
         except OSError:
             return None
-        return str(path), about.st_size, about.st_mtime_ns
+        return str(self.file), about.st_size, about.st_mtime_ns
 
     def video_info(self) -> VideoInfo:
         """Of a video; all unknown of a camera, which cannot be opened twice."""
@@ -88,42 +100,52 @@ def list_sources(inputs: Input | Sequence[Input]) -> list[ImageSource]:
         inputs: one, or a list of: an image's or a video's file; a folder, whose images
             are taken with those of its subfolders, in natural order ("2.jpg" before
             "10.jpg"), and whose videos are not; a glob, ``**`` for any subfolders, of
-            images and videos; a list in a file, CSV or Parquet, whose column ``path``
-            names files, relative ones below the list's folder; the number of a camera;
-            a PIL image; an array (H, W, 3) uint8 BGR or (H, W), as mm reads images.
+            images and videos; a ``.tar`` shard, whose members are taken, or a glob of
+            shards; an address that fsspec knows, of a file, a folder or a glob,
+            ``s3://bucket/photos``; a list in a file, CSV or Parquet, whose column
+            ``path`` names files, relative ones below the list's folder, shards and
+            addresses; the number of a camera; a PIL image; an array (H, W, 3) uint8 BGR
+            or (H, W), as mm reads images.
 
     Raises:
         FileNotFoundError: there is no such file, or a folder or glob has no image;
             names it. Files of a list are not looked for.
-        ImportError: a list in Parquet, and pyarrow is not installed.
-        ValueError: an address of the internet, a list without paths, a camera's number
-            that is negative or too large, or something else that is no input.
+        ImportError: a list in Parquet, and pyarrow is not installed; an address, and
+            fsspec has no package for it.
+        OSError: an object store cannot be reached, a shard is damaged.
+        ValueError: an address of the web, a list without paths, a camera's number that
+            is negative or too large, or something else that is no input.
     """
     given = [*inputs] if isinstance(inputs, (list, tuple)) else [inputs]
     if not given:
         raise ValueError("no inputs: expected at least one image")
     # files of all inputs; a folder counts as the place of its files
     sources: list[ImageSource] = []
-    folders: list[str | Path] = []
+    folders: list[str | PurePath] = []
     for item in given:
         if isinstance(item, ImageSource):
             sources.append(item)
         elif isinstance(item, (str, Path)):
-            paths = _files(item)
-            sources += [ImageSource("", path) for path in paths]
+            own = [*_of_files(item)]
+            sources += own
             folders += (
-                [item] if Path(item).is_dir() else [path.parent for path in paths]
+                [item] if Path(item).is_dir() else [_place(s).parent for s in own]
             )
         else:
             sources.append(_in_memory(item, len(sources)))
     # files are named by their paths below the folder that all share
     root = os.path.commonpath([os.path.abspath(f) for f in folders]) if folders else ""
     return [
-        replace(s, name=Path(os.path.relpath(s.path, root)).as_posix())
-        if s.path and not s.name
+        replace(s, name=Path(os.path.relpath(_place(s), root)).as_posix())
+        if s.file and not s.name
         else s
         for s in sources
     ]
+
+
+def _place(source: ImageSource) -> PurePath:
+    """Where a file is; of one in a store or in a shard as if it were a path."""
+    return source.stored.place if source.stored else PurePath(str(source.path))
 
 
 def _in_memory(item: Any, number: int) -> ImageSource:
@@ -146,7 +168,7 @@ def _in_memory(item: Any, number: int) -> ImageSource:
     )
 
 
-def _listed(path: Path) -> list[Path]:
+def _listed(path: Path) -> Iterator[ImageSource]:
     """The files that a list names."""
     with taken_apart(f"list {path}: expected a column 'path' of files"):
         if path.suffix.lower() == ".csv":
@@ -160,25 +182,35 @@ def _listed(path: Path) -> list[Path]:
                     "lists in Parquet need pip install 'kdeov_mm[scale]'"
                 ) from error
             names = parquet.read_table(path, columns=["path"])["path"].to_pylist()
-        return [path.parent / path_of("a path", name) for name in names]
+        paths = [path_of("a path", name) for name in names]
+    known: Members = {}
+    for name, own in zip(names, paths):
+        if is_address(name):
+            yield from _of_store(name, known)
+        elif is_shard(name):
+            yield from _of_store(str(path.parent / own))
+        else:
+            yield ImageSource("", path.parent / own)
 
 
-def _files(given: str | Path) -> list[Path]:
-    """The files of a path or a glob."""
+def _of_store(given: str, known: Members | None = None) -> Iterator[ImageSource]:
+    return (ImageSource("", stored=image) for image in list_stored(given, known))
+
+
+def _of_files(given: str | Path) -> Iterable[ImageSource]:
+    """The files of a path, a glob or an address, without names yet."""
     path = path_of("an input", given)  # Path takes an empty one for the current folder
     if path.is_dir():
         if files := natural_order(image_files(path)):
-            return files
+            return (ImageSource("", file) for file in files)
         raise FileNotFoundError(f"folder {given} has no images {IMG_EXTENSIONS}")
     # a name may have the characters of a glob, so a file comes first
+    if path.is_file() and path.suffix.lower() in LISTS:
+        return _listed(path)
+    if is_address(str(given)) or is_shard(str(given)):
+        return _of_store(str(given))
     if path.is_file():
-        return _listed(path) if path.suffix.lower() in LISTS else [path]
-    # neither OpenCV nor PIL is to load anything from the internet
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(given)):
-        raise ValueError(
-            f"{given} is an address of the internet, and this works offline: download "
-            "it first, and give the file."
-        )
+        return [ImageSource("", path)]
     if not glob.has_magic(str(given)):
         raise FileNotFoundError(f"there is no file or folder {given}")
     # of a glob's matches only images and videos
@@ -187,4 +219,4 @@ def _files(given: str | Path) -> list[Path]:
     files = [p for p in found if p.suffix.lower() in known and p.is_file()]
     if not files:
         raise FileNotFoundError(f"the glob {given} matches no image and no video")
-    return natural_order(files)
+    return (ImageSource("", file) for file in natural_order(files))

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -240,6 +241,31 @@ def test_without_new_images_no_worker_starts(
     assert not [*bulk.embed_all(folder, KDEOV, [], workers=1)]
 
 
+def test_members_of_a_shard_have_rows_by_their_addresses(
+    folder: Path, tmp_path: Path
+) -> None:
+    """What was found is kept, until the shard changes."""
+    file = tmp_path / "0.tar"
+
+    def pack() -> list[ImageSource]:
+        with tarfile.open(file, "w") as shard:
+            shard.add(folder, "")
+        return list_sources(file)
+
+    made = worker(tmp_path / "out", Student)
+    made.folder.mkdir()
+    shards_of(made, pack(), 2)
+    by_path = {row["path"]: row for row in rows_of(made.folder)}
+    assert len(by_path) == NUMBER
+    assert by_path[f"tar://a/0.png::{file}"]["file_name"] == "a/0.png"
+    assert "no format" in by_path[f"tar://bad.png::{file}"]["error"]
+    # the unreadable one is tried again
+    done = shards_of(made, list_sources(file), 2)
+    assert [sum(n) for n in zip(*((a, b) for a, b, _ in done))] == [1, NUMBER - 1]
+    done = shards_of(made, pack(), 2)
+    assert sum(kept for _, kept, _ in done) == 0
+
+
 # ---------------------------------------------------------------- many workers
 
 DRIVER = """
@@ -346,7 +372,9 @@ def test_workers_find_what_one_process_finds(
     checkpoint = write_joint(tmp_path, load_config)
     for i in range(6):
         Image.fromarray(scene(40 + i, 60, seed=i)).save(tmp_path / f"{i}.png")
-    names = "".join(f"{i}.png\n" for i in (*range(6), 9))
+    with tarfile.open(tmp_path / "more.tar", "w") as shard:
+        shard.add(tmp_path / "0.png", "7.png")
+    names = "".join(f"{i}.png\n" for i in (*range(6), 9)) + "more.tar\n"
     (tmp_path / "list.csv").write_text(f"path\n{names}")
     tool, contents = load_tool("detect"), []
     for name, more in (("one", []), ("two", ["--workers", "2"])):
