@@ -7,7 +7,7 @@ _base_ = [
     "../../_base_/default_runtime.py",
     "../../_base_/models/vild_r18_fpn.py",
     "../../_base_/datasets/shapes_hard.py",
-    "../../_base_/schedules/adamw_shapes_1600.py",
+    "../../_base_/schedules/adamw_shapes.py",
 ]
 model = dict(
     text_encoder=dict(model="shapes-hard"),
