@@ -200,7 +200,7 @@ META = {
     "OVLVISDataset": "0a9b2c261f8c",
     "ShapesDataset": "4b30406fd46d",
     "Shapes1203Dataset": "e5a00c57c02c",
-    "ShapesHardDataset": "8dec11093cf2",
+    "ShapesHardDataset": "603e4493199e",
     "VOCSegDataset": "c94b3971a0cc",
     "COCOStuffDataset": "cb634a2b102b",
     "PascalContextDataset": "4223b215aae2",
