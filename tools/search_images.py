@@ -7,6 +7,7 @@
     python tools/search_images.py "red ring" FOLDER --where "path like '%2024%'"
     python tools/search_images.py "red ring" FOLDER --index s3://bucket/search
     python tools/search_images.py "red ring" FOLDER --workers 8    # embed new images
+    python tools/search_images.py "red ring" 's3://bucket/shards/*.tar'
 
 An image of the hits is written for each line of words. The index follows new, changed
 and removed files; an interrupted run is gone on with.
@@ -36,7 +37,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("words", nargs="*", help="what to look for, one or several")
     parser.add_argument(
-        "folder", type=given_path, help="of images, with its subfolders"
+        "folder",
+        help="of images, with its subfolders; or a glob, a list (CSV or Parquet, a\n"
+        "column 'path'), .tar shards, an address of an object store",
     )
     parser.add_argument(
         "--checkpoint",
@@ -127,7 +130,7 @@ def open_index(args: argparse.Namespace) -> ImageIndex:
         from kdeov_mm.apps.bulk import embed_all
 
         on = dict(workers=args.workers, address=args.ray, cuda=args.device != "cpu")
-        done = index.update(bar, partial(embed_all, index.folder, make, **on))
+        done = index.update(bar, partial(embed_all, make, **on))
     print(
         f"{index.store}: {done['images']} images ({known} were known, {done['added']} "
         f"new or changed, {done['removed']} removed), {done['unreadable']} files could "
@@ -163,7 +166,7 @@ def answer(index: ImageIndex, words: str, args: argparse.Namespace, out: Path) -
     for hit in hits:
         print(f"  {hit.score:.3f}  {hit.path}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(hits, f'"{words}" in {index.folder.name}').save(out)
+    contact_sheet(hits, f'"{words}" in {index.name}').save(out)
     print(f"  drawn in {out}", flush=True)
 
 

@@ -230,7 +230,7 @@ class FolderSearch:
             every = [*self._best_boxes(words, progress)]
             number, hits = len(every), [hit for hit in every if hit.score >= MIN_SCORE]
         # an image that several words find counts by the best of them
-        best: dict[Path, Hit] = {}
+        best: dict[Path | str, Hit] = {}
         for hit in sorted(hits, key=lambda hit: -hit.score):
             best.setdefault(hit.path, hit)
         return [*best.values()][:MAX_HITS], number

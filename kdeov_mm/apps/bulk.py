@@ -194,23 +194,21 @@ def find_all(
 
 
 class Embedder:
-    """A worker: reads images below a folder, and embeds them.
+    """A worker: reads images, and embeds them.
 
     Args:
-        folder: of the images.
         make: gives the model.
     """
 
-    def __init__(self, folder: Path, make: Callable[[], KDEOV]) -> None:
-        self.folder, self.model = folder, make()
+    def __init__(self, make: Callable[[], KDEOV]) -> None:
+        self.model = make()
 
     def embed(self, rows: Sequence[Row]) -> list[Row]:
         """See :func:`kdeov_mm.apps.search.embedded`."""
-        return [*embedded(self.model, self.folder, rows)]
+        return [*embedded(self.model, rows)]
 
 
 def embed_all(
-    folder: Path,
     make: Callable[[], KDEOV],
     rows: Iterable[Row],
     *,
@@ -223,9 +221,8 @@ def embed_all(
     A worker that dies has a successor, and its images are read again.
 
     Args:
-        folder: of the images; workers on other machines see it as well.
         make: gives a worker its model.
-        rows: of images.
+        rows: of images, whose sources workers on other machines see as well.
         workers, address, cuda: as in :func:`find_all`.
 
     Yields:
@@ -241,7 +238,7 @@ def embed_all(
     with _cluster(workers, address, cuda) as (count, needs):
         lives = DEATHS - 1
         actor = ray.remote(max_restarts=lives, max_task_retries=lives, **needs)
-        some = [actor(Embedder).remote(folder.absolute(), make) for _ in range(count)]
+        some = [actor(Embedder).remote(make) for _ in range(count)]
         pool = ActorPool(some)
         try:
             for batch in itertools.chain([first], batches):

@@ -1,7 +1,9 @@
-"""A folder of images, found by words: a table of their embeddings, kept by LanceDB."""
+"""Images, found by words: a table of their embeddings, kept by LanceDB."""
 
+import glob
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -9,7 +11,7 @@ from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
 from math import log2
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -21,7 +23,8 @@ from ..border import path_of, taken_apart, whole_number
 from ..files import LOCK, locked
 from ..inference.api import KDEOV, normalisation
 from ..inference.images import image_files, in_batches
-from ..reader import read_image
+from ..inference.sources import LISTS, ImageSource, list_sources
+from ..inference.stores import is_address, is_shard
 from ..vocabulary import check_words
 
 TABLE = "images"
@@ -37,14 +40,30 @@ Row: TypeAlias = dict[str, Any]  # of the table
 
 
 class Hit(NamedTuple):
-    """An image that was found, and its cosine to the words."""
+    """An image that was found, and its cosine to the words.
 
-    path: Path
+    Attributes:
+        path: of its file; of one in a store or in a shard its address.
+        score: from -1 to 1.
+    """
+
+    path: Path | str
     score: float
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return PurePosixPath(str(self.path).partition("::")[0]).name
+
+    def read(self) -> np.ndarray:
+        """(H, W, 3) uint8 RGB; raises an OSError where it is gone."""
+        (source,) = list_sources(self.path)
+        ((_, image),) = source.images()
+        return image
 
 
 class ImageIndex:
-    """The embeddings of a folder's images, kept in a table, searched by words.
+    """The embeddings of images, kept in a table, searched by words.
 
     What is embedded is written every 256 images, or every five seconds where that is
     more, atomically, so a killed run continues.
@@ -52,18 +71,21 @@ class ImageIndex:
 
     Args:
         model: embeds images and words.
-        folder: of images, with its subfolders.
+        folder: of images, with its subfolders; or a glob, a list, shards or an address,
+            as :func:`.list_sources` takes them, whose videos are left out.
         store: a folder, or an address such as ``s3://bucket/search`` (default: below
             ``work_dirs/search/``, a place for each folder and student).
 
     Attributes:
-        table: LanceDB's, a row per image: ``path`` below the folder, ``size`` in bytes,
-            ``mtime``, ``width``, ``height``, ``error`` (null where the image was read),
-            ``vector`` (D,), float16, of length 1 (null where it was not).
+        name: the last part of the folder's.
+        table: LanceDB's, a row per image: ``path``, below the folder, or whole where
+            none was given, ``size`` in bytes, ``mtime``, ``width``, ``height``,
+            ``error`` (null where the image was read), ``vector`` (D,), float16, of
+            length 1 (null where it was not).
 
     Raises:
         ImportError: lancedb is not installed.
-        NotADirectoryError: the folder is none.
+        NotADirectoryError: there is no such folder, and it is nothing else of these.
         ValueError: the store is of another folder or student, or damaged.
     """
 
@@ -74,18 +96,18 @@ class ImageIndex:
         self.model = model
         if not isinstance(model, KDEOV):
             raise ValueError(f"expected a KDEOV, got a {type(model).__name__}")
-        self.folder = path_of("a folder of images", folder).resolve()
-        if not self.folder.is_dir():
-            raise NotADirectoryError(f"{folder} is no folder of images")
+        self.folder, self.place = _gallery(folder)
+        self.name = Path(self.place).name
         # a place for each folder and student, which the table's schema names
-        metadata = dict(folder=str(self.folder), student=_student_hash(model))
+        metadata = dict(folder=self.place, student=_student_hash(model))
         key = hashlib.sha256(json.dumps(metadata).encode()).hexdigest()[:12]
-        default = Path("work_dirs/search") / f"{self.folder.name}-{key}"
+        kept = self.name if self.folder else re.sub(r"[^\w.-]", "_", self.name)
+        default = Path("work_dirs/search") / f"{kept}-{key}"
         place = default if store is None else store
         self.remote = "://" in str(place)
         self.store = str(place if self.remote else path_of("a store", place))
         if not self.remote:
-            _check_place(Path(self.store), self.folder)
+            _check_place(Path(self.store), self.place)
         self.schema = self._schema(metadata)
         self._broken = (
             f"{self.store} is of another folder of images or another student, or "
@@ -133,13 +155,15 @@ class ImageIndex:
             # rows without a file, and files without a row of their time and size
             with taken_apart(self._broken):
                 known = self.table.search().select(STAMP).to_batches().read_all()
-            gone, fresh = self._compared(known, self._found(known.schema))
+            found, source_of = self._found(known.schema)
+            gone, fresh = self._compared(known, found)
             for names in in_batches(gone, 1000):
                 listed = ", ".join("'" + n.replace("'", "''") + "'" for n in names)
                 self.table.delete(f"path IN ({listed})")
             # what is embedded goes to disk from time to time
-            embed = embed or partial(embedded, self.model, self.folder)
-            for shard in _shards(embed(progress(fresh))):
+            embed = embed or partial(embedded, self.model)
+            todo = (dict(r, source=source_of(r["path"])) for r in progress(fresh))
+            for shard in _shards(embed(todo)):
                 self._write(shard)
             unreadable = self.table.count_rows("error IS NOT NULL")
             images = self.table.count_rows() - unreadable
@@ -148,19 +172,30 @@ class ImageIndex:
         done = dict(added=len(fresh), removed=len(gone))
         return dict(done, unreadable=unreadable, images=images)
 
-    def _found(self, schema: Any) -> Any:
-        """Names of all image files, below the folder, and their stamps."""
-        rows = []
-        for path in image_files(self.folder):
-            try:
-                status = path.stat()
-                stamp = dict(size=status.st_size, mtime=status.st_mtime_ns)
-            except OSError:  # gone by now, or a link to nothing
-                stamp = dict(size=0, mtime=0)
+    def _found(self, schema: Any) -> tuple[Any, Callable[[str], ImageSource]]:
+        """Names of all image files, and their stamps; what gives a name's source."""
+        rows, sources = [], {}
+        for file, source in self._listed():
+            stamp = source.stamp() or ("", 0, 0)  # gone by now, or a link to nothing
             # a name that is not UTF-8 is a row that says that it is not found
-            name = str(path.relative_to(self.folder)).encode(errors="backslashreplace")
-            rows.append(dict(stamp, path=name.decode()))
-        return self.arrow.Table.from_pylist(rows, schema)
+            name = file.encode(errors="backslashreplace").decode()
+            rows.append(dict(path=name, size=stamp[1], mtime=stamp[2]))
+            if self.folder is None:
+                sources[name] = source
+        table = self.arrow.Table.from_pylist(rows, schema)
+        if self.folder is None:
+            return table, sources.__getitem__
+        folder = self.folder
+        return table, lambda name: ImageSource(name, folder / name)
+
+    def _listed(self) -> Iterator[tuple[str, ImageSource]]:
+        if self.folder is not None:
+            for path in image_files(self.folder):
+                yield str(path.relative_to(self.folder)), ImageSource("", path)
+            return
+        # one that is named twice is one image
+        found = {str(s.file): s for s in list_sources(self.place) if not s.is_video}
+        yield from found.items()
 
     def _compared(self, known: Any, found: Any) -> tuple[list[str], list[Row]]:
         """Names that are gone, and rows of new and changed files, by their names."""
@@ -251,10 +286,16 @@ class ImageIndex:
             found = self._nearest(query, top, where)
         if not found and not self.table.count_rows("vector IS NOT NULL"):
             raise ValueError(
-                f"no image of {self.folder} is in the index: the folder has none that "
-                "can be read, or update() was not called"
+                f"no image of {self.place} is in the index: there is none that can be "
+                "read, or update() was not called"
             )
-        return [Hit(self.folder / path, score) for path, score in found.items()]
+        return [Hit(self._whole(path), score) for path, score in found.items()]
+
+    def _whole(self, path: str) -> Path | str:
+        """A row's path as it can be read from anywhere."""
+        if self.folder is not None:
+            return self.folder / path
+        return path if is_address(path) else Path(path)
 
     def _vector(self, words: str | Tensor) -> Tensor:
         """What is looked for as a vector (D,)."""
@@ -270,21 +311,22 @@ class ImageIndex:
         return words
 
 
-def embedded(model: KDEOV, folder: Path, rows: Iterable[Row]) -> Iterator[Row]:
+def embedded(model: KDEOV, rows: Iterable[Row]) -> Iterator[Row]:
     """Read files in threads, and embed a batch of them at once.
 
     Args:
         model: embeds.
-        folder: of the images.
-        rows: of images, ``path`` below the folder.
+        rows: of images, each with its ``source``, an :class:`.ImageSource`.
 
     Yields:
-        The rows with ``width``, ``height`` and ``vector``, or with their ``error``.
+        The rows with ``width``, ``height`` and ``vector``, or with their ``error``, and
+        without the source.
     """
 
     def read(row: Row) -> np.ndarray | str:
         try:
-            return read_image(folder / row["path"])
+            ((_, image),) = row.pop("source").images()
+            return image
         except OSError as error:
             return str(error)
 
@@ -331,7 +373,7 @@ def contact_sheet(
         left = margin + i % columns * (side + margin)
         top = line + 2 * margin + i // columns * cell
         try:
-            image = Image.fromarray(read_image(hit.path))
+            image = Image.fromarray(hit.read())
         except OSError:  # removed since it was found
             image = Image.new("RGB", (side, side), "lightgray")
         # in the middle of a square, its longer side as long as the square's
@@ -339,7 +381,7 @@ def contact_sheet(
         width, height = (max(round(n * factor), 1) for n in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
         sheet.paste(image, (left + (side - width) // 2, top + (side - height) // 2))
-        name = hit.path.name if len(hit.path.name) < 28 else f"...{hit.path.name[-25:]}"
+        name = hit.name if len(hit.name) < 28 else f"...{hit.name[-25:]}"
         caption = f"{i + 1}.  {hit.score:.3f}", name
         # rank and score, and below them the file
         for j, text in enumerate(caption):
@@ -356,7 +398,20 @@ def _lancedb() -> tuple[Any, Any]:
     return lancedb, pyarrow
 
 
-def _check_place(place: Path, folder: Path) -> None:
+def _gallery(given: str | Path) -> tuple[Path | None, str]:
+    """A folder of images, if it is one, and how it, or anything else, is named."""
+    path, text = path_of("a folder of images", given), str(given)
+    if path.is_dir():
+        return path.resolve(), str(path.resolve())
+    if is_address(text):
+        return None, text
+    several = is_shard(text) or path.suffix.lower() in LISTS or glob.has_magic(text)
+    if not several:
+        raise NotADirectoryError(f"{given} is no folder of images")
+    return None, str(path.absolute())
+
+
+def _check_place(place: Path, folder: str) -> None:
     """Leave a folder of other things alone."""
     names = {path.name for path in place.iterdir()} if place.is_dir() else set()
     if "index.json" in names:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import numpy as np
 from PIL import Image
 
 from ..inference.api import KDEOV
 from ..models import SegStudent
-from ..reader import read_image
 from .answers import FolderSearch, duration, find, segment, split_words
 
 try:
@@ -287,7 +287,7 @@ def _search_tab(search: FolderSearch) -> None:
             took = time.perf_counter() - start
         except (ImportError, OSError, ValueError) as error:
             return [], str(error)
-        shown = [(_thumbnail(h.path), f"{h.score:.3f}  {h.path.name}") for h in hits]
+        shown = [(_thumbnail(h.read()), f"{h.score:.3f}  {h.name}") for h in hits]
         return shown, f"{len(hits)} of {number} images in {duration(took)}."
 
     # words above, images below
@@ -309,8 +309,8 @@ def _search_tab(search: FolderSearch) -> None:
     )
 
 
-def _thumbnail(path: Path) -> Image.Image:
-    """An image for the gallery, which browsers can show whatever its format."""
-    image = Image.fromarray(read_image(path))
+def _thumbnail(pixels: np.ndarray) -> Image.Image:
+    """Pixels (H, W, 3) for the gallery: browsers do not show every format."""
+    image = Image.fromarray(pixels)
     image.thumbnail((480, 480))
     return image

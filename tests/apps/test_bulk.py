@@ -238,7 +238,7 @@ def test_without_new_images_no_worker_starts(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(bulk, "_cluster")
-    assert not [*bulk.embed_all(folder, KDEOV, [], workers=1)]
+    assert not [*bulk.embed_all(KDEOV, [], workers=1)]
 
 
 def test_members_of_a_shard_have_rows_by_their_addresses(
@@ -424,7 +424,7 @@ def test_workers_embed_what_one_process_embeds(
 
     model = KDEOV.from_checkpoint(checkpoint)
     index = ImageIndex(model, folder, tmp_path / "workers")
-    embed = partial(bulk.embed_all, folder, make, workers=1)
+    embed = partial(bulk.embed_all, make, workers=1)
     if deaths == 3:
         with pytest.raises(ChildProcessError, match="died 3 times"):
             index.update(embed=embed)

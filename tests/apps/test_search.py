@@ -7,10 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -23,6 +25,7 @@ from kdeov_mm import KDEOV
 from kdeov_mm.apps import search
 from kdeov_mm.apps.search import Hit, ImageIndex, contact_sheet
 from kdeov_mm.files import LOCK, locked
+from kdeov_mm.inference.sources import ImageSource
 from kdeov_mm.reader import read_image
 
 from ..conftest import load_tool, run_env
@@ -546,7 +549,7 @@ def names_of(index: ImageIndex) -> set[str]:
 
 def rows_of(index: ImageIndex) -> Any:
     """What :meth:`ImageIndex._found` says of a folder that has all rows' files."""
-    return index.table.search().select(search.STAMP).to_arrow()
+    return index.table.search().select(search.STAMP).to_arrow(), ImageSource
 
 
 # ------------------------------------------------------------------- the store
@@ -599,6 +602,38 @@ def test_a_name_that_is_not_utf8_is_a_row_with_an_error(
     index = made(student, folder)
     assert index.update() == dict(added=0, removed=0, unreadable=BAD + 1, images=GOOD)
     assert "caf" in entries(index)["caf\\udce9.png"]["error"]
+
+
+def test_images_of_shards_lists_and_addresses(
+    student: KDEOV, folder: Path, tmp_path: Path
+) -> None:
+    """The same vectors as of a folder, by whole paths and addresses."""
+    wanted = made(student, folder).search("red ball", 3)
+    with tarfile.open(tmp_path / "0.tar", "w") as shard:
+        shard.add(folder, "")
+    names = [str(p.relative_to(tmp_path)) for p in folder.rglob("*.png")]
+    write_list = "path\n" + "\n".join([*names, names[0]])
+    (tmp_path / "list.csv").write_text(write_list)
+    memory = fsspec.filesystem("memory")
+    for path in folder.rglob("*.*"):
+        if path.is_file():
+            memory.pipe(f"/gallery/{path.relative_to(folder)}", path.read_bytes())
+    for given in (tmp_path / "0.tar", tmp_path / "list.csv", "memory://gallery"):
+        index = made(student, given)
+        assert index.update()["added"] == 0
+        hits = index.search("red ball", 3)
+        if given != tmp_path / "list.csv":  # of PNGs alone
+            assert [h.name for h in hits] == [h.name for h in wanted]
+            assert [h.score for h in hits] == [h.score for h in wanted]
+        for hit in hits:
+            (same,) = folder.rglob(hit.name)
+            assert (hit.read() == read_image(same)).all()
+        assert contact_sheet(hits, "red ball").size[1] > 100
+    # one that is gone is gone from the index, too
+    memory.rm(str(hits[0].path).removeprefix("memory://"))
+    assert index.update()["removed"] == 1
+    assert hits[0].path not in [h.path for h in index.search("red ball", GOOD)]
+    memory.rm("/gallery", recursive=True)
 
 
 def test_a_store_is_of_one_folder_and_one_student(

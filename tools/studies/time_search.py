@@ -23,6 +23,7 @@ from kdeov_mm import KDEOV
 from kdeov_mm.apps import search
 from kdeov_mm.border import sentences
 from kdeov_mm.inference.images import in_batches
+from kdeov_mm.inference.sources import ImageSource
 
 DIMS, NEW, QUERIES, TOP = 512, 1000, 20, 12
 T = TypeVar("T")
@@ -57,7 +58,7 @@ class MadeUpIndex(search.ImageIndex):
     files: Any = None
 
     def _found(self, schema: Any) -> Any:
-        return self.files.cast(schema)
+        return self.files.cast(schema), ImageSource
 
     def grow(self, number: int) -> None:
         """Have so many files in the folder."""
