@@ -183,14 +183,42 @@ def find_all(
     while total < MOST and total * SHARD < len(sources):
         total *= 2
     shards = parted(sources, total)
-    with _cluster(workers, address, cuda) as (count, needs):
-        actor = ray.remote(**needs)(Worker)
-        errors = _work(lambda: actor.remote(folder, schema, load), count, shards)
+    on: Any = dict(workers=workers, address=address, cuda=cuda)
+    _, errors = share_out(Worker, (folder, schema, load), shards, **on)
     # rows of earlier numbers of files have been taken over
     for file in folder.glob("*-of-*.parquet"):
         if int(file.stem[-4:]) != total:
             file.unlink()
     return errors
+
+
+def share_out(
+    kind: type,
+    args: tuple[Any, ...],
+    shards: Sequence[Sequence[Any]],
+    *,
+    workers: int | None,
+    address: str | None = None,
+    cuda: bool = False,
+) -> tuple[int, list[str]]:
+    """Have workers do shards.
+
+    Args:
+        kind: of the workers: a class with the methods of :class:`Worker`.
+        args: what it is made with.
+        shards: what there is to do.
+        workers, address, cuda: as in :func:`find_all`.
+
+    Returns:
+        How many items were done and not only taken over, and the errors of the rest.
+
+    Raises:
+        ValueError: more workers than CPUs; no GPU.
+        ChildProcessError: three workers died on the same shard, or at start.
+    """
+    with _cluster(workers, address, cuda) as (count, needs):
+        actor: Any = ray.remote(**needs)(kind)
+        return _work(lambda: actor.remote(*args), count, shards)
 
 
 class Embedder:
@@ -288,8 +316,8 @@ def _resources(workers: int | None, cuda: bool) -> tuple[int, float]:
 
 
 def _work(
-    start: Callable[[], Any], workers: int, shards: list[list[ImageSource]]
-) -> list[str]:
+    start: Callable[[], Any], workers: int, shards: Sequence[Sequence[Any]]
+) -> tuple[int, list[str]]:
     """Give shards to workers that are free, and those of the dead to others.
 
     Workers for which there is no room any more, since a node is lost, are not waited
@@ -304,7 +332,7 @@ def _work(
 
     for _ in range(workers):
         hire()
-    deaths, errors, left = Counter[int](), list[str](), len(shards)
+    deaths, errors, left, done = Counter[int](), list[str](), len(shards), 0
     with tqdm(total=sum(map(len, shards)), unit="image", file=sys.stderr) as bar:
         while left:
             while queue and idle:
@@ -330,6 +358,7 @@ def _work(
             idle.append(worker)
             left -= number != START
             errors += wrong
+            done += searched
             bar.total -= kept
             bar.update(searched)
-    return errors
+    return done, errors

@@ -1,8 +1,10 @@
 """Fill a store with the teacher's embeddings of a config's training images."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from mmdet.registry import DATASETS
@@ -11,6 +13,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
+from mmengine.utils import import_modules_from_strings
 from torch import Tensor
 from tqdm import tqdm
 
@@ -37,6 +40,9 @@ from ..models import KDEOVDetector, ViLDDetector
 from ..models.pixels import frozen_statistics
 
 CHUNK = 16  # images embedded together
+ShareOut: TypeAlias = Callable[
+    [type, tuple[Any, ...], list[range]], tuple[int, list[str]]
+]
 
 
 def fill_store(
@@ -45,6 +51,7 @@ def fill_store(
     proposals: Path | None = None,
     dense: bool = False,
     shard_size: int = 256,
+    share_out: ShareOut | None = None,
 ) -> None:
     """Embed the images, boxes and captions that a training needs, where missing.
 
@@ -54,6 +61,8 @@ def fill_store(
         proposals: checkpoint of an earlier student, for the source ``stored``.
         dense: embed dense maps, too.
         shard_size: images in a file.
+        share_out: has workers write the shards (:func:`kdeov_mm.apps.bulk.share_out`);
+            None: this process does.
 
     Raises:
         ValueError, StoreMismatch: the config and the arguments do not go together, or
@@ -76,23 +85,71 @@ def fill_store(
     manifest = embedder.manifest() | dict(images=count, shard_size=shard_size)
     store = EmbeddingStore(folder, manifest)
 
-    with locked(store.folder), tqdm(total=count, desc="embedding", unit="image") as bar:
-        kept = 0
-        for number in range(store.num_shards):
-            begin = number * shard_size
-            indices = range(begin, min(begin + shard_size, count))
-            # shards of an earlier run stay, unless they are damaged
-            if store.is_whole(number):
-                kept += 1
-            else:
-                if store.shard_file(number).exists():
-                    print_log(f"{store.shard_file(number)} is damaged: made again")
-                store.write_shard(number, *embedder(indices))
-            bar.update(len(indices))
+    begins = range(0, count, shard_size)
+    shards = [range(begin, min(begin + shard_size, count)) for begin in begins]
+    with locked(store.folder):
+        if share_out is None:
+            made = _one_by_one(ShardWriter(store.folder, lambda: embedder), shards)
+        else:
+            make = partial(_start, Path.cwd(), cfg, proposals, dense)
+            made, _ = share_out(ShardWriter, (store.folder.absolute(), make), shards)
     print_log(
-        f"{store.folder}: {count} images in {store.num_shards} shards, {kept} of them "
-        "were there already."
+        f"{store.folder}: {count} images in {store.num_shards} shards, {count - made} "
+        "of them were there already."
     )
+
+
+def _one_by_one(writer: "ShardWriter", shards: Sequence[range]) -> int:
+    """Write what is missing; the number of images that were embedded."""
+    total = 0
+    with tqdm(total=sum(map(len, shards)), desc="embedding", unit="image") as bar:
+        for number, indices in enumerate(shards):
+            made, _, _ = writer.shard(number, len(shards), indices)
+            total += made
+            bar.update(len(indices))
+    return total
+
+
+def _start(place: Path, cfg: Config, proposals: Path | None, dense: bool) -> "Embedder":
+    """An embedder in another process, which may be of another machine."""
+    os.chdir(place)  # paths of the config are relative to it
+    if imports := cfg.get("custom_imports"):
+        import_modules_from_strings(**imports)
+    init_default_scope(cfg.get("default_scope", "mmdet"))
+    return Embedder(cfg, proposals, dense)
+
+
+class ShardWriter:
+    """Writes the shards of a store that are missing or damaged.
+
+    Args:
+        folder: of the store.
+        make: gives an embedder, when there is something to embed.
+    """
+
+    def __init__(self, folder: Path, make: "Callable[[], Embedder]") -> None:
+        self.store, self.make = EmbeddingStore(folder), make
+        self.embedder: Embedder | None = None
+
+    def ready(self) -> tuple[int, int, list[str]]:
+        """Nothing is done yet, but the worker has started."""
+        return 0, 0, []
+
+    def shard(
+        self, number: int, total: int, indices: Sequence[int]
+    ) -> tuple[int, int, list[str]]:
+        """Write a shard, unless an earlier run did.
+
+        Returns:
+            Numbers of images that were embedded, and that were there; no errors.
+        """
+        if self.store.is_whole(number):
+            return 0, len(indices), []
+        if self.store.shard_file(number).exists():
+            print_log(f"{self.store.shard_file(number)} is damaged: made again")
+        self.embedder = self.embedder or self.make()
+        self.store.write_shard(number, *self.embedder(indices))
+        return len(indices), 0, []
 
 
 class Embedder:

@@ -474,7 +474,7 @@ def test_a_damaged_shard_is_found_and_made_again(
     assert tool.main([str(config_file), "--dense", "--shard-size", "5"]) == 0
     assert content(store.folder) == before
     said = capsys.readouterr().out
-    assert "2 of them were there already" in said
+    assert f"{len(dataset) - 5} of them were there already" in said
     assert ("damaged" in said) == (harm != "removed")
 
 
@@ -533,6 +533,34 @@ def test_killed_five_times_and_finished_is_as_undisturbed(
     (killed / "shard-00000.tmp").write_bytes(b"half")
     subprocess.run(command(killed), check=True, **quiet)
     assert content(killed) == content(whole)
+
+
+@pytest.mark.slow
+def test_workers_write_what_one_process_writes(
+    config: Config, config_file: Path, store: EmbeddingStore, tmp_path: Path
+) -> None:
+    """Also where one of its own shards is there, and where a worker has an error."""
+    pytest.importorskip("ray")
+    script, folder = str(ROOT / "tools/cache_embeddings.py"), tmp_path / "store"
+    whole = content(store.folder)
+
+    def run(file: Path) -> subprocess.CompletedProcess:
+        given = ["--dense", "--shard-size", "5", "--store", str(folder)]
+        return subprocess.run(
+            [sys.executable, script, str(file), *given, "--workers", "2"],
+            env=run_env(RAY_worker_niceness="0"),
+            capture_output=True,
+            text=True,
+        )
+
+    shutil.copytree(store.folder, folder)
+    store_file = EmbeddingStore(folder).shard_file
+    store_file(0).unlink()
+    store_file(2).write_bytes(b"half")
+    done = run(config_file)
+    assert done.returncode == 0, done.stderr
+    assert "5 of them were there already" in done.stdout + done.stderr
+    assert content(folder) == whole
 
 
 def test_two_writers_do_not_meet(
