@@ -1,10 +1,12 @@
 """Time LVIS's figures against the official lvis package, and compare them.
 
     python tools/studies/time_evaluator.py --images 5000
+    python tools/studies/time_evaluator.py --images 98000 --metric
 
 Makes up annotations and predictions of LVIS's kind, and evaluates them both ways, each
 in a process of its own, one after the other: seconds, peak memory, figures. The lvis
-package comes with ``make install``.
+package comes with ``make install``. With --metric the predictions go image by image
+through the metric that trainings use, alone; classes are as uneven as words of a text.
 """
 
 import argparse
@@ -14,15 +16,22 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from kdeov_mm.evaluation import RULES, GroundTruth, Predictions, average_precision
+from kdeov_mm.evaluation import (
+    RULES,
+    GroundTruth,
+    OpenVocabularyMetric,
+    Predictions,
+    average_precision,
+)
 
 KEYS = ("AP", "AP50", "AP75", "APr", "APc", "APf")
+T = TypeVar("T")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,21 +42,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--boxes", type=int, default=300, help="boxes per image")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--metric", action="store_true", help="through the metric")
     args = parser.parse_args(argv)
     rng = np.random.default_rng(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         truth, found = Path(folder) / "truth.json", Path(folder) / "found.npz"
         content = make_truth(rng, args.classes, args.images)
         truth.write_text(json.dumps(content))
+        if args.metric:
+            del content
+            apart(through_metric, truth, args.classes, args.images, args.boxes)
+            return 0
         np.savez(found, **make_predictions(rng, content, args.boxes)._asdict())
         del content
         results = {}
         for name in ("ours", "official"):
             print(f"{name}: evaluating ...", flush=True)
-            results[name] = apart(name, truth, found)
-            seconds, peak, figures = results[name]
+            results[name] = apart(evaluate, name, truth, found)
+            seconds, most, figures = results[name]
             told = "  ".join(f"{k} {v:.4f}" for k, v in figures.items())
-            print(f"{name}: {seconds:.1f} s, peak {peak / 1e9:.2f} GB, {told}")
+            print(f"{name}: {seconds:.1f} s, peak {most / 1e9:.2f} GB, {told}")
     ours, official = results["ours"], results["official"]
     difference = max(abs(ours[2][key] - official[2][key]) for key in KEYS)
     print(f"{official[0] / ours[0]:.1f} times as fast; figures within {difference:.1e}")
@@ -66,6 +80,7 @@ def make_truth(
         records.append(
             dict(
                 id=image,
+                file_name=f"{image}.jpg",
                 width=640,
                 height=480,
                 neg_category_ids=absent,
@@ -108,11 +123,44 @@ def make_predictions(
     )
 
 
-def apart(name: str, truth: Path, found: Path) -> tuple[float, int, dict[str, float]]:
-    """Seconds, peak bytes and figures of one evaluator, in a process of its own."""
+def apart(call: Callable[..., T], *args: Any) -> T:
+    """What a call returns, in a process of its own, whose memory is its alone."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
-        return pool.apply(evaluate, (name, truth, found))
+        return pool.apply(call, args)
+
+
+def through_metric(truth: Path, classes: int, images: int, number: int) -> None:
+    """Predictions of one image after the other, and what the metric makes of them."""
+    rng = np.random.default_rng(1)
+    odds = 1 / np.arange(1, classes + 1) ** 1.1
+    steps = (odds / odds.sum()).cumsum()
+    metric = OpenVocabularyMetric(str(truth), "made up", rules="lvis")
+    metric.dataset_meta = dict(classes=[f"class {i}" for i in range(1, classes + 1)])
+    print(f"file read: {peak() / 1e9:.2f} GB at most", flush=True)
+    started = time.perf_counter()
+    for image in range(1, images + 1):
+        corners = rng.uniform(1, 300, (number, 2))
+        boxes = np.concatenate(
+            [corners, corners + rng.uniform(1, 200, corners.shape)], 1
+        )
+        labels = np.searchsorted(steps, rng.uniform(0, steps[-1], number))
+        found = dict(bboxes=boxes, scores=rng.uniform(size=number), labels=labels)
+        sample = dict(img_id=image, pred_instances=found, ori_shape=(480, 640))
+        metric.process(None, [dict(sample, max_per_img=number)])
+    print(f"boxes kept: {peak() / 1e9:.2f} GB, {time.perf_counter() - started:.0f} s")
+    started = time.perf_counter()
+    figures = metric.evaluate(images)
+    print(f"evaluated: {time.perf_counter() - started:.0f} s")
+    print(
+        f"{images} images of {number} boxes, {odds[0] / odds.sum():.2f} of them of one"
+    )
+    print(f"class: peak {peak() / 1e9:.2f} GB, {figures}")
+
+
+def peak() -> int:
+    """Bytes of this process in memory, at most since it began."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def evaluate(
@@ -128,8 +176,7 @@ def evaluate(
     started = time.perf_counter()
     figures = dict(ours=ours, official=official)[name](truth, results)
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return seconds, peak, figures
+    return seconds, peak(), figures
 
 
 def ours(path: Path, results: list[dict[str, Any]]) -> dict[str, float]:
