@@ -1,15 +1,19 @@
 """A folder of images, found by words: what is on disk, what a killed run leaves."""
 
 import io
+import multiprocessing
 import os
+import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -453,6 +457,94 @@ search.ImageIndex(student, {str(folder)!r}, {str(store)!r}).update()
     assert done["images"] == GOOD and done["added"] == GOOD + BAD - 16
     assert sum(embedded) == GOOD - readable
     assert_whole(index, student)
+
+
+class Numbered(KDEOV):
+    """Made without weights; what it embeds is told by the rows alone."""
+
+    def __init__(self) -> None:
+        self.model: Any = SimpleNamespace(text_encoder=SimpleNamespace(embed_dims=16))
+
+
+def numbered(size: int) -> np.ndarray:
+    """A vector (16,) of a file of so many bytes."""
+    vector = np.random.default_rng(size).standard_normal(16)
+    return (vector / np.linalg.norm(vector)).astype(np.float16)
+
+
+def open_numbered(folder: Path) -> ImageIndex:
+    search._student_hash = lambda model: "numbered"  # type: ignore[assignment]
+    search.PAUSE, search.SHARD, search.FRAGMENTS = 0, 4, 6
+    return ImageIndex(Numbered(), folder / "images", folder / "store")
+
+
+def write_numbered(folder: Path, ready: Any) -> None:
+    """Follow files that grow, and go on until the process is killed."""
+    index, step = open_numbered(folder), 0
+    ready.set()
+    while True:
+        for path in sorted((folder / "images").iterdir()):
+            path.write_bytes(b"x" * (1 + (path.stat().st_size + step) % 50))
+        index.update(
+            embed=lambda rows: (
+                dict(row, vector=numbered(row["size"])) for row in [*rows]
+            )
+        )
+        step += 1
+
+
+def read_numbered(folder: Path, end: Any, seen: Any) -> None:
+    """Whole states alone: each image once, with the vector of its size."""
+    index = open_numbered(folder)
+    while not end.is_set():
+        rows = index.table.to_arrow().to_pylist()
+        assert len({row["path"] for row in rows}) == len(rows) == 60
+        assert all((row["vector"] == numbered(row["size"])).all() for row in rows)
+        assert len(index.search(torch.randn(16), 5)) == 5
+        with seen.get_lock():
+            seen.value += 1
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_twenty_kills_of_a_writer_beside_three_readers(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for i in range(60):
+        (tmp_path / f"images/{i}.png").write_bytes(b"x" * (i + 1))
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload([search.__name__])
+    # the table is whole before the first reader looks
+    first = open_numbered(tmp_path)
+    rows = lambda found: (dict(r, vector=numbered(r["size"])) for r in found)  # noqa: E731
+    first.update(embed=rows)
+    end, seen = processes.Event(), processes.Value("i", 0)
+    readers = [
+        processes.Process(target=read_numbered, args=(tmp_path, end, seen), daemon=True)
+        for _ in range(3)
+    ]
+    for reader in readers:
+        reader.start()
+    moments = random.Random(0)
+    for _ in range(20):
+        ready = processes.Event()
+        writer = processes.Process(
+            target=write_numbered, args=(tmp_path, ready), daemon=True
+        )
+        writer.start()
+        assert ready.wait(120)
+        time.sleep(moments.random())
+        writer.kill()
+        writer.join()
+    end.set()
+    for reader in readers:
+        reader.join(60)
+    assert [reader.exitcode for reader in readers] == [0, 0, 0] and seen.value > 20
+    # nothing is lost, and the next update says what the folder has
+    index = open_numbered(tmp_path)
+    assert index.table.version > 20  # some wrote before they died
+    index.update(embed=rows)
+    sizes = {p.name: p.stat().st_size for p in (tmp_path / "images").iterdir()}
+    assert {path: row["size"] for path, row in entries(index).items()} == sizes
 
 
 def test_many_small_writes_are_put_together(

@@ -152,10 +152,8 @@ def through_metric(truth: Path, classes: int, images: int, number: int) -> None:
     started = time.perf_counter()
     figures = metric.evaluate(images)
     print(f"evaluated: {time.perf_counter() - started:.0f} s")
-    print(
-        f"{images} images of {number} boxes, {odds[0] / odds.sum():.2f} of them of one"
-    )
-    print(f"class: peak {peak() / 1e9:.2f} GB, {figures}")
+    print(f"peak {peak() / 1e9:.2f} GB; the most frequent class has {steps[0]:.2f} of")
+    print(f"the boxes; {figures}")
 
 
 def peak() -> int:
