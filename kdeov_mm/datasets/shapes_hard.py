@@ -43,7 +43,7 @@ SYNONYMS = {
 PER_CENT_BY_KIND = 12
 # in training: a frequent class is in more than 100 of 4,000 images, a common one in
 # more than 10; a rare one in more than LVIS's 10, for the oracle to learn it
-_ODDS = dict(f=9.0, c=3.0, r=1.0)
+_ODDS = dict(f=9.0, c=3.0, r=2.0)
 
 
 def _names() -> dict[str, str]:
