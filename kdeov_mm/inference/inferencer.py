@@ -282,8 +282,13 @@ def _ending(sources: Iterable[ImageSource]) -> list[ImageSource]:
 
 def _sample(result: Result) -> DetDataSample:
     """mm's sample; of an image that could not be read it has an ``error``."""
-    about = dict(img_path=str(result.path), error=result.error)
+    about = dict(img_path=_img_path(result), error=result.error)
     return result.sample or DetDataSample(metainfo=about)
+
+
+def _img_path(result: Result) -> str:
+    """The file or the address; of an image in memory its name."""
+    return str(result.path or result.source.file or result.name)
 
 
 def _read(sources: Iterable[ImageSource], every: int) -> Iterator[Result]:
@@ -326,8 +331,7 @@ def _with_samples(
         for result in batch:
             if result.image is not None:
                 result.sample = next(samples)
-                path = str(result.path or result.name)
-                result.sample.set_metainfo(dict(img_path=path))
+                result.sample.set_metainfo(dict(img_path=_img_path(result)))
             yield result
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import glob
+import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,15 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from ..border import path_of, taken_apart
 from ..reader import read_image, to_rgb
 from .images import check_array, image_files, natural_order
-from .stores import Members, StoredImage, is_address, is_shard, list_stored
+from .stores import (
+    Members,
+    StoredImage,
+    is_address,
+    is_shard,
+    list_stored,
+    of_list,
+    read_bytes,
+)
 from .video import VIDEO_EXTENSIONS, VideoInfo, read_frames, video_info
 
 LISTS = (".csv", ".parquet")  # of files
@@ -168,33 +177,37 @@ def _in_memory(item: Any, number: int) -> ImageSource:
     )
 
 
-def _listed(path: Path) -> Iterator[ImageSource]:
-    """The files that a list names."""
-    with taken_apart(f"list {path}: expected a column 'path' of files"):
-        if path.suffix.lower() == ".csv":
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                names = [row["path"] for row in csv.DictReader(file)]
+def _listed(given: str) -> Iterator[ImageSource]:
+    """The files that a list names, a file itself or an address."""
+    remote = is_address(given)
+    data = read_bytes(given) if remote else Path(given).read_bytes()
+    with taken_apart(f"list {given}: expected a column 'path' of files"):
+        if given.lower().endswith(".csv"):
+            table = io.StringIO(data.decode("utf-8-sig"), newline="")
+            names = [row["path"] for row in csv.DictReader(table)]
         else:
             try:
-                from pyarrow import parquet
+                from pyarrow import BufferReader, parquet
             except ImportError as error:
                 raise ImportError(
                     "lists in Parquet need pip install 'kdeov_mm[scale]'"
                 ) from error
-            names = parquet.read_table(path, columns=["path"])["path"].to_pylist()
+            columns = parquet.read_table(BufferReader(data), columns=["path"])
+            names = columns["path"].to_pylist()
         paths = [path_of("a path", name) for name in names]
+    folder = given.rpartition("/")[0]
     known: Members = {}
-    for name, own in zip(names, paths):
+    for name, path in zip(names, paths):
+        if remote and not is_address(name):
+            name = f"{folder}/{name}"
         if is_address(name):
-            yield from _of_store(name, known)
+            images = of_list(name, known)
         elif is_shard(name):
-            yield from _of_store(str(path.parent / own))
+            images = list_stored(str(Path(given).parent / path))
         else:
-            yield ImageSource("", path.parent / own)
-
-
-def _of_store(given: str, known: Members | None = None) -> Iterator[ImageSource]:
-    return (ImageSource("", stored=image) for image in list_stored(given, known))
+            yield ImageSource("", Path(given).parent / path)
+            continue
+        yield from (ImageSource("", stored=image) for image in images)
 
 
 def _of_files(given: str | Path) -> Iterable[ImageSource]:
@@ -205,10 +218,11 @@ def _of_files(given: str | Path) -> Iterable[ImageSource]:
             return (ImageSource("", file) for file in files)
         raise FileNotFoundError(f"folder {given} has no images {IMG_EXTENSIONS}")
     # a name may have the characters of a glob, so a file comes first
-    if path.is_file() and path.suffix.lower() in LISTS:
-        return _listed(path)
-    if is_address(str(given)) or is_shard(str(given)):
-        return _of_store(str(given))
+    away = is_address(str(given))
+    if (away or path.is_file()) and path.suffix.lower() in LISTS:
+        return _listed(str(given))
+    if away or is_shard(str(given)):
+        return (ImageSource("", stored=image) for image in list_stored(str(given)))
     if path.is_file():
         return [ImageSource("", path)]
     if not glob.has_magic(str(given)):

@@ -128,6 +128,21 @@ def list_stored(given: str, known: Members | None = None) -> list[StoredImage]:
     return images
 
 
+def of_list(given: str, known: Members) -> list[StoredImage]:
+    """What an address in a list means: as :func:`list_stored`, but an image is not
+    looked for."""
+    if given.lower().endswith(IMG_EXTENSIONS) and "::" not in given:
+        return [StoredImage(_checked(given, given))]
+    return list_stored(given, known)
+
+
+def read_bytes(address: str) -> bytes:
+    """The content of a file; raises an OSError that names it."""
+    with _reached(address):
+        store, file = _opened(address)
+        return store.cat_file(file)
+
+
 def _found(store: Any, file: str) -> list[str]:
     """Files of a path, a folder or a glob of a store."""
     # a name may have the characters of a glob, so a file comes first
@@ -150,8 +165,9 @@ def _images(store: Any, file: str, address: str) -> Iterable[StoredImage]:
     return []
 
 
-def _members(store: Any, file: str, address: str) -> Iterator[StoredImage]:
+def _members(store: Any, file: str, address: str) -> Iterable[StoredImage]:
     """Images of a shard, of which only the headers are read: a block about each."""
+    found = {}  # of a name that is there twice, the last one counts
     options = dict(block_size=BLOCK, cache_type="readahead")
     try:
         with (
@@ -162,9 +178,10 @@ def _members(store: Any, file: str, address: str) -> Iterator[StoredImage]:
                 name, first = member.name, member.offset_data
                 if member.isreg() and name.lower().endswith(IMG_EXTENSIONS):
                     whole = f"tar://{_checked(name, name)}::{address}"
-                    yield StoredImage(whole, first, first + member.size)
+                    found[name] = StoredImage(whole, first, first + member.size)
     except (tarfile.TarError, EOFError) as error:
         raise OSError(f"shard {address} is damaged, or none: {error}") from error
+    return found.values()
 
 
 def _member(address: str, known: Members) -> StoredImage:

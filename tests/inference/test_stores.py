@@ -122,6 +122,27 @@ def test_a_list_names_shards_and_addresses(store: str, tmp_path: Path) -> None:
     assert values(sources[:-1]) == [7, 9, 1, 2, 3]
 
 
+def test_a_list_may_be_in_a_store_itself(store: str) -> None:
+    """Relative names lie below it; images are not looked for."""
+    rows = "path\nphotos/9.png\nshards/0.tar\nphotos/gone.png\n"
+    fsspec.filesystem("memory").pipe("/bucket/list.csv", rows.encode())
+    sources = list_sources(f"{store}/list.csv")
+    assert values(sources[:4]) == [9, 1, 2, 3] and len(sources) == 6
+    with pytest.raises(FileNotFoundError, match="photos/gone.png"):
+        values(sources[-1:])
+    assert sources[-1].stamp() is None
+    with pytest.raises(FileNotFoundError, match="memory://bucket/gone.csv"):
+        list_sources(f"{store}/gone.csv")
+
+
+def test_of_a_name_that_is_there_twice_the_last_counts(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        for value in (1, 2):
+            (tmp_path / "a.png").write_bytes(png(value))
+            archive.add(tmp_path / "a.png", "a.png")
+    assert values(list_sources(tmp_path / "0.tar")) == [2]
+
+
 @pytest.mark.parametrize(
     ("name", "error", "match"),
     [
