@@ -19,6 +19,7 @@ from .segmentation import (
     MaskError,
     PascalContextDataset,
     SegDataset,
+    ShapesHardSegDataset,
     ShapesSegDataset,
     VOCSegDataset,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "MaskError",
     "PascalContextDataset",
     "SegDataset",
+    "ShapesHardSegDataset",
     "ShapesSegDataset",
     "VOCSegDataset",
     "AnnotationError",

@@ -16,6 +16,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..vocabulary import Vocabulary, as_metainfo, asked_groups
 from . import shapes
+from .shapes_hard import KINDS
 
 BACKGROUND = -1  # of a label map: none of the words
 IGNORED = -2  # not labelled
@@ -365,6 +366,26 @@ class ShapesSegDataset(SegDataset):
         as_metainfo(shapes.WORLD_360.groups),
         classes=shapes.CLASSES,
         palette=list(shapes.PALETTE),
+    )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **dict(dict(ignored=()), **kwargs))
+
+
+@DATASETS.register_module()
+class ShapesHardSegDataset(SegDataset):
+    """The hard world's masks: objects and parts, and background.
+
+    Kinds have no pixels: those of a car are not a "vehicle" beside.
+    """
+
+    METAINFO = dict(
+        {
+            f"{group}_classes": tuple(n for n in names if n not in KINDS)
+            for group, names in shapes.WORLD_HARD.groups.items()
+        },
+        classes=shapes.WORLD_HARD.classes[: -len(KINDS)],
+        palette=list(shapes.WORLD_HARD.palette[: -len(KINDS)]),
     )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

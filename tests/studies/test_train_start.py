@@ -48,3 +48,4 @@ def test_a_start_is_trained_and_fits_the_students_backbone(tool, monkeypatch, tm
         # the leak report of a student knows that it saw no novel class
         record = training_record(read_weights(str(file)))
         assert record["labels"] == [*WORLD_HARD.groups["base"]]
+        assert not record["undeclared"] and not record["unclear"]

@@ -134,6 +134,9 @@ MASKS = (
     "seg_shapes_none_1",
     "seg_shapes_document_1",
     "seg_shapes_1",
+    "seg_shapes_hard_none",
+    "seg_shapes_hard",
+    "seg_shapes_hard_oracle",
 )
 SHORT = {
     "none": "no distillation",
@@ -570,7 +573,10 @@ def spread(runs: Sequence[dict], *figures: str) -> str:
         return NOT
     cells = []
     for figure in figures:
-        values = [run["figures"][figure] for run in runs]
+        values = [run["figures"][figure] for run in runs if figure in run["figures"]]
+        if not values:  # a group that the world has not
+            cells.append("-")
+            continue
         half = (max(values) - min(values)) / 2
         more = f" ± {half:.3f}" if len(values) > 1 else ""
         cells.append(f"{statistics.mean(values):.3f}{more}")

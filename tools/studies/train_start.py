@@ -58,7 +58,8 @@ def main() -> None:
     state = {f"backbone.{k}": v for k, v in backbone.state_dict().items()}
     halves = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     # the leak report reads the classes
-    meta = dict(dataset_meta=dict(classes=[*words]))
+    began = "pretraining = []  # it began with random weights"
+    meta = dict(cfg=began, dataset_meta=dict(classes=[*words]))
     torch.save(dict(state_dict=halves, meta=meta), args.out)
 
 
