@@ -107,11 +107,7 @@ def list_stored(given: str, known: Members | None = None) -> list[StoredImage]:
             "unpack it to a .tar"
         )
     found = _ADDRESS.match(given)
-    if found and found[1].lower() in WEB:
-        raise ValueError(
-            f"{given} is an address of the internet, and this works offline: download "
-            "it first, and give the file."
-        )
+    _refuse_web(given)
     if "::" in given:
         return [_member(given, {} if known is None else known)]
     with _reached(given):
@@ -131,13 +127,24 @@ def list_stored(given: str, known: Members | None = None) -> list[StoredImage]:
 def of_list(given: str, known: Members) -> list[StoredImage]:
     """What an address in a list means: as :func:`list_stored`, but an image is not
     looked for."""
+    _refuse_web(given)
     if given.lower().endswith(IMG_EXTENSIONS) and "::" not in given:
         return [StoredImage(_checked(given, given))]
     return list_stored(given, known)
 
 
+def _refuse_web(given: str) -> None:
+    found = _ADDRESS.match(given)
+    if found and found[1].lower() in WEB:
+        raise ValueError(
+            f"{given} is an address of the internet, and this works offline: download "
+            "it first, and give the file."
+        )
+
+
 def read_bytes(address: str) -> bytes:
     """The content of a file; raises an OSError that names it."""
+    _refuse_web(address)
     with _reached(address):
         store, file = _opened(address)
         return store.cat_file(file)

@@ -151,6 +151,8 @@ def test_of_a_name_that_is_there_twice_the_last_counts(tmp_path: Path) -> None:
         ("memory://bucket/shards/*.jpg", FileNotFoundError, "has no images"),
         ("odd://bucket/a.jpg", ValueError, "does not take: Protocol not known"),
         ("https://host/a.jpg", ValueError, "works offline"),
+        ("https://host/list.csv", ValueError, "works offline"),
+        ("web.csv", ValueError, "http://host/a.jpg is an address.*works offline"),
         ("photos.tar.gz", ValueError, "compressed shard.*unpack"),
         ("empty.tar", FileNotFoundError, "empty.tar has no images"),
         ("cut.tar", OSError, "cut.tar is damaged"),
@@ -165,6 +167,7 @@ def test_what_is_no_store_is_refused(
         "empty.tar": shard({"a.txt": b"a"}),
         "cut.tar": shard(MEMBERS)[:700],
         "text.tar": b"text" * 500,
+        "web.csv": b"path\nhttp://host/a.jpg\n",
         "up.tar": shard({"../a.png": png(1)}),
     }
     for file, data in files.items():
