@@ -28,6 +28,7 @@ WEB = ["gradio>=6", *SEARCH]
 ONNX = ["onnx", "onnxruntime", "onnxscript"]
 DEV = [
     "pytest",
+    "pytest-timeout",
     "pytest-xdist",
     "hypothesis",
     "ruff",

@@ -38,6 +38,8 @@ class RegionPicker(Distillation):
         proposals: own boxes per image, at most; and the number of random ones.
         grids: tiles per side of the grids of ``blocks``.
         nms_iou: own boxes overlapping more are one region.
+        label_iou: own boxes that overlap a label more are of its object, or a piece of
+            it; lower than ``nms_iou`` where scenes are crowded.
         warmup: part of the training without own boxes, while they are random, in
             [0, 1).
         scales: crop sizes relative to the box.
@@ -52,6 +54,7 @@ class RegionPicker(Distillation):
         proposals: int = 5,
         grids: Sequence[int] = (2, 3, 4),
         nms_iou: float = 0.5,
+        label_iou: float = 0.5,
         warmup: float = 0.0625,
         scales: Sequence[float] = (1.0, 1.5),
         min_side: float = 0.0,
@@ -68,6 +71,7 @@ class RegionPicker(Distillation):
         self.proposals = proposals
         self.grids = tuple(grids)
         self.nms_iou = nms_iou
+        self.label_iou = label_iou
         self.warmup = warmup
         self.scales = tuple(scales)
         self.min_side = min_side
@@ -141,7 +145,7 @@ class RegionPicker(Distillation):
         boxes = regions.boxes.clamp(min=0).minimum(limit[:, None])  # (B, N, 4)
         # sharpness; -1 where a label covers the box, or it is too small
         truth = padded([s.gt_instances.bboxes for s in samples], device)
-        covered = (bbox_overlaps(boxes, truth) > self.nms_iou).any(2)
+        covered = (bbox_overlaps(boxes, truth) > self.label_iou).any(2)
         least = max(self.min_side, MIN_SIDE)
         large = (boxes[..., 2:] - boxes[..., :2]).amin(2) > least
         score = regions.sharpness.masked_fill(covered | ~large, -1)
