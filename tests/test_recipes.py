@@ -107,7 +107,8 @@ def trained(request: Any, place: Path, clip: list[str]) -> tuple[str, Path]:
 def steps(folder: Path) -> list[dict[str, float]]:
     """What the last run in a folder logged of its steps."""
     log = max(folder.rglob("vis_data/scalars.json"), key=os.path.getmtime)
-    rows = map(json.loads, log.read_text().splitlines())
+    lines, *_ = log.read_text().rpartition("\n")  # the last may be half written
+    rows = map(json.loads, lines.splitlines())
     return [row for row in rows if "loss" in row]
 
 
@@ -226,7 +227,7 @@ def test_the_doctor_has_nothing_to_say(
 
 # ------------------------------------------------------------------- for real, slow
 
-STEPS, BETWEEN = 200, 80  # steps, and between checkpoints
+STEPS, BETWEEN = 100, 50  # steps, and between checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +254,7 @@ def run(folder: Path, tool: str, *args: object) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
-def test_200_steps_killed_resumed_and_tested(
+def test_100_steps_killed_resumed_and_tested(
     name: str, large: Path, clip: list[str]
 ) -> None:
     """Minutes: the losses fall, boxes are found, the doctor has nothing to say."""
@@ -265,9 +266,11 @@ def test_200_steps_killed_resumed_and_tested(
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     # killed at some step after the first checkpoint
-    while not (work / f"iter_{BETWEEN}.pth").exists() and first.poll() is None:
+    while first.poll() is None:
+        logs = [*work.rglob("vis_data/scalars.json")]
+        if logs and (done := steps(work)) and done[-1]["iter"] > BETWEEN:
+            break
         time.sleep(1)
-    time.sleep(7)
     first.kill()
     assert first.wait() == -signal.SIGKILL
     before = steps(work)
@@ -278,7 +281,7 @@ def test_200_steps_killed_resumed_and_tested(
     for key in ("loss_cls", "loss_bbox", "loss_dfl", "loss_region_cosine"):
         begin, end = (
             sum(row[key] for row in rows) / len(rows)
-            for rows in (before[:30], after[-30:])
+            for rows in (before[:20], after[-20:])
         )
         assert end < begin, key
     # tests by all leaves, and what else a user asks
