@@ -257,7 +257,7 @@ def run(folder: Path, tool: str, *args: object) -> str:
 def test_100_steps_killed_resumed_and_tested(
     name: str, large: Path, clip: list[str]
 ) -> None:
-    """Minutes: the losses fall, boxes are found, the doctor has nothing to say."""
+    """Minutes: the losses fall, and boxes are found."""
     work = large / "work_dirs" / name
     options = [*clip, *small(), *schedule(STEPS, 30, BETWEEN)]
     training = [leaf(name), "--work-dir", work, "--cfg-options", *options]
@@ -284,7 +284,7 @@ def test_100_steps_killed_resumed_and_tested(
             for rows in (before[:20], after[-20:])
         )
         assert end < begin, key
-    # tests by all leaves, and what else a user asks
+    # tests by all leaves
     checkpoint = work / f"iter_{STEPS}.pth"
     for tested, (recipe, _) in LEAVES.items():
         if recipe == name:
@@ -294,7 +294,3 @@ def test_100_steps_killed_resumed_and_tested(
             report = json.loads((out / "figures.json").read_text())
             print(tested, json.dumps(report["metrics"]))
             assert report["boxes"] > 0
-    cfg = Config.fromfile(leaf(name), lazy_import=False)
-    cfg.merge_from_dict(dict(option.split("=") for option in clip))
-    cfg.dump(large / f"{name}.py")
-    assert "Nothing is wrong in what" in run(large, "doctor", f"{name}.py")
