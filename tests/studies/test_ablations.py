@@ -64,6 +64,13 @@ def test_a_run_is_known_by_what_its_config_says(tool: Any, tmp_path: Path) -> No
     assert digest('"""Two."""\na = dict(b=1)\n') == first
     assert digest("a = dict(b=1)\ndoctor = dict(accept=[])\n") == first
     assert digest("a = dict(b=2)\n") != first
+    # the weights it begins with, whatever their name
+    weights = tmp_path / "start.pth"
+    begun = f"model = dict(backbone=dict(init_cfg=dict(checkpoint={str(weights)!r})))"
+    weights.write_bytes(b"1")
+    first = digest(begun)
+    weights.write_bytes(b"22")
+    assert digest(begun) != first
 
 
 @pytest.fixture(scope="module")

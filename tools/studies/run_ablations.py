@@ -38,6 +38,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from kdeov_mm.clip import CachedTeacher
+from kdeov_mm.clip.source import file_sha256
 from kdeov_mm.evaluation import newest_metrics
 from pages import ROOT, provenance, read_json, seconds_in_turn, show, write_json
 
@@ -257,7 +258,7 @@ def run_key(config: Path, seed: int) -> dict[str, Any]:
 
 
 def config_hash(config: Path) -> str:
-    """SHA-256 of the resolved config, its bases merged."""
+    """SHA-256 of the resolved config, its bases merged, and of what it begins with."""
     content = Config.fromfile(config, lazy_import=False).to_dict()
     for key in NO_PART_OF_A_RUN:
         content.pop(key, None)
@@ -270,6 +271,11 @@ def config_hash(config: Path) -> str:
     text = json.dumps(content, sort_keys=True, default=str)
     for new, old in SAME.items():
         text = text.replace(f'"{new}"', f'"{old}"')
+    # other weights of the same name are another start
+    backbone = content.get("model", {}).get("backbone", {})
+    start = (backbone.get("init_cfg") or {}).get("checkpoint", "")
+    if (file := ROOT / start).is_file():
+        text += file_sha256(file)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -9,7 +9,7 @@ model = dict(
         region=dict(
             distances=dict(
                 _delete_=True,
-                contrast=dict(type="ContrastiveDistance", loss_weight=1.5),
+                contrast=dict(type="ContrastiveDistance", loss_weight=2.0),
             )
         )
     )

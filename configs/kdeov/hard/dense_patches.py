@@ -10,8 +10,8 @@ model = dict(
         dense=dict(
             type="DenseDistillation",
             distances=dict(
-                cosine=dict(type="CosineDistance", loss_weight=1.5),
-                relation=dict(type="RelationalDistance", loss_weight=3.0),
+                cosine=dict(type="CosineDistance", loss_weight=2.0),
+                relation=dict(type="RelationalDistance", loss_weight=4.0),
             ),
         ),
     )

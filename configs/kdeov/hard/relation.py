@@ -9,7 +9,7 @@ model = dict(
         region=dict(
             distances=dict(
                 _delete_=True,
-                relation=dict(type="RelationalDistance", loss_weight=2.25),
+                relation=dict(type="RelationalDistance", loss_weight=3.0),
             )
         )
     )

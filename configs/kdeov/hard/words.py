@@ -9,7 +9,7 @@ model = dict(
         region=dict(
             distances=dict(
                 _delete_=True,
-                words=dict(type="WordDistance", loss_weight=2.25),
+                words=dict(type="WordDistance", loss_weight=3.0),
             )
         )
     )
