@@ -47,7 +47,6 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
             proposals=5,
             grids=(2, 3, 4),
             nms_iou=0.5,
-            label_iou=0.5,
             warmup=0.0625,
             scales=(1.0, 1.5),
             min_side=0.0,

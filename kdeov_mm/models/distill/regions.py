@@ -39,7 +39,7 @@ class RegionPicker(Distillation):
         grids: tiles per side of the grids of ``blocks``.
         nms_iou: own boxes overlapping more are one region.
         label_iou: own boxes that overlap a label more are of its object, or a piece of
-            it; lower than ``nms_iou`` where scenes are crowded.
+            it: less than ``nms_iou`` where scenes are crowded; None: as that.
         warmup: part of the training without own boxes, while they are random, in
             [0, 1).
         scales: crop sizes relative to the box.
@@ -54,7 +54,7 @@ class RegionPicker(Distillation):
         proposals: int = 5,
         grids: Sequence[int] = (2, 3, 4),
         nms_iou: float = 0.5,
-        label_iou: float = 0.5,
+        label_iou: float | None = None,
         warmup: float = 0.0625,
         scales: Sequence[float] = (1.0, 1.5),
         min_side: float = 0.0,
@@ -71,7 +71,7 @@ class RegionPicker(Distillation):
         self.proposals = proposals
         self.grids = tuple(grids)
         self.nms_iou = nms_iou
-        self.label_iou = label_iou
+        self.label_iou = nms_iou if label_iou is None else label_iou
         self.warmup = warmup
         self.scales = tuple(scales)
         self.min_side = min_side
