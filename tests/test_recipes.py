@@ -227,7 +227,7 @@ def test_the_doctor_has_nothing_to_say(
 
 # ------------------------------------------------------------------- for real, slow
 
-STEPS, BETWEEN = 100, 50  # steps, and between checkpoints
+BETWEEN = 50  # steps between checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -253,13 +253,14 @@ def run(folder: Path, tool: str, *args: object) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RECIPES)
-def test_100_steps_killed_resumed_and_tested(
-    name: str, large: Path, clip: list[str]
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name, number", [("ovcoco", 100), ("ovlvis", 200)])
+def test_a_recipe_killed_resumed_and_tested(
+    name: str, number: int, large: Path, clip: list[str]
 ) -> None:
-    """Minutes: the losses fall, and boxes are found."""
+    """Minutes: the losses fall, and boxes are found, of more words after more steps."""
     work = large / "work_dirs" / name
-    options = [*clip, *small(), *schedule(STEPS, 30, BETWEEN)]
+    options = [*clip, *small(), *schedule(number, 30, BETWEEN)]
     training = [leaf(name), "--work-dir", work, "--cfg-options", *options]
     first = subprocess.Popen(
         command("train", *training), cwd=large, env=run_env(),
@@ -277,7 +278,7 @@ def test_100_steps_killed_resumed_and_tested(
     assert before[-1]["iter"] > BETWEEN
     run(large, "train", *training[:3], "--resume", *training[3:])
     after = steps(work)
-    assert (after[0]["iter"], after[-1]["iter"]) == (BETWEEN + 1, STEPS)
+    assert (after[0]["iter"], after[-1]["iter"]) == (BETWEEN + 1, number)
     for key in ("loss_cls", "loss_bbox", "loss_dfl", "loss_region_cosine"):
         begin, end = (
             sum(row[key] for row in rows) / len(rows)
@@ -285,7 +286,7 @@ def test_100_steps_killed_resumed_and_tested(
         )
         assert end < begin, key
     # tests by all leaves
-    checkpoint = work / f"iter_{STEPS}.pth"
+    checkpoint = work / f"iter_{number}.pth"
     for tested, (recipe, _) in LEAVES.items():
         if recipe == name:
             out = large / f"work_dirs/test_{tested}"
