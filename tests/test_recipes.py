@@ -258,7 +258,7 @@ def run(folder: Path, tool: str, *args: object) -> str:
 def test_a_recipe_killed_resumed_and_tested(
     name: str, number: int, large: Path, clip: list[str]
 ) -> None:
-    """Minutes: the losses fall, and boxes are found, of more words after more steps."""
+    """Minutes: the losses fall, boxes are found, the doctor has nothing to say."""
     work = large / "work_dirs" / name
     options = [*clip, *small(), *schedule(number, 30, BETWEEN)]
     training = [leaf(name), "--work-dir", work, "--cfg-options", *options]
@@ -285,7 +285,7 @@ def test_a_recipe_killed_resumed_and_tested(
             for rows in (before[:20], after[-20:])
         )
         assert end < begin, key
-    # tests by all leaves
+    # tests by all leaves, and what else a user asks
     checkpoint = work / f"iter_{number}.pth"
     for tested, (recipe, _) in LEAVES.items():
         if recipe == name:
@@ -295,3 +295,8 @@ def test_a_recipe_killed_resumed_and_tested(
             report = json.loads((out / "figures.json").read_text())
             print(tested, json.dumps(report["metrics"]))
             assert report["boxes"] > 0
+    cfg = Config.fromfile(leaf(name), lazy_import=False)
+    cfg.merge_from_dict(dict(option.split("=") for option in clip))
+    cfg.dump(large / f"{name}.py")
+    said = run(large, "doctor", f"{name}.py", "--batches", "1")
+    assert "Nothing is wrong in what" in said

@@ -27,9 +27,8 @@ from ..conftest import ROOT, make_sample, run_env
 STEPS = 4
 RESULTS = ("state_dict", "ema_state_dict", "optimizer", "param_schedulers")
 MOMENTS: list[tuple[str, int]] = [
-    ("step", 0),
-    ("step", 3),
-    ("loss", 2),
+    *(("step", step) for step in (0, 1, 3)),
+    *(("loss", step) for step in (0, 2)),
     *((how, 4) for how in ("half", "written", "renamed", "named")),
     ("half", 2),
     ("validation", 3),

@@ -38,8 +38,8 @@ class RegionPicker(Distillation):
         proposals: own boxes per image, at most; and the number of random ones.
         grids: tiles per side of the grids of ``blocks``.
         nms_iou: own boxes overlapping more are one region.
-        label_iou: own boxes that overlap a label more are of its object, or a piece of
-            it: less than ``nms_iou`` where scenes are crowded; None: as that.
+        label_iou: own boxes that overlap a label more are its object or a piece of it,
+            and left out; None: ``nms_iou``. Lower it where scenes are crowded.
         warmup: part of the training without own boxes, while they are random, in
             [0, 1).
         scales: crop sizes relative to the box.
