@@ -213,7 +213,7 @@ class Embedder:
             dense=self.dense,
             captions=bool(self.captions),
             proposals_sha256=self.proposals and file_sha256(self.proposals),
-            proposals=[picker.proposals for picker in self.pickers],
+            proposals=[[p.proposals, p.label_iou] for p in self.pickers],
         )
 
     def __call__(self, indices: Sequence[int]) -> tuple[list[Any], list[Record]]:

@@ -590,6 +590,10 @@ def test_an_earlier_students_boxes_are_stored_and_come_mirrored(
     assert tool.main([str(path), "--proposals", str(weights)]) == 0
     manifest = json.loads((tmp_path / "store/store.json").read_text())
     assert manifest["proposals_sha256"]
+    # boxes chosen in another way are another store's
+    cfg.model.distill.region.label_iou = 0.2
+    cfg.dump(path)
+    assert tool.main([str(path), "--proposals", str(weights)]) == 1
     cached = answering(admitted(cfg, dataset), batch)
     boxes = [cached.stored_boxes(i) for i in range(5)]
     assert 0 < sum(map(len, boxes)) <= 25
